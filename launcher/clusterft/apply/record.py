@@ -1,0 +1,103 @@
+"""What the controller writes down about a run: run.json and job.yaml in the shared dir, and a note of its own.
+
+The note (in the controller's home) is how `stop` finds the nodes again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterft import __version__, places
+from clusterft.board import Verdict
+from clusterft.errors import UsageError
+from clusterft.fleet import Fleet
+from clusterft.plan import LaunchPlan
+from clusterft.remote import files
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Enough to reach a run's supervisors again."""
+
+    run: str
+    cluster: str
+    hostfile: str
+    run_dir: str
+    stop: dict[str, list[str]]  # node -> the command that stops its part
+
+
+class Record:
+    """One run's record, begun before the first process starts and ended after the last one is gone."""
+
+    def __init__(self, planned: LaunchPlan, fleet: Fleet, job_text: str) -> None:
+        self._plan = planned
+        self._fleet = fleet
+        self._job_text = job_text
+        self._began = time.time()
+
+    def begin(self) -> None:
+        """Write the note, job.yaml and run.json."""
+        head = self._fleet.remotes[self._plan.head.node.name]
+        _save_note(self._note())
+        files.write(head, self._plan.places.dir / "job.yaml", self._job_text)
+        self._write("running", None)
+
+    def end(self, verdict: Verdict) -> None:
+        """Write down what the run came to."""
+        self._write(verdict.end, verdict)
+
+    def _write(self, state: str, verdict: Verdict | None) -> None:
+        body: dict[str, Any] = {
+            "schema": SCHEMA,
+            "clusterft": __version__,
+            "state": state,
+            "began": self._began,
+            "ended": time.time() if verdict else None,
+            "verdict": verdict.to_dict() if verdict else None,
+            "plan": self._plan.to_dict(),
+        }
+        head = self._fleet.remotes[self._plan.head.node.name]
+        files.write(head, self._plan.places.dir / "run.json", json.dumps(body, indent=2) + "\n")
+
+    def _note(self) -> Note:
+        return Note(
+            run=self._plan.run,
+            cluster=self._plan.cluster,
+            hostfile=str(self._fleet.cluster.path.absolute()),
+            run_dir=str(self._plan.places.dir),
+            stop={node.node.name: list(node.supervisor("stop")) for node in self._plan.nodes},
+        )
+
+
+def _notes() -> Path:
+    return places.controller_home() / "runs"
+
+
+def _save_note(note: Note) -> None:
+    _notes().mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = _notes() / f"{note.run}.json"
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps({"schema": SCHEMA, **asdict(note)}), encoding="utf-8")
+    draft.replace(path)
+
+
+def find(run: str) -> Note:
+    """The note of a run; UsageError with the nearest ids when there is none."""
+    import difflib
+
+    known = sorted(path.stem for path in _notes().glob("*.json"))
+    if run not in known:
+        near = difflib.get_close_matches(run, known, n=3) or known[-3:]
+        raise UsageError(
+            f'no run "{run}" was started from this controller',
+            remedy="did you mean: " + ", ".join(near) if near else "",
+        )
+    body = json.loads((_notes() / f"{run}.json").read_text(encoding="utf-8"))
+    del body["schema"]
+    return Note(**body)

@@ -1,0 +1,126 @@
+"""What a run came to, and if it failed, the first cause: a pure reading of the Board.
+
+A specific cause (what the trainer said of itself, a signal that killed a rank) outranks the echoes on other ranks
+(connection closed by peer); among equals the earliest wins.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clusterft.board.state import Board
+from clusterft_trainer import stream
+from clusterft_trainer.stream import End
+
+# What ranks say when another rank is gone: never a first cause.
+_ECHO = re.compile(
+    r"[Cc]onnection (closed|reset) by|Connection refused|broken pipe|Watchdog caught collective|"
+    r"remote process exited|Connection was likely closed|store has failed|Application timeout"
+)
+_NAMES = {int(number): number.name for number in signal.Signals}
+_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a run in words; `failure` is the class of a failed one."""
+
+    end: End
+    summary: str
+    failure: str = ""
+    node: str = ""
+    rank: int | None = None
+    evidence: tuple[str, ...] = ()
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of it."""
+        return asdict(self)
+
+
+def judge(board: Board) -> Verdict:
+    """The verdict of a run that is over."""
+    ends = {ended.end for ended in board.ended.values()}
+    if ends == {"ok"} and not board.gone:
+        return Verdict("ok", "finished")
+    if board.stopping == "asked" and "failed" not in ends:
+        step = board.step.step if board.step else 0
+        return Verdict("stopped", f"stopped at step {step}, as asked")
+    return _told(board) or _killed(board) or _lost(board) or _broke(board)
+
+
+def _told(board: Board) -> Verdict | None:
+    """The trainer itself said why."""
+    if not board.failures:
+        return None
+    node, rank, failed = min(board.failures, key=lambda item: item[2].at)
+    return Verdict(
+        "failed",
+        failed.message,
+        failure=failed.failure,
+        node=node,
+        rank=rank,
+        evidence=_last_lines(board, node, rank) if failed.failure == "bug" else (),
+        remedy=failed.remedy,
+    )
+
+
+def _killed(board: Board) -> Verdict | None:
+    """A rank died by a signal: it said nothing more, so the signal is the cause."""
+    signalled = [(node, death) for node, death in board.deaths if death.code < 0 and death.code != -signal.SIGTERM]
+    # A crash that follows another rank's end is an echo of it.
+    first = min(
+        (item for item in signalled if not _is_echo(board, item[0], item[1].rank)),
+        key=lambda item: item[1].at,
+        default=None,
+    )
+    if first is None:
+        return None
+    node, death = first
+    name = _NAMES.get(-death.code, f"signal {-death.code}")
+    killed = death.code == -signal.SIGKILL
+    return Verdict(
+        "failed",
+        f"rank {death.rank} on {node} was ended by {name}",
+        failure="killed" if killed else "crash",
+        node=node,
+        rank=death.rank,
+        evidence=_last_lines(board, node, death.rank),
+        remedy="look for 'Out of memory' in the node's kernel log: sudo dmesg -T | tail" if killed else "",
+    )
+
+
+def _lost(board: Board) -> Verdict | None:
+    if not board.gone:
+        return None
+    node, words = next(iter(board.gone.items()))
+    return Verdict("failed", f"{node} is gone: {words}", failure="node-lost", node=node)
+
+
+def _broke(board: Board) -> Verdict:
+    """Nobody said why: the earliest rank that died without echoing another, else the earliest launcher."""
+    deaths = sorted(board.deaths, key=lambda item: item[1].at)
+    own = [item for item in deaths if not _is_echo(board, item[0], item[1].rank)] or deaths
+    if own:
+        node, death = own[0]
+        lines = _last_lines(board, node, death.rank)
+        error = next((line for line in reversed(lines) if _ERROR.match(line)), f"exit code {death.code}")
+        return Verdict(
+            "failed", f"rank {death.rank} on {node}: {error}", "exception", node, death.rank, evidence=lines
+        )
+    failed = {node: ended for node, ended in board.ended.items() if ended.end == "failed"} or board.ended
+    node = min(failed, key=lambda name: failed[name].at)
+    lines = _last_lines(board, node, stream.LAUNCHER)
+    summary = f"the launcher on {node} ended with exit code {failed[node].code}"
+    return Verdict("failed", summary, "launcher", node, evidence=lines)
+
+
+def _is_echo(board: Board, node: str, rank: int) -> bool:
+    return any(_ECHO.search(line) for line in board.tails[node, rank])
+
+
+def _last_lines(board: Board, node: str, rank: int, count: int = 12) -> tuple[str, ...]:
+    return tuple(line for line in list(board.tails[node, rank])[-count:] if line.strip())

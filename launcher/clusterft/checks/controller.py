@@ -1,0 +1,60 @@
+"""Checks of the inventory itself: can every node be asked, and is each entry a machine of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations
+
+from clusterft.checks.survey import Survey
+from clusterft.findings import Finding
+from clusterft.hosts import Node
+
+
+def unreached(survey: Survey) -> Iterator[Finding]:
+    """ssh.*: one finding per reason and words, all nodes with it together."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for miss in survey.unreached:
+        groups[miss.id, miss.words, miss.fix].append(miss.node)
+    for (identity, words, fix), nodes in groups.items():
+        yield Finding(
+            id=identity,
+            status="fail",
+            nodes=tuple(nodes),
+            summary="cannot be asked over SSH",
+            evidence=words,
+            fix=fix,
+        )
+
+
+def same_host_twice(survey: Survey, *, share_cards: bool) -> Iterator[Finding]:
+    """ctl.same-host-twice: two entries with one boot id would fight over the same cards and ports."""
+    machines: dict[str, list[Node]] = defaultdict(list)
+    for node in survey.cluster.active:
+        facts = survey.facts.get(node.name)
+        if facts and facts.boot_id:
+            machines[facts.boot_id].append(node)
+    for boot_id, nodes in machines.items():
+        clashing = [node for node in nodes if not _may_share(node, nodes, share_cards=share_cards)]
+        if len(nodes) > 1 and clashing:
+            names = tuple(node.name for node in nodes)
+            yield Finding(
+                id="ctl.same-host-twice",
+                status="fail",
+                nodes=names,
+                summary="are one and the same machine",
+                evidence=f"boot id {boot_id} on each",
+                cause="the machine is listed under several names or addresses",
+                fix=(f"delete all but one of {', '.join(names)} from {survey.cluster.path}",),
+                blast_radius="the hostfile",
+            )
+
+
+def _may_share(node: Node, nodes: list[Node], *, share_cards: bool) -> bool:
+    """transport=local may repeat on purpose: without cards to share, or with cards that are set apart."""
+    if node.transport != "local":
+        return False
+    if share_cards:
+        return True
+    cards = [set(each.gpus) for each in nodes]
+    return all(cards) and all(not (a & b) for a, b in combinations(cards, 2))

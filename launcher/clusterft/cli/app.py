@@ -1,0 +1,90 @@
+"""The verbs and their options, and nothing else: each hands over to the module of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Multi-node SDXL fine-tuning over SSH, without a scheduler.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+_Hosts = Annotated[Path | None, typer.Option("--hosts", help="Hostfile; wins over hosts: in the job.")]
+
+
+def command() -> Any:
+    """The whole command line as one command object; its class is typer's affair."""
+    return typer.main.get_command(_app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from clusterft import __version__
+
+        typer.echo(f"clusterft {__version__}")
+        raise typer.Exit
+
+
+@_app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every verb; `cli.run` looks for --debug itself, since it reports errors."""
+
+
+@_app.command()
+def train(
+    job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],
+    hosts: _Hosts = None,
+    cluster: Annotated[str | None, typer.Option(help="Cluster name; default: the hostfile's stem.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Train: check the nodes, start a machine_rank on each, watch them, end with the export."""
+    from clusterft.cli import train as verb
+
+    return verb.run(verb.Options(job, hosts, cluster, dry_run=dry_run, as_json=as_json))
+
+
+@_app.command()
+def stop(
+    run: Annotated[str, typer.Argument(help="run id")],
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Stop a run after a checkpoint, from the controller that started it."""
+    from clusterft.cli import stop as verb
+
+    return verb.run(run, now=now, as_json=as_json)
+
+
+@_app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("job.yaml"),
+) -> int:
+    """Write a commented job.yaml."""
+    from clusterft.cli import init as verb
+
+    return verb.run(path)
+
+
+@_app.command()
+def schema() -> int:
+    """Print the JSON Schema of job.yaml, for editors."""
+    import json
+
+    from clusterft.spec import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+    return 0

@@ -1,0 +1,193 @@
+"""`clusterft train`: read, judge, plan, act, watch, in that order."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import FrameType, TracebackType
+from typing import Any
+
+from clusterft import board as boards
+from clusterft import checks, hosts, places, plan, spec
+from clusterft.apply import Gang
+from clusterft.apply.record import Record
+from clusterft.board import Board, Verdict
+from clusterft.errors import Blocked, ClusterftError, Interrupted, RunFailed, UsageError
+from clusterft.events import Event, StageDone, Stopping
+from clusterft.findings import Finding, blockers
+from clusterft.fleet import Fleet
+from clusterft.hosts import Cluster, Node
+from clusterft.plan import LaunchPlan
+from clusterft.spec import JobSpec
+from clusterft.ui import outcome, text, watch
+
+_SHARED_BYTES = 512 * 2**20  # until the trainer can estimate a run's checkpoints
+_LOCAL_BYTES = 64 * 2**20  # logs and files of a run
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of this verb."""
+
+    job: Path
+    hosts: Path | None
+    cluster: str | None
+    dry_run: bool
+    as_json: bool
+
+
+def run(options: Options) -> int:
+    """Run one job to its end; errors of every kind are exceptions of ours."""
+    job = spec.load(options.job)
+    cluster = _cluster(options, job)
+    values = {} if options.dry_run else _secret_values(job)
+    out = watch.notes(quiet=options.as_json)
+    for note in cluster.notes:
+        out(note)
+    with Fleet(cluster, places.controller_home() / cluster.name / "known_hosts") as fleet:
+        began = time.monotonic()
+        planned, found = _judge_and_plan(options, job, fleet)
+        for line in text.findings(found):
+            out(line)
+        if options.dry_run:
+            _print_plan(planned, as_json=options.as_json)
+            return 0
+        first = StageDone(f"{len(cluster.active)} nodes checked", time.monotonic() - began)
+        return _carry_out(options, planned, fleet, values, first)
+
+
+def _cluster(options: Options, job: JobSpec) -> Cluster:
+    path = options.hosts or job.hosts
+    if path is None:
+        raise UsageError(
+            "no hostfile is named",
+            where=str(options.job),
+            remedy="add hosts: to the job, or give --hosts FILE",
+        )
+    return hosts.load(path, name=options.cluster)
+
+
+def _secret_values(job: JobSpec) -> dict[str, str]:
+    missing = [name for name in job.secrets if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"secrets without a value: {', '.join(missing)}",
+            remedy=f"export {missing[0]}=...   in this shell, then run the command again",
+        )
+    return {name: os.environ[name] for name in job.secrets}
+
+
+def _judge_and_plan(options: Options, job: JobSpec, fleet: Fleet) -> tuple[LaunchPlan, tuple[Finding, ...]]:
+    shared = str(job.shared)
+    survey = fleet.survey(lambda node: (shared, _home(node)))
+    demand = checks.Demand(job.resources.device, shared, _SHARED_BYTES, _LOCAL_BYTES)
+    found = checks.judge(survey, demand)
+    blocking = blockers(found)
+    if blocking:
+        count = len(blocking)
+        raise Blocked(f"{count} check{'s' * (count > 1)} block{'s' * (count == 1)}; nothing was started", found)
+    request = plan.Request(
+        run=f"{job.name}-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}",
+        roots={node.name: _root(node, survey) for node in survey.cluster.active},
+        python=job.python or sys.executable,
+    )
+    return plan.build(job, survey, request), found
+
+
+def _home(node: Node) -> str:
+    """Where the node's own files go, for the question of room; `.` is the login directory of an SSH session."""
+    return str(places.controller_home()) if node.transport == "local" else "."
+
+
+def _root(node: Node, survey: checks.Survey) -> PurePosixPath:
+    if node.transport == "local":
+        return PurePosixPath(places.controller_home())
+    home = survey.facts[node.name].home
+    if not home:
+        raise ClusterftError(f"the home directory of {node.name} could not be read")
+    return PurePosixPath(home) / ".clusterft"
+
+
+def _print_plan(planned: LaunchPlan, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"schema": 1, "plan": planned.to_dict()}) + "\n")
+        return
+    for line in text.plan(planned):
+        sys.stdout.write(line + "\n")
+
+
+def _carry_out(
+    options: Options, planned: LaunchPlan, fleet: Fleet, values: dict[str, str], first: StageDone
+) -> int:
+    """Start the gang, watch it to its end, and say what it came to."""
+    record = Record(planned, fleet, options.job.read_text(encoding="utf-8-sig"))
+    board = Board(planned.run, tuple(node.node.name for node in planned.nodes))
+    gang = Gang(planned, fleet)
+    with _Interrupts() as interrupts, watch.watcher(quiet=options.as_json) as watcher:
+        record.begin()
+        try:
+            for event in (first, *gang.start(values)):
+                _take(event, board, watcher)
+            for event in _until_over(gang, interrupts):
+                _take(event, board, watcher)
+        except ClusterftError as error:
+            record.end(Verdict("failed", error.what, failure="start", remedy=error.remedy))
+            raise
+        verdict = boards.judge(board)
+        record.end(verdict)
+    return _conclude(planned, board, verdict, as_json=options.as_json)
+
+
+def _take(event: Event, board: Board, watcher: watch.Watcher) -> None:
+    board.see(event)
+    watcher.show(event, board)
+
+
+def _until_over(gang: Gang, interrupts: _Interrupts) -> Iterator[Event]:
+    """All events of the gang; a Ctrl-C stops it after a checkpoint, a second one at once."""
+    heeded = 0
+    for event in gang.events():
+        if event is not None:
+            yield event
+        while interrupts.count > heeded:
+            heeded += 1
+            if heeded <= 2:
+                yield Stopping("asked" if heeded == 1 else "asked again: now")
+                gang.stop()
+
+
+def _conclude(planned: LaunchPlan, board: Board, verdict: Verdict, *, as_json: bool) -> int:
+    result: dict[str, Any] = outcome.to_dict(planned, board, verdict)
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        for line in outcome.lines(planned, board, verdict):
+            sys.stdout.write(line + "\n")
+    return {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}[verdict.end]
+
+
+class _Interrupts:
+    """Counts Ctrl-C and SIGTERM instead of raising in the middle of something."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> _Interrupts:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1

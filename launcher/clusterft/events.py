@@ -1,0 +1,49 @@
+"""What happens to a run, from the first check to the end: frozen facts that `apply` yields, others only read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clusterft_trainer import stream
+
+
+@dataclass(frozen=True, slots=True)
+class StageDone:
+    """A stage of the start is over on all nodes."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A node's supervisor said something."""
+
+    node: str
+    line: stream.Line
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A node cannot be reached at the moment. That is not a death: its part of the run may be well."""
+
+    node: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A node's supervisor ended without its last word, or stayed unreachable for too long."""
+
+    node: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The gang is being told to stop, and why."""
+
+    reason: str
+
+
+Event = StageDone | Said | Silent | Gone | Stopping

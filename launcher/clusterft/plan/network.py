@@ -1,0 +1,67 @@
+"""Which address and interface each node uses towards the others, and which port the head listens on. Pure.
+
+DeepSpeed takes the first word of `hostname -I`, which is as often a bridge; here the routes decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clusterft.checks import Survey
+from clusterft.errors import UsageError
+from clusterft.facts import NodeFacts
+from clusterft.hosts import Node
+
+_LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """How the other nodes reach a node, and the interface it speaks through (None: not known)."""
+
+    ip: str
+    interface: str | None
+
+
+def solve(survey: Survey) -> dict[str, Address]:
+    """An address for every active node, in the hostfile's order."""
+    nodes = survey.cluster.active
+    if len({survey.facts[node.name].boot_id for node in nodes}) == 1 and survey.cluster.all_local:
+        return {node.name: Address(_LOOPBACK, "lo") for node in nodes}
+    return {node.name: _address(node, survey) for node in nodes}
+
+
+def _address(node: Node, survey: Survey) -> Address:
+    facts = survey.facts[node.name]
+    route = _towards_others(node, facts, survey)
+    if node.addr:
+        return Address(node.addr, route[0] if route else None)
+    if node.transport == "ssh":
+        return Address(survey.contacts[node.name], route[0] if route else None)
+    if route is None:
+        raise UsageError(
+            f"the address of {node.name} towards the other nodes is not known",
+            where=f"{survey.cluster.path}:{node.line}",
+            remedy=f"give it: {node.name} slots={node.slots} addr=ADDRESS transport=local",
+        )
+    return Address(route[1], route[0])
+
+
+def _towards_others(node: Node, facts: NodeFacts, survey: Survey) -> tuple[str, str] | None:
+    """(interface, own address) on the way to the first other machine, or to the controller that is one."""
+    own = survey.contacts.get(node.name)
+    for peer, interface, source in facts.routes:
+        if peer not in (own, node.addr):
+            return interface, source
+    return facts.controller_route
+
+
+def free_port(first: int, listening: frozenset[int] | None, span: int = 64) -> int:
+    """The first port of `span` on which nobody listens; the first one when that could not be read."""
+    for port in range(first, min(first + span, 65536)):
+        if port not in (listening or ()):
+            return port
+    raise UsageError(
+        f"ports {first} to {first + span - 1} are all in use on the head",
+        remedy="set port: to the start of a free range",
+    )

@@ -1,0 +1,1 @@
+"""How one node's part of a plan is carried out: as plain processes (`process`)."""

@@ -1,0 +1,124 @@
+"""The typed job: keys of job.yaml, their defaults and the combinations that cannot work.
+
+The `train:` block is the trainer's own TrainConfig, so a typo in it is found before any node is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from clusterft.errors import InvalidFile
+from clusterft.spec import positions, refusal
+from clusterft_trainer.config import BuiltinSource, FolderSource, TrainConfig
+
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# The launcher sets these from the plan; a second source would make a run differ from its plan.
+_RESERVED = frozenset(
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES".split()
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(_Section):
+    """What a run may use on each node."""
+
+    device: Literal["cuda", "cpu"] = Field("cuda", description="what one slot is")
+    threads: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="CPU threads per process; default: the node's cores divided by its slots"
+    )
+
+
+class JobSpec(_Section):
+    """One training job: the same on every node but for its machine_rank."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$", description="prefix of the run id")
+    hosts: Path | None = Field(None, description="hostfile; relative to job.yaml; --hosts wins over it")
+    shared: Path = Field(description="the same directory on every node; runs are written into it")
+    runtime: Literal["process"] = Field(description="process: plain processes on the nodes")
+    python: str | None = Field(
+        None, description="python with clusterft[trainer] on the nodes; default: the one that runs clusterft"
+    )
+    launcher: Literal["accelerate", "torchrun"] = "accelerate"
+    rendezvous: Literal["static"] = "static"
+    port: Annotated[int, Field(ge=1024, le=65535)] = Field(
+        29500, description="first rendezvous port to try on the head"
+    )
+    resources: Resources = Resources()
+    env: dict[str, str] = Field(default_factory=dict, description="set in every training process")
+    secrets: tuple[str, ...] = Field(
+        (), description="names only; values come from this machine's environment and travel in 0600 files"
+    )
+    train: TrainConfig
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, env: dict[str, str]) -> dict[str, str]:
+        for name in env:
+            _check_env_name(name)
+        return env
+
+    @field_validator("secrets")
+    @classmethod
+    def _secret_names(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
+        for name in secrets:
+            _check_env_name(name)
+        return secrets
+
+
+def _check_env_name(name: str) -> None:
+    if not _ENV_NAME.match(name):
+        raise ValueError(f'"{name}" is not the name of an environment variable')
+    if name in _RESERVED:
+        raise ValueError(f"{name} is set from the plan and cannot be given")
+
+
+def load(path: Path) -> JobSpec:
+    """Read job.yaml; every mistake in it is reported at once, with file, line and column."""
+    document = positions.read(path)
+    raw = document.value
+    if not isinstance(raw, dict):
+        place = document.where(())
+        raise document.problem(place, "a job file is a mapping of keys", "", "clusterft init writes one")
+    try:
+        spec = JobSpec.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidFile(refusal.explain(document, error, JobSpec)) from None
+    return _with_absolute_paths(spec, path.resolve().parent)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of job.yaml, for editors."""
+    schema = JobSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "clusterft job"}
+
+
+def _with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
+    """Paths in a job file are relative to the file, not to where the command was typed."""
+    sources = tuple(_absolute_source(source, base) for source in spec.train.data.sources)
+    model = spec.train.model
+    if not model.startswith("builtin:"):
+        model = str(_absolute(Path(model), base))
+    train = spec.train.model_copy(
+        update={"model": model, "data": spec.train.data.model_copy(update={"sources": sources})}
+    )
+    hosts = None if spec.hosts is None else _absolute(spec.hosts, base)
+    return spec.model_copy(update={"shared": _absolute(spec.shared, base), "hosts": hosts, "train": train})
+
+
+def _absolute_source(source: FolderSource | BuiltinSource, base: Path) -> FolderSource | BuiltinSource:
+    if isinstance(source, FolderSource):
+        return source.model_copy(update={"folder": _absolute(source.folder, base)})
+    return source
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    # normpath, not resolve: the path is the nodes' own, and their links are not this machine's.
+    return Path(os.path.normpath(base / path.expanduser()))

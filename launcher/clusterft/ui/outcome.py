@@ -1,0 +1,75 @@
+"""What a run came to: a few lines for a person, one document for a program. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from clusterft.board import Board, Verdict
+from clusterft.plan import LaunchPlan
+from clusterft.ui import sparkline
+from clusterft_trainer import stream
+
+_RESULTS = (
+    ("export", "model"),
+    ("sample", "samples"),
+    ("curve", "loss curve"),
+    ("checkpoint", "checkpoint"),
+    ("tensorboard", "tensorboard"),
+)
+
+
+def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
+    """The last lines on the screen."""
+    if verdict.end == "failed":
+        yield from _failure(planned, board, verdict)
+        return
+    mark = "✓" if verdict.end == "ok" else "■"
+    yield f"{mark} run {planned.run} {verdict.summary}"
+    if board.done:
+        yield (
+            f"  loss {board.done.first_loss:.4f} → {board.done.last_loss:.4f}  "
+            f"{sparkline.draw(board.losses, 30)}  over {board.done.step} steps"
+        )
+    for what, label in _RESULTS:
+        if what in board.saved:
+            yield f"  {label:<12} {board.saved[what].path}"
+    yield f"  {'all of it':<12} {planned.places.dir}"
+
+
+def _failure(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
+    at = f" at step {board.step.step}" if board.step else " before its first step"
+    yield f"✗ run {planned.run} failed{at}"
+    yield f"  first cause ({verdict.failure}): {verdict.summary}"
+    for line in verdict.evidence:
+        yield f"    {line}"
+    if verdict.remedy:
+        yield f"  {verdict.remedy}"
+    if "checkpoint" in board.saved:
+        yield f"  newest checkpoint: {board.saved['checkpoint'].path}"
+    yield f"  logs: {log_path(planned, verdict)}"
+
+
+def log_path(planned: LaunchPlan, verdict: Verdict) -> str:
+    """The log that tells most about the verdict."""
+    for node in planned.nodes:
+        if node.node.name == verdict.node:
+            launcher = verdict.rank in (None, stream.LAUNCHER)
+            name = "launcher.log" if launcher else f"rank{verdict.rank}.log"
+            return f"{node.assignment.mirror_dir}/{name}"
+    return f"{planned.places.dir}/logs"
+
+
+def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, Any]:
+    """The document of `train --json`."""
+    return {
+        "schema": 1,
+        "run": planned.run,
+        "run_dir": str(planned.places.dir),
+        "outcome": verdict.end,
+        "verdict": verdict.to_dict(),
+        "step": board.step.step if board.step else 0,
+        "loss": {"first": board.done.first_loss, "last": board.done.last_loss} if board.done else None,
+        "results": {what: saved.path for what, saved in board.saved.items()},
+        "notices": list(board.notices),
+    }

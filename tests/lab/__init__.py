@@ -1,0 +1,19 @@
+"""Real nodes on this machine, for tests and for people; see __main__.py for the commands."""
+
+from __future__ import annotations
+
+from .errors import LabError, LabUnavailable, NotSupported
+from .full import FullLab, FullNode, full_available
+from .light import LightLab, LightNode, light_available
+
+__all__ = [
+    "FullLab",
+    "FullNode",
+    "LabError",
+    "LabUnavailable",
+    "LightLab",
+    "LightNode",
+    "NotSupported",
+    "full_available",
+    "light_available",
+]

@@ -1,0 +1,86 @@
+"""The Docker engine of this machine, which full nodes are containers of.
+
+Owns finding the engine, and starting one where we are root on Debian and none
+answers. Such an engine stays when the lab goes: starting one is slow, and images
+that it holds are worth keeping. Refuses to touch an engine that answers already.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import packages
+from .errors import LabError, LabUnavailable
+from .proc import environment, run, until, which
+
+# The label on everything the lab makes in an engine; its value is the lab's id.
+LABEL = "clusterft-lab"
+
+
+def cache_dir() -> Path:
+    """Where images and logs live between labs."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = Path(home) / "clusterft-lab"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def docker(*words: str, timeout: float = 60, check: bool = True, stdin: str | None = None) -> str:
+    """What a docker command prints."""
+    return run(["docker", *words], timeout=timeout, check=check, stdin=stdin).stdout.strip()
+
+
+def answers() -> bool:
+    """Whether an engine answers now."""
+    if which("docker") is None:
+        return False
+    try:
+        done = run(["docker", "version", "--format", "{{.Server.Version}}"], timeout=10, check=False)
+    except LabError:
+        return False
+    return done.returncode == 0
+
+
+def engine_available() -> LabUnavailable | None:
+    """Why there is no engine to be had here, or None."""
+    if answers() or (packages.is_root() and packages.lacking(["docker", "dockerd"]) is None):
+        return None
+    return LabUnavailable(
+        "no Docker engine answers here", "start one, or join the docker group, or run as root"
+    )
+
+
+def ensure_engine() -> None:
+    """Make sure that an engine answers; start one if that is possible."""
+    if answers():
+        return
+    if why := engine_available():
+        raise why
+    packages.ensure(["docker", "dockerd", "iptables"])
+    with (cache_dir() / "dockerd.lock").open("w") as turn:
+        # Two labs that come up at once must not start two engines on one directory.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not answers():
+            _start()
+
+
+def _start() -> None:
+    log = cache_dir() / "dockerd.log"
+    with log.open("ab") as out:
+        argv: Sequence[str] = [which("dockerd") or "dockerd"]
+        # Its own session: neither a Ctrl-C here nor the end of this terminal reaches it.
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment(),
+            start_new_session=True, cwd="/", close_fds=True,
+        )
+    try:
+        until(lambda: answers() or child.poll() is not None, 60, "dockerd to answer")
+    except LabError:
+        child.terminate()
+        raise
+    if child.poll() is not None:
+        raise LabError(f"dockerd ended: {log.read_text(errors='replace')[-1500:]}")

@@ -1,0 +1,274 @@
+"""Full nodes: containers with an sshd and a Docker engine of their own.
+
+Owns the containers, their volumes and their network, which all carry the lab's label.
+The version of the engine can be chosen. Refuses to need root on this machine: all it
+asks of it is an engine; faults are made inside the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from . import packages
+from .access import Endpoint, make_key, public_half
+from .base import FILLER, Lab, LabNode, in_parallel
+from .engine import LABEL, docker, engine_available, ensure_engine
+from .errors import LabError, LabUnavailable
+from .journal import Journal
+from .node_image import node_image
+from .proc import run
+
+_NEEDS = ("ssh", "ssh-keygen")
+_HOME_MIB = 256
+_MOST = 16
+_SHARED = "/shared"
+_READY = (
+    "until docker version >/dev/null 2>&1 && grep -q ':0016 .* 0A ' /proc/net/tcp; "
+    "do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
+)
+_MAY = ("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN", "--security-opt=seccomp=unconfined",
+          "--security-opt=apparmor=unconfined")
+
+
+def full_available() -> LabUnavailable | None:
+    """Why this machine cannot have full nodes, or None; looks only, changes nothing."""
+    return engine_available() or packages.lacking(_NEEDS)
+
+
+class FullNode(LabNode):
+    """A container that looks like a machine with a Docker engine."""
+
+    def __init__(self, name: str, address: str, lab: FullLab) -> None:
+        super().__init__(name, address, lab.state / "nodes" / name, lab.access)
+        self.container = f"{lab.prefix}-{name}"
+        self._journal = lab.journal
+        self._label = f"{LABEL}={lab.id}"
+        self._image = lab.image
+
+    # -- bring-up ------------------------------------------------------------
+
+    def create(self, network: str, neighbours: Sequence[str]) -> str:
+        """Make the container with its disks and keys; returns its public host key."""
+        self.state.mkdir(parents=True)
+        engine = f"{self.container}-engine"
+        self._journal.note("volume", engine)
+        docker("volume", "create", "--label", self._label, engine)
+        self._journal.note("container", self.container)
+        docker(
+            "create", "--name", self.container, "--hostname", self.name, "--label", self._label,
+            "--init", "--cgroupns=host", *_MAY, "--network", network, "--ip", self.address,
+            *(f"--add-host={one}" for one in neighbours), "--shm-size=512m",
+            "--tmpfs=/run:exec,mode=755,size=64m", "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
+            f"--volume={engine}:/var/lib/docker", f"--volume={self.container}-home:/root",
+            f"--volume={network}-shared:{_SHARED}", self._image,
+        )
+        self._give_host_key()
+        keys = self.state / "authorized_keys"
+        keys.write_text(public_half(self.access.key) + "\n")
+        docker("cp", "--quiet", str(keys), f"{self.container}:/etc/lab/authorized_keys")
+        return public_half(self.state / "ssh_host_ed25519_key")
+
+    def _give_host_key(self) -> None:
+        key = self.state / "ssh_host_ed25519_key"
+        make_key(key, f"root@{self.name}")
+        docker("cp", "--quiet", str(key), f"{self.container}:/etc/lab/{key.name}")
+
+    def boot(self) -> None:
+        """Start the container and wait for its sshd and its engine."""
+        docker("start", self.container)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait until the node is ready, and put the network's faults in force again."""
+        try:
+            boot_id = self.inside(["sh", "-c", _READY], timeout=60)
+        except LabError as error:
+            last = run(["docker", "logs", "--tail", "20", self.container], check=False)
+            raise LabError(f"{self.name} did not boot: {error}\n{last.stderr}") from error
+        (self.state / "boot_id").write_text(boot_id + "\n")
+        # An engine gives a container a new network at every start, without our faults.
+        self._block_again()
+        if rate := self._remembered("rate"):
+            self.throttle(rate)
+        if self._remembered("cut"):
+            self.cut_link()
+
+    def inside(self, argv: Sequence[str], timeout: float = 30) -> str:
+        """Run a command in the node without its network; what it prints."""
+        return docker("exec", self.container, *argv, timeout=timeout)
+
+    # -- network ---------------------------------------------------------------
+
+    def _remembered(self, fault: str) -> str:
+        path = self.state / fault
+        return path.read_text() if path.exists() else ""
+
+    def _network(self, argv: Sequence[str]) -> None:
+        self.inside(argv)
+
+    def cut_link(self) -> None:
+        """Take the card down."""
+        (self.state / "cut").write_text("yes")
+        self.inside(["ip", "link", "set", "eth0", "down"])
+
+    def restore_link(self) -> None:
+        """Bring the card up again, with the default route that went with it."""
+        (self.state / "cut").unlink(missing_ok=True)
+        gateway = self.address.rpartition(".")[0] + ".1"
+        self.inside(["sh", "-c", f"ip link set eth0 up && ip route replace default via {gateway}"])
+
+    def throttle(self, rate: str) -> None:
+        """Shape both directions."""
+        self._shape(f"qdisc replace dev CARD root tbf rate {rate} burst 64kb latency 100ms")
+        (self.state / "rate").write_text(rate)
+
+    def unthrottle(self) -> None:
+        """Take the limits away."""
+        (self.state / "rate").unlink(missing_ok=True)
+        self._shape("qdisc replace dev CARD root noqueue")
+
+    def _shape(self, words: str) -> None:
+        """Run tc on the node's card, and on the other end of its cable.
+
+        The other end is a card of the engine's machine, which only a container in that
+        machine's network can change without root here.
+        """
+        index = self.inside(["cat", "/sys/class/net/eth0/iflink"])
+        find = f"$(ip -o link | sed -n 's/^{index}: \\([^@:]*\\).*/\\1/p')"
+        self.inside(["tc", *words.replace("CARD", "eth0").split()])
+        docker("run", "--rm", "--network=host", "--cap-add=NET_ADMIN", "--label", self._label,
+               self._image, "sh", "-c", "tc " + words.replace("CARD", find))
+
+    # -- power -----------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Freeze the container and all that its engine runs."""
+        docker("pause", self.container)
+
+    def resume(self) -> None:
+        """Thaw it."""
+        docker("unpause", self.container)
+
+    def kill(self) -> None:
+        """Power off; the link goes first, so that no peer hears the sockets close."""
+        if docker("inspect", "--format", "{{.State.Paused}}", self.container) == "true":
+            self.resume()
+        self.inside(["ip", "link", "set", "eth0", "down"])
+        docker("kill", self.container)
+
+    def start(self) -> None:
+        """Power on after `kill`."""
+        if docker("inspect", "--format", "{{.State.Running}}", self.container) == "true":
+            raise LabError(f"{self.name} is on already")
+        self.boot()
+
+    def reboot(self) -> None:
+        """Restart the container."""
+        docker("restart", "--time", "1", self.container)
+        self._settle()
+
+    # -- disk and keys -----------------------------------------------------------
+
+    def fill_disk(self, leave_kb: int = 0) -> None:
+        """Fill the node's home."""
+        room = "$(($(stat -c %s {0}) - {1}))"
+        filler = f"/root/{FILLER}"
+        script = f"cat /dev/zero >>{filler} 2>/dev/null; "
+        script += f"truncate -s {room.format(filler, int(leave_kb) * 1024)} {filler}"
+        self.inside(["sh", "-c", script])
+
+    def free_disk(self) -> None:
+        """Take back what `fill_disk` wrote."""
+        self.inside(["rm", "-f", f"/root/{FILLER}"])
+
+    def swap_host_key(self) -> None:
+        """Make a new host key and let sshd read it."""
+        self._give_host_key()
+        self.inside(["sh", "-c", "chmod 600 /etc/lab/ssh_host_ed25519_key; "
+                                 "kill -HUP $(cat /run/sshd.pid); sleep 0.3"])
+
+
+class FullLab(Lab[FullNode]):
+    """Full nodes on one network of this machine's engine."""
+
+    weight: ClassVar[str] = "full"
+    journal: Journal
+    shared = _SHARED
+
+    def __init__(self, journal: Journal, subnet: str, count: int, image: str) -> None:
+        super().__init__(journal)
+        self.image = image
+        self.journal = journal
+        self.prefix = f"cfl-{journal.id}"
+        self.subnet = subnet
+        base = subnet.rpartition(".")[0]
+        self.nodes = [FullNode(f"n{i}", f"{base}.{10 + i}", self) for i in range(1, count + 1)]
+
+    @classmethod
+    def up(cls, count: int = 2, engine: str = "20.10") -> Self:
+        """Bring up that many nodes with that engine; on any failure nothing of them stays."""
+        if why := full_available():
+            raise why
+        if not 1 <= count <= _MOST:
+            raise LabError(f"{count} full nodes: from 1 to {_MOST} fit into one lab")
+        packages.ensure(_NEEDS)
+        ensure_engine()
+        image = node_image(engine)
+        with cls._begun() as journal:
+            subnet = str(journal.claim_subnet(_taken()))
+            journal.describe({"subnet": subnet, "count": count, "image": image})
+            lab = cls(journal, subnet, count, image)
+            lab._raise_up()
+        return lab
+
+    @classmethod
+    def attach(cls, journal: Journal) -> Self:
+        """The lab that another process brought up."""
+        facts: dict[str, Any] = journal.described()
+        return cls(journal, facts["subnet"], facts["count"], facts["image"])
+
+    def _raise_up(self) -> None:
+        make_key(self.key, f"clusterft-lab-{self.id}")
+        label = f"{LABEL}={self.id}"
+        self.journal.note("network", self.prefix)
+        docker("network", "create", "--label", label, "--subnet", self.subnet, self.prefix)
+        self._make_disks(label)
+        neighbours = [f"{node.name}:{node.address}" for node in self.nodes]
+        publics: dict[str, str] = {}
+
+        def one(node: FullNode) -> None:
+            publics[node.name] = node.create(self.prefix, neighbours)
+            node.boot()
+
+        in_parallel(one, self.nodes, width=4)
+        ends = [(Endpoint(n.name, n.address, n.port), publics[n.name]) for n in self.nodes]
+        self.access.write(ends)
+
+    def _make_disks(self, label: str) -> None:
+        """The shared volume, and a small disk for each home that survives reboots.
+
+        An engine forgets a disk in memory when the last container that uses it stops,
+        so one that does nothing else holds all of them.
+        """
+        self.journal.note("volume", f"{self.prefix}-shared")
+        docker("volume", "create", "--label", label, f"{self.prefix}-shared")
+        homes = [f"{node.container}-home" for node in self.nodes]
+        small = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={_HOME_MIB}m"]
+        for home in homes:
+            self.journal.note("volume", home)
+            docker("volume", "create", "--label", label, *small, home)
+        holder = f"{self.prefix}-disks"
+        self.journal.note("container", holder)
+        mounts = [f"--volume={home}:/disks/{home}" for home in homes]
+        docker("run", "--detach", "--name", holder, "--label", label, "--network=none", "--init",
+               *mounts, self.image, "sleep", "infinity")
+
+
+def _taken() -> set[str]:
+    """Address ranges of the engine's networks."""
+    networks = docker("network", "ls", "--quiet").split()
+    form = "{{range .IPAM.Config}}{{println .Subnet}}{{end}}"
+    # A network of another lab may go between the two calls; the others are still printed.
+    words = docker("network", "inspect", "--format", form, *networks, check=False).split()
+    return {word for word in words if ":" not in word}

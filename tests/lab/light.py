@@ -1,0 +1,312 @@
+"""Light nodes: a network namespace and an sshd each, dozens of them on one machine.
+
+Owns what makes such a node look like a machine of its own: network, process ids,
+hostname, boot id, machine id, /run, /dev/shm, root's home on a small disk, host keys.
+The rest of the filesystem is this machine's, so the repository's own Python runs there.
+Refuses to hide that: files written outside the home and the shared directory are
+seen by all nodes, and there is no Docker engine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from . import packages
+from .access import Endpoint, make_key, private_file, public_half
+from .base import FILLER, Lab, LabNode, fill, fresh_boot_id, in_parallel
+from .errors import LabError, LabUnavailable
+from .journal import Journal, labs_root
+from .proc import ProcessId, environment, in_namespace, run, until, which
+from .switch import Switch
+
+_NEEDS = ("ip", "tc", "iptables", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare", "mount")
+_BOOT = Path(__file__).with_name("light_boot.sh")
+_HOME_MIB = 256
+_MOST = 200
+
+_SSHD = """\
+Port 22
+HostKey {state}/ssh_host_ed25519_key
+PidFile none
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM no
+UseDNS no
+PrintMotd no
+X11Forwarding no
+MaxStartups 100:30:200
+LoginGraceTime 30
+Subsystem sftp internal-sftp
+"""
+
+
+def light_available() -> LabUnavailable | None:
+    """Why this machine cannot have light nodes, or None; looks only, changes nothing."""
+    if not packages.is_root():
+        return LabUnavailable("light nodes change the network", "run as root")
+    if not Path("/proc/self/ns/net").exists():
+        return LabUnavailable("no network namespaces here", "use Linux")
+    return packages.lacking(_NEEDS)
+
+
+class LightNode(LabNode):
+    """A network namespace, a process namespace in it, and an sshd as its first process."""
+
+    def __init__(self, name: str, address: str, lab: LightLab) -> None:
+        super().__init__(name, address, lab.state / "nodes" / name, lab.access)
+        self.home = self.state / "home"
+        self._shared = lab.shared
+        self._journal = lab.journal
+        self._switch = lab.switch
+        self._netns = lab.switch.name_of(name)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    # -- bring-up ------------------------------------------------------------
+
+    def prepare(self, authorized: str) -> str:
+        """Make the node's files; returns its public host key."""
+        self.home.mkdir(parents=True)
+        self._journal.note("mount", str(self.home))
+        size = f"size={_HOME_MIB}m,mode=700"
+        run(["mount", "-t", "tmpfs", "-o", size, "clusterft-lab", str(self.home)])
+        (self.home / ".ssh").mkdir(mode=0o700)
+        private_file(self.home / ".ssh" / "authorized_keys", authorized + "\n")
+        make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
+        (self.state / "sshd_config").write_text(_SSHD.format(state=self.state))
+        (self.state / "passwd").write_text(_passwd(self.home))
+        private_file(self.state / "shadow", "root:*:19000:0:99999:7:::\n")
+        # No name server can be reached: an empty file fails at once instead of after 10 s.
+        (self.state / "resolv.conf").write_text("")
+        (self.state / "hostname").write_text(self.name + "\n")
+        (self.state / "machine-id").write_text(uuid.uuid4().hex + "\n")
+        return public_half(self.state / "ssh_host_ed25519_key")
+
+    def boot(self) -> None:
+        """Start the node's first process under a new boot id, and wait for its sshd."""
+        fresh_boot_id(self.state)
+        inside = ["sh", str(_BOOT), str(self.state), self._shared, str(labs_root()), self.name]
+        argv = ["nsenter", f"--net=/run/netns/{self._netns}", "unshare", "--fork", "--pid",
+                "--kill-child", "--mount", "--propagation", "slave", "--uts", "--ipc", *inside,
+                which("sshd") or "/usr/sbin/sshd"]
+        with (self.state / "console.log").open("ab") as log:
+            heard = log.tell()
+            self._child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env=_bare_environment(), cwd="/",
+            )
+        outer = ProcessId.of(self._child.pid)
+        if outer is None:
+            raise LabError(f"{self.name} died at once: {self._last_words()}")
+        self._journal.note("process", str(outer.pid), start=outer.start)
+        until(lambda: self._listens(heard) or self._gave_up(), 20, f"sshd of {self.name}")
+        if self._gave_up():
+            raise LabError(f"{self.name} did not boot: {self._last_words()}")
+        first = self._first_of(outer.pid)
+        (self.state / "pid").write_text(f"{first.pid} {first.start}\n")
+
+    def _first_of(self, outer: int) -> ProcessId:
+        """The process that has pid 1 inside the node."""
+        children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
+        first = ProcessId.of(int(children[0])) if children else None
+        if first is None:
+            raise LabError(f"{self.name} died while booting: {self._last_words()}")
+        return first
+
+    def _gave_up(self) -> bool:
+        return self._child is not None and self._child.poll() is not None
+
+    def _last_words(self) -> str:
+        return (self.state / "console.log").read_text(errors="replace")[-1500:]
+
+    def _listens(self, heard: int) -> bool:
+        """Whether sshd reported for duty since; asking the network would fail on a cut link."""
+        with (self.state / "console.log").open("rb") as log:
+            log.seek(heard)
+            return b"Server listening on 0.0.0.0 port 22" in log.read()
+
+    # -- processes -------------------------------------------------------------
+
+    def _first(self) -> ProcessId | None:
+        try:
+            pid, start = (self.state / "pid").read_text().split()
+        except FileNotFoundError:
+            return None
+        first = ProcessId(int(pid), int(start))
+        return first if first.alive() else None
+
+    def processes(self) -> list[ProcessId]:
+        """Every process of the node, its first one included."""
+        first = self._first()
+        if first is None:
+            return []
+        return in_namespace("pid", os.stat(f"/proc/{first.pid}/ns/pid").st_ino)
+
+    def _end_all(self) -> None:
+        inhabitants = self.processes()
+        if first := self._first():
+            # The kernel kills the rest of a process namespace with its first process.
+            first.signal(signal.SIGKILL)
+        until(lambda: not any(one.alive() for one in inhabitants), 10, f"{self.name} to die")
+        if self._child is not None:
+            self._child.wait(timeout=10)
+            self._child = None
+
+    def pause(self) -> None:
+        """Freeze every process with SIGSTOP, until none is left running."""
+
+        def frozen() -> bool:
+            running = [one for one in self.processes() if one.state() not in "TtZ"]
+            for one in running:
+                one.signal(signal.SIGSTOP)
+            return not running
+
+        if self._first() is None:
+            raise LabError(f"{self.name} is off: start it first")
+        until(frozen, 10, f"the processes of {self.name} to stop")
+
+    def resume(self) -> None:
+        """Thaw every process."""
+        for one in self.processes():
+            one.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Power off; the link goes first, so that no peer hears the sockets close."""
+        self._switch.set_port(self.name, up=False)
+        self._end_all()
+
+    def start(self) -> None:
+        """Power on after `kill`."""
+        if self._first() is not None:
+            raise LabError(f"{self.name} is on already")
+        self._switch.set_port(self.name, up=not (self.state / "cut").exists())
+        self.boot()
+
+    def reboot(self) -> None:
+        """Restart; peers see their connections close, as in an orderly reboot."""
+        self._end_all()
+        self.boot()
+
+    # -- network, disk, keys -----------------------------------------------------
+
+    def _network(self, argv: Sequence[str]) -> None:
+        run(["nsenter", f"--net=/run/netns/{self._netns}", *argv])
+
+    def cut_link(self) -> None:
+        """Take the carrier away."""
+        (self.state / "cut").touch()
+        self._switch.set_port(self.name, up=False)
+
+    def restore_link(self) -> None:
+        """Give the carrier back."""
+        (self.state / "cut").unlink(missing_ok=True)
+        self._switch.set_port(self.name, up=True)
+
+    def throttle(self, rate: str) -> None:
+        """Limit both directions."""
+        self._switch.throttle(self.name, rate)
+
+    def unthrottle(self) -> None:
+        """Give the full rate back."""
+        self._switch.unthrottle(self.name)
+
+    def fill_disk(self, leave_kb: int = 0) -> None:
+        """Fill the node's home."""
+        fill(self.home, leave_kb)
+
+    def free_disk(self) -> None:
+        """Take back what `fill_disk` wrote."""
+        (self.home / FILLER).unlink(missing_ok=True)
+
+    def swap_host_key(self) -> None:
+        """Make a new host key and let sshd read it; connections that are open stay."""
+        make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
+        first = self._first()
+        if first is None:
+            raise LabError(f"{self.name} is off: start it first")
+        first.signal(signal.SIGHUP)
+        fresh = public_half(self.state / "ssh_host_ed25519_key").split()[1]
+        until(lambda: self._presents(fresh), 10, f"{self.name} to present its new key")
+
+    def _presents(self, key: str) -> bool:
+        argv = ["ssh-keyscan", "-T", "2", "-t", "ed25519", self.address]
+        return key in run(argv, check=False).stdout
+
+
+class LightLab(Lab[LightNode]):
+    """Light nodes on one switch."""
+
+    weight: ClassVar[str] = "light"
+    journal: Journal
+    switch: Switch
+
+    def __init__(self, journal: Journal, subnet: str, count: int) -> None:
+        super().__init__(journal)
+        self.journal = journal
+        self.shared = str(self.state / "shared")
+        self.switch = Switch(journal, subnet)
+        addresses = [self.switch.address(10 + index) for index in range(1, count + 1)]
+        self.nodes = [LightNode(f"n{i}", at, self) for i, at in enumerate(addresses, 1)]
+
+    @classmethod
+    def up(cls, count: int = 3) -> Self:
+        """Bring up that many nodes; on any failure nothing of them stays."""
+        if why := light_available():
+            raise why
+        if not 1 <= count <= _MOST:
+            raise LabError(f"{count} light nodes: from 1 to {_MOST} fit into one lab")
+        packages.ensure(_NEEDS)
+        with cls._begun() as journal:
+            subnet = str(journal.claim_subnet(Switch.taken()))
+            journal.describe({"subnet": subnet, "count": count})
+            lab = cls(journal, subnet, count)
+            lab._raise_up()
+        return lab
+
+    @classmethod
+    def attach(cls, journal: Journal) -> Self:
+        """The lab that another process brought up."""
+        facts: dict[str, Any] = journal.described()
+        return cls(journal, facts["subnet"], facts["count"])
+
+    def _raise_up(self) -> None:
+        make_key(self.key, f"clusterft-lab-{self.id}")
+        authorized = public_half(self.key)
+        Path(self.shared).mkdir(mode=0o755)
+        self.switch.build()
+        names = "".join(f"{node.address} {node.name}\n" for node in self.nodes)
+        publics: dict[str, str] = {}
+        turn = threading.Lock()
+
+        def one(node: LightNode) -> None:
+            publics[node.name] = node.prepare(authorized)
+            (node.state / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+            with turn:
+                # The kernel serialises changes of the network; queueing here is cheaper.
+                self.switch.plug(node.name, node.address)
+            node.boot()
+
+        in_parallel(one, self.nodes)
+        ends = [(Endpoint(n.name, n.address, n.port), publics[n.name]) for n in self.nodes]
+        self.access.write(ends)
+
+
+def _passwd(home: Path) -> str:
+    """This machine's accounts, with root at home in the node."""
+    shell = "/bin/bash" if shutil.which("bash", path="/bin:/usr/bin") else "/bin/sh"
+    lines = Path("/etc/passwd").read_text().splitlines()
+    others = [line for line in lines if not line.startswith("root:")]
+    return "\n".join([f"root:x:0:0:root:{home}:{shell}", *others]) + "\n"
+
+
+def _bare_environment() -> dict[str, str]:
+    """What a first process gets: none of our variables, or nodes would inherit secrets."""
+    return {"PATH": environment()["PATH"], "LC_ALL": "C.UTF-8"}

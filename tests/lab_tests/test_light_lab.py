@@ -1,0 +1,133 @@
+"""The light lab keeps its promises, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import LabError, LightLab, LightNode
+from lab.journal import Journal
+from lab_tests.promises import Promises, knock, traces
+
+pytestmark = pytest.mark.lab_light
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LightLab]:
+    with LightLab.up(count=3) as lab:
+        yield lab
+
+
+class TestLightLab(Promises):
+    """What all weights promise."""
+
+    def another(self, count: int) -> LightLab:
+        return LightLab.up(count)
+
+
+def test_a_node_sees_only_its_own_processes_and_cards(lab: LightLab) -> None:
+    one = lab.nodes[0]
+    assert one.run(["ls", "/sys/class/net"]).stdout.split() == ["eth0", "lo"]
+    assert len(one.run(["sh", "-c", "ls -d /proc/[0-9]*"]).stdout.split()) < 10
+    assert one.run(["sh", "-c", "echo ~"]).stdout.strip() == str(one.home)
+
+
+def test_every_node_has_a_machine_id_of_its_own(lab: LightLab) -> None:
+    assert len({node.run(["cat", "/etc/machine-id"]).stdout for node in lab.nodes}) == 3
+
+
+def test_a_node_runs_the_python_of_this_machine(lab: LightLab) -> None:
+    assert lab.nodes[0].run([sys.executable, "-c", "import pytest"]).returncode == 0
+
+
+def test_the_controllers_key_is_not_on_the_nodes(lab: LightLab) -> None:
+    assert lab.key.exists()
+    assert lab.nodes[0].run(["test", "-e", str(lab.key)]).returncode == 1
+
+
+def test_a_killed_node_has_no_processes(lab: LightLab) -> None:
+    lab.nodes[2].kill()
+    assert lab.nodes[2].processes() == []
+    lab.nodes[2].start()
+
+
+def test_two_labs_do_not_meet(lab: LightLab) -> None:
+    with LightLab.up(count=1) as other:
+        assert other.nodes[0].run(["hostname"]).stdout == "n1\n"
+        assert knock(lab.nodes[0], other.nodes[0].address, 22) != "open"
+    assert lab.nodes[0].run(["true"]).returncode == 0
+
+
+def test_down_leaves_nothing() -> None:
+    with LightLab.up(count=2) as lab:
+        lab.nodes[0].run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 &"])
+        lab.nodes[1].pause()
+        assert traces(lab.id)
+    assert traces(lab.id) == []
+
+
+def test_a_failure_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot, seen = LightNode.boot, []
+
+    def fail_third(node: LightNode) -> None:
+        boot(node)
+        seen.append(node.state.parent.parent.name)
+        if len(seen) == 3:
+            raise LabError("made to fail")
+
+    monkeypatch.setattr(LightNode, "boot", fail_third)
+    with pytest.raises(LabError, match="made to fail"):
+        LightLab.up(count=5)
+    assert traces(seen[0]) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
+    script = (
+        "from lab import LightLab; import time\n"
+        "with LightLab.up(2) as lab:\n print(lab.id, flush=True)\n time.sleep(60)\n"
+    )
+    path = str(Path(__file__).resolve().parent.parent)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env={**os.environ, "PYTHONPATH": path},
+    )
+    assert owner.stdout is not None
+    lab_id = owner.stdout.readline().strip()
+    assert traces(lab_id)
+    owner.send_signal(number)
+    owner.communicate(timeout=30)
+    if number == signal.SIGKILL:
+        # Nobody can clean up then; the next lab does.
+        LightLab.up(1).down()
+    assert traces(lab_id) == []
+
+
+def test_from_another_process_and_by_hand() -> None:
+    command = [sys.executable, str(Path(__file__).resolve().parent.parent / "lab")]
+
+    def lab_command(*words: str) -> str:
+        return subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    said = lab_command("up", "--light", "2")
+    lab_id = said.split()[1].rstrip(":")
+    try:
+        lab = LightLab.attach(next(one for one in Journal.every() if one.id == lab_id))
+        before = lab.node("n1").boot_id
+        assert lab_id in lab_command("status")
+        lab_command("fault", "--lab", lab_id, "n1", "reboot")
+        assert lab.node("n1").boot_id != before
+        lab_command("fault", "--lab", lab_id, "n2", "pause")
+        with pytest.raises(subprocess.TimeoutExpired):
+            lab.node("n2").run(["true"], timeout=1)
+    finally:
+        lab_command("down", lab_id)
+    assert traces(lab_id) == []

@@ -1,0 +1,177 @@
+"""Aspect buckets, and which pictures make up which optimizer step. Pure and torch-free.
+
+The bucket rules are those of kohya's trainer, so a data set sorts here as it does there. Its limits
+(smallest side 256, largest 1024, step 64) are meant for resolution 1024; at another resolution the
+limits scale along: smallest = resolution / 4 rounded down to the step, largest = resolution. Below
+resolution 512 the step is 32, its smallest value there, or next to nothing but squares would remain.
+
+An epoch is a pure function of (seed, epoch, global batch size): the number of ranks only decides
+who computes which part of a batch. All samples of a step lie in one bucket. A bucket's last batch
+may be short; it is padded with samples of its own at weight zero, so no picture is dropped,
+repeated or counted twice, and all ranks see the same shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from clusterft_trainer.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A training size in pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a picture becomes bucket-sized: resize to cover, then cut the middle out."""
+
+    resized_width: int
+    resized_height: int
+    left: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place in a micro-batch: a picture, and whether it counts (1) or pads (0)."""
+
+    index: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a global batch is cut: samples per slot, micro-batches per step, ranks."""
+
+    per_slot: int
+    accumulate: int
+    world: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step."""
+        return self.per_slot * self.accumulate * self.world
+
+
+def sizes(resolution: int) -> tuple[Bucket, ...]:
+    """The buckets for a resolution, with kohya's limits scaled as the module text says."""
+    step = 64 if resolution >= 512 else 32
+    smallest = max(step, resolution // 4 // step * step)
+    return sizes_between(resolution, smallest, resolution, step)
+
+
+def sizes_between(resolution: int, smallest: int, largest: int, step: int) -> tuple[Bucket, ...]:
+    """Kohya's table: for each side the longest other side that keeps the area, both orientations."""
+    area = resolution * resolution
+    square = math.isqrt(area) // step * step
+    found = {Bucket(square, square)}
+    for width in range(smallest, largest + 1, step):
+        height = min(largest, area // width // step * step)
+        if height >= smallest:
+            found |= {Bucket(width, height), Bucket(height, width)}
+    return tuple(sorted(found))
+
+
+def assign(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket of a picture: its own size if there is one, else the nearest aspect ratio."""
+    own = Bucket(width, height)
+    if own in buckets:
+        return own
+    # min() keeps the first of equals, as kohya's argmin does
+    return min(buckets, key=lambda b: abs(b.width / b.height - width / height))
+
+
+def fit(width: int, height: int, bucket: Bucket) -> Fit:
+    """Scale until the bucket is covered, cut the overhang equally on both sides."""
+    wider = width / height > bucket.width / bucket.height
+    scale = bucket.height / height if wider else bucket.width / width
+    new_width = max(bucket.width, int(width * scale + 0.5))
+    new_height = max(bucket.height, int(height * scale + 0.5))
+    left, top = (new_width - bucket.width) // 2, (new_height - bucket.height) // 2
+    return Fit(new_width, new_height, left, top)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the order of training: the batch that comes next."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class Epochs:
+    """The order of training: epoch and batch number to sample indices."""
+
+    def __init__(self, assigned: Sequence[Bucket], seed: int, shape: Shape) -> None:
+        self._members: dict[Bucket, list[int]] = {}
+        for index, bucket in enumerate(assigned):
+            self._members.setdefault(bucket, []).append(index)
+        self._seed = seed
+        self._size = shape.global_batch
+        self.samples = len(assigned)
+        if self.samples < self._size:
+            raise DataError(
+                f"{self.samples} pictures are fewer than the {self._size} of one optimizer step "
+                f"({shape.world} slots x {shape.per_slot} samples x {shape.accumulate} "
+                "accumulated).",
+                "Add pictures, or lower batch.per_slot or batch.accumulate.",
+            )
+
+    @property
+    def batches(self) -> int:
+        """Optimizer steps in one epoch; every epoch has the same number."""
+        return sum(-(-len(m) // self._size) for m in self._members.values())
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed samples that only fill short batches."""
+        return 1 - self.samples / (self.batches * self._size)
+
+    def batch_list(self, epoch: int) -> list[tuple[int, ...]]:
+        """All global batches of an epoch, in order; each index occurs exactly once."""
+        text = f"epoch:{self._seed}:{epoch}".encode()
+        source = random.Random(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
+        batches: list[tuple[int, ...]] = []
+        for bucket in sorted(self._members):
+            order = list(self._members[bucket])
+            source.shuffle(order)
+            batches += [
+                tuple(order[i : i + self._size]) for i in range(0, len(order), self._size)
+            ]
+        source.shuffle(batches)
+        return batches
+
+    def walk(self, start: Position) -> Iterator[tuple[Position, tuple[int, ...]]]:
+        """Batches from a position on, epoch after epoch, without end."""
+        epoch, first = start.epoch, start.batch
+        while True:
+            for number, batch in enumerate(self.batch_list(epoch)[first:], first):
+                yield Position(epoch, number), batch
+            epoch, first = epoch + 1, 0
+
+    def after(self, position: Position) -> Position:
+        """The position that follows."""
+        if position.batch + 1 < self.batches:
+            return Position(position.epoch, position.batch + 1)
+        return Position(position.epoch + 1, 0)
+
+
+def share(batch: Sequence[int], shape: Shape, rank: int) -> list[list[Slot]]:
+    """A rank's micro-batches of a global batch; neighbours go to different ranks, so that a short
+    batch is spread over all of them."""
+    micro = []
+    for number in range(shape.accumulate):
+        places = [
+            (number * shape.per_slot + k) * shape.world + rank for k in range(shape.per_slot)
+        ]
+        micro.append([Slot(batch[p % len(batch)], int(p < len(batch))) for p in places])
+    return micro

@@ -1,0 +1,221 @@
+"""Resumable states on disk: written under a temporary name, listed in a manifest, then renamed.
+
+Owns `checkpoints/` of a run. A folder without a readable manifest does not exist, whatever its
+name. Refuses to continue a run whose pictures, batch, seed, engine or world size have changed: its
+position in the data would mean something else.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clusterft_trainer import dist, metrics
+from clusterft_trainer.buckets import Position
+from clusterft_trainer.dist import Place
+from clusterft_trainer.errors import RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SCHEMA = 1
+_NAME = re.compile(r"step-(\d{8})")
+_DRAFT = ".new-"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be the same for a data position to keep its meaning."""
+
+    world: int
+    global_batch: int
+    seed: int
+    data: str
+    engine: str
+    precision: str
+    learn: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a run has come."""
+
+    step: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A complete checkpoint."""
+
+    folder: Path
+    state: State
+    identity: dict[str, Any]
+
+
+class Keeper:
+    """Writes, finds, restores and thins out the checkpoints of one run."""
+
+    def __init__(self, folder: Path, keep: int, identity: Identity, place: Place) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._identity = identity
+        self._place = place
+
+    def newest(self) -> Found | None:
+        """The newest complete checkpoint, if it continues this very run; rank 0 looks for all."""
+        found = dist.on_lead(self._place, lambda: next(iter(complete(self._folder)), None))
+        if found is not None:
+            self._refuse_changes(found)
+        return found
+
+    def restore(self, accelerator: Accelerator, found: Found) -> None:
+        """Load weights, optimizer and random states on every rank."""
+        accelerator.load_state(str(found.folder))
+
+    def write(self, accelerator: Accelerator, state: State) -> None:
+        """All ranks write; the manifest comes last, the final name after it."""
+        began = time.monotonic()
+        final = self._folder / f"step-{state.step:08d}"
+        draft = self._folder / f"{_DRAFT}{final.name}"
+        dist.on_lead(self._place, lambda: _clear(draft))
+        with _disk_errors(draft):
+            accelerator.save_state(str(draft))
+            dist.barrier()
+            files = self._seal(draft)
+        dist.on_lead(self._place, lambda: self._publish(draft, final, state, files))
+        if self._place.leads:
+            metrics.saved("checkpoint", final, state.step, began)
+
+    def _seal(self, draft: Path) -> dict[str, dict[str, Any]]:
+        """Flush and hash the files; the ranks divide them, since one could not read them fast."""
+        names = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
+        mine = {n: _file_entry(draft / n) for n in names[self._place.rank :: self._place.world]}
+        merged: dict[str, dict[str, Any]] = {}
+        for part in dist.gather(mine):
+            merged |= part
+        return dict(sorted(merged.items()))
+
+    def _publish(
+        self, draft: Path, final: Path, state: State, files: dict[str, dict[str, Any]]
+    ) -> None:
+        manifest = {
+            "schema": SCHEMA,
+            "step": state.step,
+            "epoch": state.position.epoch,
+            "batch": state.position.batch,
+            "identity": asdict(self._identity),
+            "files": files,
+        }
+        with _disk_errors(draft):
+            text = draft / "manifest.json"
+            text.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            for path in (text, *(p for p in draft.rglob("*") if p.is_dir()), draft):
+                _flush(path)
+            _remove(final)
+            draft.rename(final)
+            _flush(self._folder)
+            for old in complete(self._folder)[self._keep :]:
+                _remove(old.folder)
+
+    def _refuse_changes(self, found: Found) -> None:
+        wanted = asdict(self._identity)
+        changed = [k for k in wanted if found.identity.get(k) != wanted[k]]
+        if not changed:
+            return
+        if changed == ["world"] or set(changed) == {"world", "global_batch"}:
+            raise RunError(
+                "resume",
+                f"{found.folder} was written by {found.identity.get('world')} ranks, this run has "
+                f"{wanted['world']}; this version cannot redistribute the optimizer state.",
+                "Start the same number of slots, or begin a new run.",
+            )
+        told = ", ".join(f"{k} ({found.identity.get(k)} before, {wanted[k]} now)" for k in changed)
+        raise RunError(
+            "resume",
+            f"{found.folder} belongs to different settings: {told}.",
+            "Restore them to continue, or begin a new run.",
+        )
+
+
+def complete(folder: Path) -> list[Found]:
+    """Complete checkpoints, newest first; unreadable and half-written ones are passed over."""
+    if not folder.is_dir():
+        return []
+    found = [_read(path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted((f for f in found if f is not None), key=lambda f: -f.state.step)
+
+
+def _read(folder: Path) -> Found | None:
+    try:
+        body = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if body["schema"] != SCHEMA:
+            return None
+        state = State(int(body["step"]), Position(int(body["epoch"]), int(body["batch"])))
+        sizes = {name: int(entry["size"]) for name, entry in body["files"].items()}
+        identity = dict(body["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    whole = all(
+        (folder / n).is_file() and (folder / n).stat().st_size == s for n, s in sizes.items()
+    )
+    return Found(folder, state, identity) if whole else None
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _clear(draft: Path) -> None:
+    """Remove what a killed run left half-written, then make room."""
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in draft.parent.glob(f"{_DRAFT}*"):
+        shutil.rmtree(leftover)
+    draft.mkdir()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint so that a kill in the middle leaves nothing that looks complete."""
+    if folder.exists():
+        doomed = folder.with_name(f"{_DRAFT}old-{folder.name}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk is the user's to mend, and no bug of the trainer."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise RunError(
+            "disk-full" if full else "storage",
+            f"The checkpoint {folder} could not be written: {error}.",
+            "Make room; the newest complete checkpoint is untouched."
+            if full
+            else "Check the shared directory on this node.",
+            everywhere=False,
+        ) from error

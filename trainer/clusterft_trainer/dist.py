@@ -1,0 +1,245 @@
+"""The process group, the device and the engine: the only module that knows how ranks talk.
+
+Owns the environment variables of a training process, the rendezvous check, the Accelerator and the
+few collectives that the rest uses. Knows no model. Refuses to train in a smaller world than the
+launcher announced: a rank that believes itself alone would train on its own and ruin the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clusterft_trainer.config import TrainConfig, Zero
+from clusterft_trainer.errors import ConfigError, RunError, TrainerError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+# How long a rank waits for another: rank 0 may prepare data or write a large file meanwhile.
+PATIENCE = timedelta(minutes=30)
+# An accelerate YAML describes how to start ranks; what they compute is decided by the job alone.
+_FOREIGN = ("ACCELERATE_DEEPSPEED_", "ACCELERATE_USE_", "ACCELERATE_DYNAMO_", "ACCELERATE_FP8_")
+_FOREIGN_NAMES = (
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_GRADIENT_CLIPPING",
+    "ACCELERATE_CONFIG_DS_FIELDS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands in the run."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: str  # "cpu" or "cuda:N"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is global rank 0, the one that writes shared files."""
+        return self.rank == 0
+
+
+def settle() -> Place:
+    """Read and complete the environment; must run before torch and deepspeed are first imported."""
+    wanted = os.environ.get("CLUSTERFT_DEVICE", "auto")
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"CLUSTERFT_DEVICE={wanted} is unknown.", "Use auto, cpu or cuda.")
+    for name in list(os.environ):
+        if name.startswith(_FOREIGN) or name in _FOREIGN_NAMES:
+            del os.environ[name]
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if wanted == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    threads = max(1, len(os.sched_getaffinity(0)) // local_world)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "CLUSTERFT_DEVICE=cuda, but torch sees no CUDA device.",
+            "Check the driver and the container's GPU access, or set CLUSTERFT_DEVICE=cpu.",
+        )
+    place = Place(
+        rank=int(os.environ.setdefault("RANK", "0")),
+        world=int(os.environ.setdefault("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.setdefault("LOCAL_RANK", "0")),
+        local_world=local_world,
+        device=f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu",
+    )
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(local_world))
+    if place.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    return place
+
+
+def join(place: Place) -> None:
+    """Enter the process group, and believe only what it says about the size of the world."""
+    import torch
+    import torch.distributed as td
+
+    if place.device != "cpu":
+        if place.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Slot {place.local_rank} has no GPU: torch sees {torch.cuda.device_count()}.",
+                "Lower slots in the hostfile, or check which GPUs the container was given.",
+                everywhere=False,
+            )
+        torch.cuda.set_device(place.local_rank)
+    # Objects and flags travel over gloo in both cases, so that they never wait for a GPU stream.
+    backend = "gloo" if place.device == "cpu" else "cpu:gloo,cuda:nccl"
+    if place.world == 1 and "MASTER_PORT" not in os.environ:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = td.TCPStore("127.0.0.1", 0, 1, is_master=True)
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+        td.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE)
+    else:
+        td.init_process_group(backend, timeout=PATIENCE)
+    if td.get_world_size() != place.world or td.get_rank() != place.rank:
+        raise RunError(
+            "rendezvous",
+            f"The launcher announced rank {place.rank} of {place.world}, the process group says "
+            f"{td.get_rank()} of {td.get_world_size()}.",
+            "Start every rank through the launcher, with one rendezvous address.",
+            everywhere=False,
+        )
+
+
+def leave() -> None:
+    """Close the process group; without this torch warns at exit."""
+    import torch.distributed as td
+
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def build_accelerator(config: TrainConfig, place: Place, parameters: int) -> Accelerator:
+    """The engine that the job asks for; `parameters` sizes DeepSpeed's communication buffers."""
+    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    common: dict[str, Any] = {
+        "gradient_accumulation_steps": config.batch.accumulate,
+        "mixed_precision": "bf16" if config.precision == "bf16" else "no",
+    }
+    if not isinstance(config.engine, Zero):
+        return _checked(Accelerator(cpu=place.device == "cpu", **common), place)
+    import deepspeed
+
+    if place.device == "cpu":
+        # This op would be compiled on first use; gloo does the same work without a compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "gloo" if place.device == "cpu" else "nccl"
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(
+            hf_ds_config=deepspeed_config(config, config.engine, parameters),
+            gradient_clipping=config.learn.clip,
+        ),
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
+        **common,
+    )
+    return _checked(accelerator, place)
+
+
+def deepspeed_config(config: TrainConfig, engine: Zero, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's settings. A bucket never needs more room than all gradients take."""
+    bucket = max(1, min(parameters, 500_000_000))
+    return {
+        "train_micro_batch_size_per_gpu": config.batch.per_slot,
+        "gradient_accumulation_steps": config.batch.accumulate,
+        "gradient_clipping": config.learn.clip or 0.0,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {
+            "stage": engine.stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+        },
+    }
+
+
+def _checked(accelerator: Accelerator, place: Place) -> Accelerator:
+    if accelerator.num_processes != place.world or accelerator.process_index != place.rank:
+        raise RunError(
+            "rendezvous",
+            f"accelerate sees rank {accelerator.process_index} of {accelerator.num_processes}, "
+            f"the launcher announced rank {place.rank} of {place.world}.",
+            "This is a mismatch of backend and device; report it with the rank's log.",
+        )
+    return accelerator
+
+
+def gradient_norm(model: torch.nn.Module) -> float | None:
+    """The norm before clipping that the ZeRO engine computed during its step."""
+    norm = model.get_global_grad_norm() if hasattr(model, "get_global_grad_norm") else None
+    return None if norm is None else float(norm)
+
+
+def full_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights of the trained module on the CPU; a collective that every rank must enter.
+
+    Under ZeRO with bfloat16 the module holds rounded copies: the float32 originals are spread over
+    the ranks' optimizers and are put together here, one tensor at a time.
+    """
+    bare = accelerator.unwrap_model(model)
+    state = {name: tensor.detach().cpu() for name, tensor in bare.state_dict().items()}
+    if hasattr(model, "bfloat16_enabled") and model.bfloat16_enabled():
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in bare.named_parameters():
+            if parameter.requires_grad:
+                state[name] = safe_get_full_fp32_param(parameter).detach().cpu()
+    return state
+
+
+def sum_all(values: list[float]) -> list[float]:
+    """Element-wise sum over all ranks, in float64 over gloo; also the step's meeting point."""
+    import torch
+    import torch.distributed as td
+
+    total = torch.tensor(values, dtype=torch.float64)
+    td.all_reduce(total)
+    return [float(v) for v in total]
+
+
+def barrier() -> None:
+    """Wait until every rank is here; on the CPU, so that no GPU stream is held."""
+    sum_all([0.0])
+
+
+def gather(item: T) -> list[T]:
+    """The item of every rank, in rank order, on every rank."""
+    import torch.distributed as td
+
+    items: list[Any] = [None] * td.get_world_size()
+    td.all_gather_object(items, item)
+    return items
+
+
+def on_lead(place: Place, action: Callable[[], T]) -> T:
+    """Let rank 0 do something and give all ranks its result, or all of them its failure."""
+    import torch.distributed as td
+
+    outcome: list[Any] = [None, None]
+    if place.leads:
+        try:
+            outcome[0] = action()
+        except TrainerError as error:
+            outcome[1] = error
+    td.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]

@@ -1,0 +1,133 @@
+"""Rank 0's account of a run: progress lines, metrics.jsonl, TensorBoard and the loss curve.
+
+Owns those files in the run directory. On a resumed run, steps behind the checkpoint are taken out
+first: they are trained again, and no step may stand in the account twice. Refuses to work on any
+other rank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clusterft_trainer import curve
+from clusterft_trainer.progress import Done, Failed, Notice, Phase, Record, Saved, Step, encode
+
+
+def tell(record: Record) -> None:
+    """One progress line, at once."""
+    print(encode(record), flush=True)
+
+
+def phase(name: str) -> None:
+    """Say that a stage begins."""
+    tell(Phase(name, time.time()))
+
+
+def notice(text: str) -> None:
+    """Tell something that does not stop the run."""
+    tell(Notice(text, time.time()))
+
+
+def failed(failure: str, message: str, remedy: str) -> None:
+    """Say why training stops."""
+    tell(Failed(failure, message, remedy, time.time()))
+
+
+def saved(what: str, path: Path, step: int, began: float) -> None:
+    """Say that something is complete on disk; `began` in seconds of time.monotonic()."""
+    tell(Saved(what, str(path), step, time.monotonic() - began, time.time()))
+
+
+class Journal:
+    """The steps of a run, on disk and in memory."""
+
+    def __init__(self, run_dir: Path, resumed_from: int | None) -> None:
+        self._run_dir = run_dir
+        self._path = run_dir / "metrics.jsonl"
+        self._resumed_from = resumed_from
+        self.losses = self._rewind(resumed_from or 0)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board: Any = None
+
+    def step(self, record: Step) -> None:
+        """Write one finished step everywhere."""
+        tell(record)
+        self._file.write(json.dumps(_plain(record)) + "\n")
+        self._file.flush()
+        self.losses.append(record.loss)
+        board = self._open_board()
+        board.add_scalar("loss", record.loss, record.step)
+        board.add_scalar("rate", record.rate, record.step)
+        board.add_scalar("images_per_second", record.images_per_second, record.step)
+        board.add_scalar("data_wait", record.data_wait, record.step)
+        if record.grad_norm is not None:
+            board.add_scalar("grad_norm", record.grad_norm, record.step)
+
+    def finish(self, name: str) -> None:
+        """Draw the curve, close the files, and say that the run is done."""
+        began, step = time.monotonic(), len(self.losses)
+        path = self._run_dir / "loss.svg"
+        draft = path.with_suffix(".svg.new")
+        draft.write_text(curve.draw(self.losses, name), encoding="utf-8")
+        draft.replace(path)
+        self.close()
+        saved("curve", path, step, began)
+        saved("tensorboard", self._run_dir / "tensorboard", step, began)
+        tenth = max(1, step // 10)
+        first, last = _mean(self.losses[:tenth]), _mean(self.losses[-tenth:])
+        tell(Done(step, first, last, time.time(), self._resumed_from))
+
+    def close(self) -> None:
+        """Put everything on the disk."""
+        if self._file.closed:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _open_board(self) -> Any:
+        if self._board is None:
+            # imported here: it costs half a second that the first step should not wait for
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(self._run_dir / "tensorboard"), purge_step=self._resumed_from
+            )
+        return self._board
+
+    def _rewind(self, last: int) -> list[float]:
+        """Keep the steps up to `last`; a line that a dying process cut short is no step."""
+        if not self._path.exists():
+            return []
+        kept, losses = [], []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                body = json.loads(line)
+            except ValueError:
+                continue
+            if body["step"] <= last:
+                kept.append(line + "\n")
+                losses.append(math.nan if body["loss"] is None else float(body["loss"]))
+        draft = self._path.with_suffix(".jsonl.new")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(self._path)
+        return losses
+
+
+def _plain(record: Step) -> dict[str, object]:
+    body = asdict(record)
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in body.items()
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,94 @@
+"""Pictures from fixed prompts and seeds, so that progress can be seen.
+
+Owns `samples/` of a run. Each rank draws its share of the prompts, since every rank holds all
+weights under DDP and ZeRO 1/2; rank 0 joins them into one grid. Refuses to touch the training
+state: its random numbers come from generators of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clusterft_trainer import dist, metrics, objective
+from clusterft_trainer.config import Samples
+from clusterft_trainer.dist import Place
+from clusterft_trainer.sdxl import Conditioning, Denoiser, Encoders
+
+GUIDANCE = 4.0  # how far the picture is pushed away from the empty prompt's
+_GAP = 4  # pixels between the pictures of a grid
+
+
+class Sampler:
+    """Draws one grid whenever asked."""
+
+    def __init__(self, settings: Samples, resolution: int, folder: Path, place: Place) -> None:
+        self._settings = settings
+        self._size = resolution
+        self._folder = folder
+        self._place = place
+
+    def draw(
+        self, model: Denoiser, encoders: Encoders, cast: AbstractContextManager[None], step: int
+    ) -> None:
+        """All ranks call this; rank 0 writes `step-<8 digits>.png`."""
+        began = time.monotonic()
+        mine = range(self._place.rank, len(self._settings.prompts), self._place.world)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), cast:
+            drawn = {i: self._picture(model, encoders, i) for i in mine}
+        model.train(was_training)
+        pictures: dict[int, np.ndarray] = {}
+        for part in dist.gather(drawn):
+            pictures |= part
+        if self._place.leads:
+            path = self._folder / f"step-{step:08d}.png"
+            self._folder.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(".new")
+            grid([pictures[i] for i in sorted(pictures)]).save(draft, format="PNG")
+            draft.replace(path)
+            metrics.saved("sample", path, step, began)
+
+    def _picture(self, model: Denoiser, encoders: Encoders, number: int) -> np.ndarray:
+        device = next(model.parameters()).device
+        shape = encoders.latent_shape(self._size, self._size)
+        generator = torch.Generator().manual_seed(objective.key(0, 0, number, "sample"))
+        latents = torch.randn((1, *shape), generator=generator).to(device)
+        ids = torch.tensor([[self._size, self._size, 0, 0, self._size, self._size]] * 2)
+        given = encoders.condition([self._settings.prompts[number], ""], ids.float())
+        times = objective.denoise_times(encoders.schedule, self._settings.denoise_steps)
+        for now, then in zip(times, [*times[1:], None], strict=True):
+            noise = _guided(model, latents, now, given)
+            latents = objective.denoise(latents, noise, now, then, encoders.schedule)
+        return encoders.decode(latents)[0].numpy()
+
+
+def grid(pictures: list[np.ndarray]) -> Image.Image:
+    """Pictures of one size, row by row on a neutral ground."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    height, width = pictures[0].shape[:2]
+    size = (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, (128, 128, 128))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        corner = (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP))
+        sheet.paste(Image.fromarray(picture), corner)
+    return sheet
+
+
+def _guided(
+    model: Denoiser, latents: torch.Tensor, now: int, given: Conditioning
+) -> torch.Tensor:
+    """Classifier-free guidance: prompt and empty prompt in one pass."""
+    time_step = torch.tensor([now, now], device=latents.device)
+    wanted, empty = model(torch.cat([latents, latents]), time_step, given).float().chunk(2)
+    guided: torch.Tensor = empty + GUIDANCE * (wanted - empty)
+    return guided

@@ -1,0 +1,128 @@
+"""Running a supervisor as a detached process of a plain node: start it, follow what it says, stop it.
+
+The directory of a run on a node holds `assignment.json`, `supervisor.json` (who runs it) and `stream.jsonl` (what
+it said). The node's lock file is held for as long as the supervisor lives, so a second run cannot start there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from clusterft_trainer import assignment as assignments
+from clusterft_trainer import stream
+from clusterft_trainer.assignment import Assignment
+from clusterft_trainer.rank import start_time
+from clusterft_trainer.supervisor import processes
+from clusterft_trainer.supervisor.tails import Tail
+from clusterft_trainer.supervisor.watch import Watch
+
+_TICK = 0.05
+_HEARTBEAT = 10.0  # seconds; a blank line, so that a follower whose reader is gone notices and ends
+BUSY = 3
+
+
+def start(directory: Path) -> int:
+    """Start the supervisor of a run directory, detached; prints one JSON line: its pid, or who is in the way."""
+    assignment = assignments.parse((directory / "assignment.json").read_text(encoding="utf-8"))
+    lock = _lock(Path(assignment.lock_file), assignment.run)
+    if isinstance(lock, str):
+        _print({"busy": lock})
+        return BUSY
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        _become_detached(directory, assignment, lock, writer)
+    os.close(writer)
+    lock.close()  # the child holds it now
+    with os.fdopen(reader, encoding="utf-8") as answer:
+        pid = answer.read()
+    if not pid:
+        _print({"error": (directory / "supervisor.log").read_text(encoding="utf-8", errors="replace")})
+        return 1
+    _print({"pid": int(pid)})
+    return 0
+
+
+def follow(directory: Path) -> int:
+    """Print the stream from its first line until the run is over on this node."""
+    tail, quiet_since = Tail(directory / "stream.jsonl"), time.monotonic()
+    while True:
+        alive = _alive(directory)  # asked before reading: what was said before the end is still read
+        for text in tail.lines(final=not alive):
+            quiet_since = time.monotonic()
+            sys.stdout.write(text + "\n")
+            if isinstance(stream.decode(text), stream.Ended):
+                sys.stdout.flush()
+                return 0
+        if time.monotonic() - quiet_since > _HEARTBEAT:
+            quiet_since = time.monotonic()
+            sys.stdout.write("\n")
+        if not alive:
+            sys.stdout.write(stream.encode(stream.Vanished(time.time())) + "\n")
+            sys.stdout.flush()
+            return 1
+        sys.stdout.flush()
+        time.sleep(_TICK)
+
+
+def stop(directory: Path) -> int:
+    """Ask the supervisor to stop; asked twice, it no longer waits for the ranks."""
+    pid, began = processes.read_note(directory / "supervisor.json")
+    alive = bool(pid) and start_time(pid) == began
+    if alive:
+        os.kill(pid, signal.SIGTERM)
+    _print({"told": alive})
+    return 0
+
+
+def _alive(directory: Path) -> bool:
+    pid, began = processes.read_note(directory / "supervisor.json")
+    return bool(pid) and start_time(pid) == began
+
+
+def _lock(path: Path, run: str) -> TextIO | str:
+    """The open lock file, or the name of the run that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another run"
+        lock.close()
+        return holder
+    lock.truncate(0)
+    lock.write(run + "\n")
+    lock.flush()
+    return lock
+
+
+def _become_detached(directory: Path, assignment: Assignment, lock: TextIO, writer: int) -> NoReturn:
+    """In the child: leave the caller's session, say who we are, run to the end."""
+    os.setsid()
+    log = os.open(directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    watch = Watch(assignment, directory)
+    note = directory / "supervisor.json"
+    draft = note.with_suffix(".new")
+    draft.write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid())}), encoding="ascii")
+    draft.replace(note)
+    os.write(writer, str(os.getpid()).encode())
+    os.close(writer)
+    code = watch.run()
+    lock.close()
+    os._exit(code)
+
+
+def _print(body: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(body) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,115 @@
+"""Starting the launcher, and making sure that nothing of it outlives the supervisor.
+
+Linux only. Processes are ended by id and only while the id still names the process that was meant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from clusterft_trainer.rank import start_time
+
+Launcher = subprocess.Popen[bytes]
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_reaper() -> None:
+    """Orphans of the launcher become our children, so that they can be found and ended."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def start(argv: tuple[str, ...], env: dict[str, str], cwd: str, log: Path) -> Launcher:
+    """Start the launcher in a session of its own, with its output in `log`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            # If the supervisor is killed, the launcher is told to end, and it ends its ranks.
+            preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
+        )
+
+
+def signal_ranks(log_dir: Path, number: int) -> int:
+    """Send a signal to the ranks that noted their process; the count of those reached."""
+    reached = 0
+    for note in sorted(log_dir.glob("rank*.pid")):
+        pid, began = read_note(note)
+        if pid and start_time(pid) == began:
+            reached += _send(pid, number)
+    return reached
+
+
+def read_note(path: Path) -> tuple[int, int | None]:
+    """The pid and start time in a note; pid 0 when there is none."""
+    try:
+        body = json.loads(path.read_text(encoding="ascii"))
+        return int(body["pid"]), body["start"]
+    except (OSError, ValueError, KeyError):
+        return 0, None
+
+
+def end_descendants(deadline: float) -> None:
+    """SIGKILL everything below this process and reap it, until nothing is left or the deadline passes."""
+    while time.monotonic() < deadline:
+        pids = list(_descendants(os.getpid()))
+        for pid in pids:
+            _send(pid, signal.SIGKILL)
+        reap()
+        if not pids:
+            return
+        time.sleep(0.02)
+
+
+def reap() -> None:
+    """Collect dead orphans. The launcher itself may be among them: poll it first."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+def _descendants(root: int) -> Iterator[int]:
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text(encoding="ascii", errors="replace")
+            except OSError:
+                continue  # gone since the listing
+            state, parent = stat.rpartition(")")[2].split()[:2]
+            if state != "Z" or int(parent) == root:
+                children.setdefault(int(parent), []).append(int(entry))
+    queue = list(children.get(root, ()))
+    while queue:
+        pid = queue.pop()
+        queue.extend(children.get(pid, ()))
+        yield pid
+
+
+def _send(pid: int, number: int) -> int:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return 0
+    return 1
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")

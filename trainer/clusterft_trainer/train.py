@@ -1,0 +1,267 @@
+"""A training run from its settings to the exported file; the loop that joins all other modules.
+
+Owns the order of things: model, data, resume, steps, checkpoints, samples, export, and stopping at
+a step boundary when asked to. Refuses to go on after a loss that is not a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clusterft_trainer import builtin, checkpoint, dist, export, metrics, objective, optim, sdxl
+from clusterft_trainer.buckets import Epochs, Position, Shape
+from clusterft_trainer.checkpoint import Keeper, State
+from clusterft_trainer.config import BuiltinSource, TrainConfig, Zero
+from clusterft_trainer.dataset import Batch, Pictures, Work, stream
+from clusterft_trainer.dist import Place
+from clusterft_trainer.errors import RunError
+from clusterft_trainer.metrics import Journal
+from clusterft_trainer.progress import Step
+from clusterft_trainer.records import Record, digest, scan
+from clusterft_trainer.sample import Sampler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Above this share of padding a user should know that much of the computation is for nothing.
+_MUCH_PADDING = 0.25
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that the loop needs, built and in place."""
+
+    config: TrainConfig
+    run_dir: Path
+    place: Place
+    accelerator: Accelerator
+    model: Any  # the Denoiser as the engine wrapped it
+    optimizer: Any
+    encoders: sdxl.Encoders
+    pictures: Pictures
+    epochs: Epochs
+    shape: Shape
+    keeper: Keeper
+    sampler: Sampler | None
+
+
+class StopSignal:
+    """Remembers SIGTERM, which asks for a checkpoint and a clean end at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, *_: object) -> None:
+        self.asked = True
+
+
+def run(config: TrainConfig, run_dir: Path, place: Place) -> None:
+    """Train from the newest checkpoint, or from the start, to the end."""
+    stop = StopSignal()
+    dist.join(place)
+    dist.on_lead(place, lambda: run_dir.mkdir(parents=True, exist_ok=True))
+    built = build(config, run_dir, place)
+    found = built.keeper.newest()
+    state = State(0, Position())
+    if found is not None:
+        built.keeper.restore(built.accelerator, found)
+        state = found.state
+        _say(place, f"Training continues from step {state.step} ({found.folder}).")
+    journal = Journal(run_dir, state.step if found else None) if place.leads else None
+    finished = loop(built, state, journal, stop)
+    if finished:
+        _phase(place, "export")
+        trained = (built.model, built.encoders)
+        export.finish(config, run_dir, place, built.accelerator, trained, total_steps(built))
+        if journal is not None:
+            journal.finish(config.output.name)
+    elif journal is not None:
+        journal.close()
+    dist.barrier()
+    dist.leave()
+
+
+def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
+    """Model, data and engine, in the order in which a mistake is found soonest."""
+    _phase(place, "data")
+    home = run_dir.parent / ".clusterft" / "builtin"
+    records = dist.on_lead(place, lambda: gather_records(config, home))
+    shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
+    pictures = Pictures(records, config.data, config.seed)
+    epochs = Epochs(pictures.buckets, config.seed, shape)
+    if epochs.padding > _MUCH_PADDING:
+        share = f"{epochs.padding:.0%} of the samples that are computed only fill up short batches"
+        _say(place, f"{share}: {len(records)} pictures in {len(set(pictures.buckets))} buckets.")
+    _phase(place, "model")
+    folder = dist.on_lead(place, lambda: model_folder(config.model, home))
+    parts = sdxl.load(folder)
+    denoiser = sdxl.build_denoiser(parts, config.learn)
+    encoders = sdxl.Encoders(parts, denoiser, place.device)
+    count = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
+    accelerator = dist.build_accelerator(config, place, count)
+    model, optimizer = accelerator.prepare(
+        denoiser.to(place.device), optim.build(denoiser, config.learn)
+    )
+    identity = checkpoint.Identity(
+        world=place.world,
+        global_batch=shape.global_batch,
+        seed=config.seed,
+        data=digest(records) + f":{config.data.resolution}",
+        engine=f"zero-{config.engine.stage}" if isinstance(config.engine, Zero) else "ddp",
+        precision=config.precision,
+        learn=hashlib.sha256(config.learn.model_dump_json().encode()).hexdigest()[:16],
+        model=config.model,
+    )
+    keeper = Keeper(run_dir / "checkpoints", config.checkpoints.keep, identity, place)
+    sampler = None
+    if config.samples is not None:
+        sampler = Sampler(config.samples, config.data.resolution, run_dir / "samples", place)
+    return Run(
+        config, run_dir, place, accelerator, model, optimizer,
+        encoders, pictures, epochs, shape, keeper, sampler,
+    )  # fmt: skip
+
+
+def loop(run: Run, state: State, journal: Journal | None, stop: StopSignal) -> bool:
+    """Every step of the run; False when it was asked to stop before the end."""
+    total = total_steps(run)
+    walk = stream(run.pictures, run.epochs, run.shape, run.place.rank, run.encoders.known)
+    work = walk(state.position, total - state.step)
+    _phase(run.place, "train")
+    stopping = False
+    while state.step < total and not stopping:
+        began = time.monotonic()
+        job = next(work)
+        waited = time.monotonic() - began
+        rate = optim.set_rates(
+            run.optimizer, optim.warmup(state.step + 1, run.config.learn.warmup_steps)
+        )
+        loss, norm = train_step(run, job)
+        # One small meeting for all: the global loss, who was asked to stop, who waited for data.
+        loss, asked, waits = dist.sum_all([loss, float(stop.asked), waited])
+        stopping = asked > 0
+        state = State(state.step + 1, run.epochs.after(job.position))
+        if not math.isfinite(loss):
+            raise RunError(
+                "nan",
+                f"The loss of step {state.step} is {loss}; its weights are not saved.",
+                "Lower learn.*.rate, or raise learn.warmup_steps; then start again: training "
+                "continues from the last checkpoint.",
+            )
+        seconds = time.monotonic() - began
+        if journal is not None:
+            journal.step(
+                Step(
+                    step=state.step,
+                    steps=total,
+                    epoch=job.position.epoch,
+                    loss=loss,
+                    rate=rate,
+                    grad_norm=norm,
+                    images_per_second=job.real / seconds,
+                    data_wait=min(1.0, waits / run.place.world / seconds),
+                    at=time.time(),
+                )
+            )
+        keep(run, state, last=state.step == total or stopping)
+        if run.sampler is not None and not stopping:
+            draw_samples(run, state.step, total)
+    if stopping and state.step < total:
+        _say(run.place, f"Stopped as asked after step {state.step}; a checkpoint is written.")
+    return state.step >= total
+
+
+def train_step(run: Run, work: Work) -> tuple[float, float | None]:
+    """Forward and backward over the micro-batches, then one update; this rank's part of the loss."""
+    loss_sum, norm = 0.0, None
+    copies = run.place.world * run.shape.accumulate
+    for batch in work.micro:
+        with run.accelerator.accumulate(run.model):
+            losses = sample_losses(run, batch, work.position.epoch)
+            weights = batch.weights.to(losses.device)
+            loss = objective.weighted(losses, weights, work.real, copies)
+            # under DeepSpeed this also updates the weights, and the two calls below do nothing
+            run.accelerator.backward(loss)
+            clip = run.config.learn.clip
+            if run.accelerator.sync_gradients and not isinstance(run.config.engine, Zero):
+                found = run.accelerator.clip_grad_norm_(run.model.parameters(), clip or math.inf)
+                norm = float(found)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        loss_sum += loss.item() / copies
+    return loss_sum, norm if norm is not None else dist.gradient_norm(run.model)
+
+
+def sample_losses(run: Run, batch: Batch, epoch: int) -> torch.Tensor:
+    """The loss of each sample of a micro-batch."""
+    encoders = run.encoders
+    shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
+    keys = [objective.key(run.config.seed, epoch, i, "noise") for i in batch.indices]
+    drawn = objective.draw(keys, shape, encoders.schedule)
+    latents = encoders.latents(batch, drawn)
+    noise, timesteps = drawn.noise.to(latents.device), drawn.timesteps.to(latents.device)
+    noisy = objective.noisy(latents, noise, timesteps, encoders.schedule)
+    prediction = run.model(noisy, timesteps, encoders.condition(batch.captions, batch.time_ids))
+    return objective.sample_losses(prediction, noise)
+
+
+def keep(run: Run, state: State, last: bool) -> None:
+    """Write a checkpoint when one is due, and always at the end."""
+    if last or state.step % run.config.checkpoints.every_steps == 0:
+        run.keeper.write(run.accelerator, state)
+
+
+def draw_samples(run: Run, step: int, total: int) -> None:
+    """Draw a grid when one is due, and always at the end."""
+    settings = run.config.samples
+    if run.sampler is None or settings is None:
+        return
+    if step == total or step % settings.every_steps == 0:
+        cast: AbstractContextManager[None] = nullcontext()
+        run.sampler.draw(run.accelerator.unwrap_model(run.model), run.encoders, cast, step)
+
+
+def total_steps(run: Run) -> int:
+    """Optimizer steps of the whole run."""
+    if run.config.steps is not None:
+        return run.config.steps
+    return (run.config.epochs or 0) * run.epochs.batches
+
+
+def gather_records(config: TrainConfig, home: Path) -> list[Record]:
+    """The pictures of all sources, in the order of the sources."""
+    records: list[Record] = []
+    for source in config.data.sources:
+        if isinstance(source, BuiltinSource):
+            records += scan(builtin.materialise("shapes", source.images, home))
+        else:
+            records += scan(source.folder)
+    return records
+
+
+def model_folder(model: str, home: Path) -> Path:
+    """Where the model lies; the builtin one is made first."""
+    if model == builtin.MODEL:
+        return builtin.materialise("tiny", 0, home)
+    return sdxl.check_folder(model)
+
+
+def _phase(place: Place, name: str) -> None:
+    if place.leads:
+        metrics.phase(name)
+
+
+def _say(place: Place, text: str) -> None:
+    if place.leads:
+        metrics.notice(text)
