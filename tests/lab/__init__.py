@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import LabError, LabUnavailable, NotSupported
 from .full import FullLab, FullNode, full_available
 from .light import LightLab, LightNode, light_available
+from .vm import VmLab, VmNode, vm_available
 
 __all__ = [
     "FullLab",
@@ -14,6 +15,9 @@ __all__ = [
     "LightLab",
     "LightNode",
     "NotSupported",
+    "VmLab",
+    "VmNode",
     "full_available",
     "light_available",
+    "vm_available",
 ]

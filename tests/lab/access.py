@@ -64,8 +64,7 @@ class Access:
 
     def _line(self, node: Endpoint) -> str:
         return (
-            f"{node.name} slots={node.slots} addr={node.address} user=root "
-            f"port={node.port} identity={self.key}\n"
+            f"{node.name} slots={node.slots} addr={node.address} user=root port={node.port} identity={self.key}\n"
         )
 
     def _config(self, nodes: Iterable[Endpoint]) -> Iterable[str]:

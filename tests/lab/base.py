@@ -51,9 +51,7 @@ class LabNode(ABC):
         """The boot id that the node itself would report."""
         return (self.state / "boot_id").read_text().strip()
 
-    def run(
-        self, argv: Sequence[str], timeout: float = 20
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: Sequence[str], timeout: float = 20) -> subprocess.CompletedProcess[str]:
         """Run a command on the node through ssh with pinned host keys.
 
         The exit status is the command's, or 255 when ssh failed. A node that never
@@ -171,6 +169,11 @@ class Lab(ABC, Generic[N]):
         self.known_hosts = self.access.known_hosts
         self.key = self.access.key
         self.nodes = []
+
+    @classmethod
+    @abstractmethod
+    def attach(cls, journal: Journal) -> Self:
+        """The lab that another process brought up."""
 
     @property
     def id(self) -> str:

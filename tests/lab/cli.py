@@ -15,8 +15,13 @@ from typing import Any
 from .base import Lab
 from .errors import LabError, LabUnavailable
 from .journal import Journal, undo_orphans
+from .full import FullLab, full_available
 from .light import LightLab, light_available
+from .node_image import ENGINES
+from .vm import VmLab, vm_available
 
+_WEIGHTS = {lab.weight: lab for lab in (LightLab, FullLab, VmLab)}
+_AVAILABLE = {"light": light_available, "full": full_available, "vm": vm_available}
 # The fault as typed: the method of a node, what it takes, what it does.
 _FAULTS: dict[str, tuple[str, str | None, str]] = {
     "block-port": ("block_port", "PORT", "keep others from a port (add: drop, reject)"),
@@ -58,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     up = verbs.add_parser("up", help="bring a lab up and leave it running")
     weight = up.add_mutually_exclusive_group(required=True)
     weight.add_argument("--light", type=int, metavar="N", help="namespaces with an sshd")
+    weight.add_argument("--full", type=int, metavar="N", help="containers with a Docker engine")
+    weight.add_argument("--vm", type=int, metavar="N", help="virtual machines with kernel NFS")
+    up.add_argument("--engine", choices=sorted(ENGINES), help="the engine of full nodes")
     up.set_defaults(verb=_up)
 
     verbs.add_parser("status", help="what is up, and what could be").set_defaults(verb=_status)
@@ -69,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
 
     words = "\n".join(f"  {name:14} {about}" for name, (_, _, about) in _FAULTS.items())
     fault = verbs.add_parser(
-        "fault", help="let something befall a node", epilog=f"faults:\n{words}",
+        "fault",
+        help="let something befall a node",
+        epilog=f"faults:\n{words}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fault.add_argument("node")
@@ -81,7 +91,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(chosen: argparse.Namespace) -> None:
-    lab: Lab[Any] = LightLab.up(count=chosen.light)
+    lab: Lab[Any]
+    if chosen.engine and not chosen.full:
+        raise LabError("--engine is for --full nodes")
+    if chosen.light is not None:
+        lab = LightLab.up(chosen.light)
+    elif chosen.full is not None:
+        lab = FullLab.up(chosen.full, engine=chosen.engine or "20.10")
+    else:
+        lab = VmLab.up(chosen.vm)
     lab.keep()
     _say(f"lab {lab.id}: {len(lab.nodes)} {lab.weight} nodes")
     _say(f"  hostfile    {lab.hostfile}")
@@ -103,7 +121,8 @@ def _status(chosen: argparse.Namespace) -> None:
         if hostfile.exists():
             for line in hostfile.read_text().splitlines():
                 _say(f"    {line}")
-    for weight, why in (("light", light_available()),):
+    for weight, available in _AVAILABLE.items():
+        why = available()
         _say(f"{weight}: " + ("can be had" if why is None else f"{why.reason}; {why.remedy}"))
 
 
@@ -132,8 +151,7 @@ def _attached(name: str | None) -> Lab[Any]:
     if len(found) != 1:
         names = ", ".join(one.id for one in found) or "none"
         raise LabError(f"which lab? up are: {names}; choose with --lab")
-    weights: dict[str, type[LightLab]] = {"light": LightLab}
-    return weights[found[0].described()["weight"]].attach(found[0])
+    return _WEIGHTS[found[0].described()["weight"]].attach(found[0])
 
 
 def _say(words: str) -> None:

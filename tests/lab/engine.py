@@ -49,9 +49,7 @@ def engine_available() -> LabUnavailable | None:
     """Why there is no engine to be had here, or None."""
     if answers() or (packages.is_root() and packages.lacking(["docker", "dockerd"]) is None):
         return None
-    return LabUnavailable(
-        "no Docker engine answers here", "start one, or join the docker group, or run as root"
-    )
+    return LabUnavailable("no Docker engine answers here", "start one, or join the docker group, or run as root")
 
 
 def ensure_engine() -> None:
@@ -74,8 +72,14 @@ def _start() -> None:
         argv: Sequence[str] = [which("dockerd") or "dockerd"]
         # Its own session: neither a Ctrl-C here nor the end of this terminal reaches it.
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment(),
-            start_new_session=True, cwd="/", close_fds=True,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment(),
+            start_new_session=True,
+            cwd="/",
+            close_fds=True,
         )
     try:
         until(lambda: answers() or child.poll() is not None, 60, "dockerd to answer")

@@ -27,8 +27,12 @@ _READY = (
     "until docker version >/dev/null 2>&1 && grep -q ':0016 .* 0A ' /proc/net/tcp; "
     "do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
 )
-_MAY = ("--cap-add=SYS_ADMIN", "--cap-add=NET_ADMIN", "--security-opt=seccomp=unconfined",
-          "--security-opt=apparmor=unconfined")
+_MAY = (
+    "--cap-add=SYS_ADMIN",
+    "--cap-add=NET_ADMIN",
+    "--security-opt=seccomp=unconfined",
+    "--security-opt=apparmor=unconfined",
+)
 
 
 def full_available() -> LabUnavailable | None:
@@ -56,12 +60,28 @@ class FullNode(LabNode):
         docker("volume", "create", "--label", self._label, engine)
         self._journal.note("container", self.container)
         docker(
-            "create", "--name", self.container, "--hostname", self.name, "--label", self._label,
-            "--init", "--cgroupns=host", *_MAY, "--network", network, "--ip", self.address,
-            *(f"--add-host={one}" for one in neighbours), "--shm-size=512m",
-            "--tmpfs=/run:exec,mode=755,size=64m", "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
-            f"--volume={engine}:/var/lib/docker", f"--volume={self.container}-home:/root",
-            f"--volume={network}-shared:{_SHARED}", self._image,
+            "create",
+            "--name",
+            self.container,
+            "--hostname",
+            self.name,
+            "--label",
+            self._label,
+            "--init",
+            "--cgroupns=host",
+            *_MAY,
+            "--network",
+            network,
+            "--ip",
+            self.address,
+            *(f"--add-host={one}" for one in neighbours),
+            "--shm-size=512m",
+            "--tmpfs=/run:exec,mode=755,size=64m",
+            "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
+            f"--volume={engine}:/var/lib/docker",
+            f"--volume={self.container}-home:/root",
+            f"--volume={network}-shared:{_SHARED}",
+            self._image,
         )
         self._give_host_key()
         keys = self.state / "authorized_keys"
@@ -137,8 +157,18 @@ class FullNode(LabNode):
         index = self.inside(["cat", "/sys/class/net/eth0/iflink"])
         find = f"$(ip -o link | sed -n 's/^{index}: \\([^@:]*\\).*/\\1/p')"
         self.inside(["tc", *words.replace("CARD", "eth0").split()])
-        docker("run", "--rm", "--network=host", "--cap-add=NET_ADMIN", "--label", self._label,
-               self._image, "sh", "-c", "tc " + words.replace("CARD", find))
+        docker(
+            "run",
+            "--rm",
+            "--network=host",
+            "--cap-add=NET_ADMIN",
+            "--label",
+            self._label,
+            self._image,
+            "sh",
+            "-c",
+            "tc " + words.replace("CARD", find),
+        )
 
     # -- power -----------------------------------------------------------------
 
@@ -185,8 +215,9 @@ class FullNode(LabNode):
     def swap_host_key(self) -> None:
         """Make a new host key and let sshd read it."""
         self._give_host_key()
-        self.inside(["sh", "-c", "chmod 600 /etc/lab/ssh_host_ed25519_key; "
-                                 "kill -HUP $(cat /run/sshd.pid); sleep 0.3"])
+        self.inside(
+            ["sh", "-c", "chmod 600 /etc/lab/ssh_host_ed25519_key; kill -HUP $(cat /run/sshd.pid); sleep 0.3"]
+        )
 
 
 class FullLab(Lab[FullNode]):
@@ -261,8 +292,20 @@ class FullLab(Lab[FullNode]):
         holder = f"{self.prefix}-disks"
         self.journal.note("container", holder)
         mounts = [f"--volume={home}:/disks/{home}" for home in homes]
-        docker("run", "--detach", "--name", holder, "--label", label, "--network=none", "--init",
-               *mounts, self.image, "sleep", "infinity")
+        docker(
+            "run",
+            "--detach",
+            "--name",
+            holder,
+            "--label",
+            label,
+            "--network=none",
+            "--init",
+            *mounts,
+            self.image,
+            "sleep",
+            "infinity",
+        )
 
 
 def _taken() -> set[str]:

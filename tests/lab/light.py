@@ -32,7 +32,7 @@ _BOOT = Path(__file__).with_name("light_boot.sh")
 _HOME_MIB = 256
 _MOST = 200
 
-_SSHD = """\
+SSHD = """\
 Port 22
 HostKey {state}/ssh_host_ed25519_key
 PidFile none
@@ -81,7 +81,7 @@ class LightNode(LabNode):
         (self.home / ".ssh").mkdir(mode=0o700)
         private_file(self.home / ".ssh" / "authorized_keys", authorized + "\n")
         make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
-        (self.state / "sshd_config").write_text(_SSHD.format(state=self.state))
+        (self.state / "sshd_config").write_text(SSHD.format(state=self.state))
         (self.state / "passwd").write_text(_passwd(self.home))
         private_file(self.state / "shadow", "root:*:19000:0:99999:7:::\n")
         # No name server can be reached: an empty file fails at once instead of after 10 s.
@@ -94,14 +94,31 @@ class LightNode(LabNode):
         """Start the node's first process under a new boot id, and wait for its sshd."""
         fresh_boot_id(self.state)
         inside = ["sh", str(_BOOT), str(self.state), self._shared, str(labs_root()), self.name]
-        argv = ["nsenter", f"--net=/run/netns/{self._netns}", "unshare", "--fork", "--pid",
-                "--kill-child", "--mount", "--propagation", "slave", "--uts", "--ipc", *inside,
-                which("sshd") or "/usr/sbin/sshd"]
+        argv = [
+            "nsenter",
+            f"--net=/run/netns/{self._netns}",
+            "unshare",
+            "--fork",
+            "--pid",
+            "--kill-child",
+            "--mount",
+            "--propagation",
+            "slave",
+            "--uts",
+            "--ipc",
+            *inside,
+            which("sshd") or "/usr/sbin/sshd",
+        ]
         with (self.state / "console.log").open("ab") as log:
             heard = log.tell()
             self._child = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=_bare_environment(), cwd="/",
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_bare_environment(),
+                cwd="/",
             )
         outer = ProcessId.of(self._child.pid)
         if outer is None:

@@ -87,8 +87,19 @@ def _build(tag: str, suite: str, carriers: str) -> None:
     arguments |= {name: os.environ[name] for name in _PROXIES if name in os.environ}
     given = [word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))]
     # The host's network, so that a build reaches whatever package server this machine reaches.
-    docker("build", "--quiet", "--force-rm", "--network=host", "--label", f"{LABEL}=image", *given,
-           "--tag", tag, str(_CONTEXT), timeout=600)
+    docker(
+        "build",
+        "--quiet",
+        "--force-rm",
+        "--network=host",
+        "--label",
+        f"{LABEL}=image",
+        *given,
+        "--tag",
+        tag,
+        str(_CONTEXT),
+        timeout=600,
+    )
 
 
 def base_image(suite: str) -> str:
@@ -115,24 +126,10 @@ def _bootstrap(suite: str, tag: str) -> None:
     work = Path(tempfile.mkdtemp(prefix="clusterft-lab-base-"))
     try:
         root, archive = work / "root", work / "base.tar"
-        run(["debootstrap", "--variant=minbase", suite, str(root), *_mirror()], timeout=600)
+        run(["debootstrap", "--variant=minbase", suite, str(root), *packages.debian_mirror()], timeout=600)
         for litter in ("var/cache/apt/archives", "var/lib/apt/lists"):
             shutil.rmtree(root / litter, ignore_errors=True)
         run(["tar", "-C", str(root), "--numeric-owner", "-cf", str(archive), "."], timeout=120)
         docker("import", "--change", 'CMD ["bash"]', str(archive), tag, timeout=120)
     finally:
         shutil.rmtree(work)
-
-
-def _mirror() -> list[str]:
-    """Where this machine gets its Debian packages; nothing on another distribution."""
-    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
-        return []
-    apt = Path("/etc/apt")
-    for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.sources")),
-                 *sorted((apt / "sources.list.d").glob("*.list"))]:
-        text = path.read_text() if path.exists() else ""
-        for found in re.finditer(r"^(?:URIs:|deb(?:\s+\[[^]]*\])?)\s+(\S+)", text, re.MULTILINE):
-            if found[1].rstrip("/").endswith("/debian"):
-                return [found[1]]
-    return []

@@ -7,6 +7,7 @@ install anything without root or on another distribution: it says what to instal
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ _PACKAGE_OF = {
     "debootstrap": "debootstrap",
     "dpkg-deb": "dpkg",
     "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
 }
 _once = threading.Lock()
@@ -55,9 +57,7 @@ def lacking(programs: Iterable[str]) -> LabUnavailable | None:
     if not absent or can_install():
         return None
     packages = " ".join(sorted({_PACKAGE_OF[program] for program in absent}))
-    return LabUnavailable(
-        f"this machine lacks {', '.join(absent)}", f"install the packages {packages}"
-    )
+    return LabUnavailable(f"this machine lacks {', '.join(absent)}", f"install the packages {packages}")
 
 
 def ensure(programs: Iterable[str]) -> None:
@@ -76,3 +76,20 @@ def install(packages: list[str]) -> None:
     run(["apt-get", "-q", "update"], timeout=180, env=quiet)
     argv = ["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages]
     run(argv, timeout=600, env=quiet)
+
+
+def debian_mirror() -> list[str]:
+    """Where this machine gets its Debian packages; nothing on another distribution."""
+    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
+        return []
+    apt = Path("/etc/apt")
+    for path in [
+        apt / "sources.list",
+        *sorted((apt / "sources.list.d").glob("*.sources")),
+        *sorted((apt / "sources.list.d").glob("*.list")),
+    ]:
+        text = path.read_text() if path.exists() else ""
+        for found in re.finditer(r"^(?:URIs:|deb(?:\s+\[[^]]*\])?)\s+(\S+)", text, re.MULTILINE):
+            if found[1].rstrip("/").endswith("/debian"):
+                return [found[1]]
+    return []

@@ -50,18 +50,42 @@ class Switch:
         peer = f"type veth peer name uplink netns {self._self}"
         run(["ip", "link", "add", self._uplink, *peer.split()])
         _batch(self._self, "link set uplink master br0 up")
-        _batch(None, f"address add {self.address(1)}/24 dev {self._uplink}",
-               f"link set {self._uplink} up")
+        _batch(None, f"address add {self.address(1)}/24 dev {self._uplink}", f"link set {self._uplink} up")
 
     def plug(self, node: str, address: str) -> None:
         """Make a node's network namespace and connect it."""
         name = self.name_of(node)
         self._journal.note("netns", name)
         run(["ip", "netns", "add", name])
-        _batch(self._self, f"link add {node} type veth peer name eth0 netns {name}",
-               f"link set {node} master br0 up")
-        _batch(name, "link set lo up", f"address add {address}/24 dev eth0",
-               "link set eth0 up", f"route add default via {self.address(1)}")
+        _batch(
+            self._self, f"link add {node} type veth peer name eth0 netns {name}", f"link set {node} master br0 up"
+        )
+        _batch(
+            name,
+            "link set lo up",
+            f"address add {address}/24 dev eth0",
+            "link set eth0 up",
+            f"route add default via {self.address(1)}",
+        )
+
+    def plug_machine(self, node: str) -> str:
+        """Make a namespace whose cable ends in a tap for a virtual machine; names the tap."""
+        name = self.name_of(node)
+        self._journal.note("netns", name)
+        run(["ip", "netns", "add", name])
+        _batch(
+            self._self, f"link add {node} type veth peer name eth0 netns {name}", f"link set {node} master br0 up"
+        )
+        _batch(
+            name,
+            "link set lo up",
+            "link add br0 type bridge",
+            "link set br0 up",
+            "tuntap add tap0 mode tap",
+            "link set tap0 master br0 up",
+            "link set eth0 master br0 up",
+        )
+        return "tap0"
 
     def set_port(self, node: str, *, up: bool) -> None:
         """Give a node a carrier, or take it away."""

@@ -63,6 +63,12 @@ def traces(lab_id: str) -> list[str]:
 class Promises:
     """The promises; `lab` is shared by the tests of a class, so each leaves it as it was."""
 
+    # What a throttled link is measured with, and what a knock at a paused node meets: the
+    # kernel of a frozen light or full node is this machine's, and goes on accepting.
+    mib = 3.0
+    mbit = 10
+    while_paused = "open"
+
     def another(self, count: int) -> Lab[Any]:
         """Bring up a lab of its own for a test that would spoil the shared one."""
         raise NotImplementedError
@@ -105,8 +111,7 @@ class Promises:
     def test_the_hostfile_names_all_nodes(self, lab: Lab[Any]) -> None:
         lines = lab.hostfile.read_text().splitlines()
         assert lines == [
-            f"{node.name} slots=1 addr={node.address} user=root port=22 identity={lab.key}"
-            for node in lab.nodes
+            f"{node.name} slots=1 addr={node.address} user=root port=22 identity={lab.key}" for node in lab.nodes
         ]
 
     @pytest.mark.parametrize(
@@ -135,15 +140,15 @@ class Promises:
 
     @pytest.mark.parametrize("to_node", [True, False])
     def test_throttle(self, lab: Lab[Any], to_node: bool) -> None:
-        node, mib = lab.nodes[0], 3
+        node, mib = lab.nodes[0], self.mib
         free = seconds_to_send(lab, node.name, mib, to_node=to_node)
-        node.throttle("10mbit")
+        node.throttle(f"{self.mbit}mbit")
         try:
             slow = seconds_to_send(lab, node.name, mib, to_node=to_node)
         finally:
             node.unthrottle()
         rate = mib * 8 * 1.048576 / slow
-        assert 3 < rate < 13, f"{rate:.1f} Mbit/s through a link of 10"
+        assert 0.3 < rate / self.mbit < 1.3, f"{rate:.1f} Mbit/s through a link of {self.mbit}"
         assert slow / free > 3
         assert seconds_to_send(lab, node.name, mib, to_node=to_node) < slow / 3
 
@@ -153,8 +158,7 @@ class Promises:
         try:
             with pytest.raises(subprocess.TimeoutExpired):
                 two.run(["true"], timeout=1.5)
-            # The kernel still accepts: this is a machine that hangs, not one that is off.
-            assert knock(one, two.address, 22) == "open"
+            assert knock(one, two.address, 22) == self.while_paused
         finally:
             two.resume()
         assert two.run(["true"]).returncode == 0
@@ -162,7 +166,7 @@ class Promises:
     def test_kill_is_silent_and_start_brings_the_files_back(self, lab: Lab[Any]) -> None:
         one, _, three = lab.nodes
         before = three.boot_id
-        three.run(["touch", "kept"])
+        three.run(["sh", "-c", "touch kept; sync -f ."])
         three.kill()
         assert knock(one, three.address, 22) in {"silence", "No route to host"}
         three.start()

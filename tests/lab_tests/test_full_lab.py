@@ -69,9 +69,7 @@ def test_an_image_goes_from_node_to_node(lab: FullLab) -> None:
     make_tiny(one)
     both = [["ssh", "-F", str(lab.ssh_config), node.name] for node in (one, two)]
     saved = subprocess.run([*both[0], "docker save tiny"], capture_output=True, timeout=60)
-    loaded = subprocess.run(
-        [*both[1], "docker load"], input=saved.stdout, capture_output=True, timeout=60
-    )
+    loaded = subprocess.run([*both[1], "docker load"], input=saved.stdout, capture_output=True, timeout=60)
     assert b"Loaded image: tiny" in loaded.stdout
 
 

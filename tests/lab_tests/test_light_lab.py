@@ -95,8 +95,11 @@ def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
     )
     path = str(Path(__file__).resolve().parent.parent)
     owner = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert owner.stdout is not None
     lab_id = owner.stdout.readline().strip()
@@ -113,9 +116,7 @@ def test_from_another_process_and_by_hand() -> None:
     command = [sys.executable, str(Path(__file__).resolve().parent.parent / "lab")]
 
     def lab_command(*words: str) -> str:
-        return subprocess.run(
-            [*command, *words], capture_output=True, text=True, timeout=60, check=True
-        ).stdout
+        return subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, check=True).stdout
 
     said = lab_command("up", "--light", "2")
     lab_id = said.split()[1].rstrip(":")

@@ -19,11 +19,10 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 
-from clusterft_trainer import errors, progress
+from clusterft_trainer import errors, metrics
 
 BUG = 1
 
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(path: Path, run_dir: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
-        _tell(progress.Phase("imports", time.time()))
+        metrics.phase("imports")
     from pydantic import ValidationError
 
     from clusterft_trainer import config, dist
@@ -116,12 +115,7 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
 def _fail(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
     """One line for the run: every rank knows of a shared error, then rank 0 speaks."""
     if not everywhere or os.environ.get("RANK", "0") == "0":
-        _tell(progress.Failed(failure, message, remedy, time.time()))
-
-
-def _tell(record: progress.Record) -> None:
-    sys.stdout.write(progress.encode(record) + "\n")
-    sys.stdout.flush()
+        metrics.failed(failure, message, remedy)
 
 
 if __name__ == "__main__":

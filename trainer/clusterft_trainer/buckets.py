@@ -144,9 +144,7 @@ class Epochs:
         for bucket in sorted(self._members):
             order = list(self._members[bucket])
             source.shuffle(order)
-            batches += [
-                tuple(order[i : i + self._size]) for i in range(0, len(order), self._size)
-            ]
+            batches += [tuple(order[i : i + self._size]) for i in range(0, len(order), self._size)]
         source.shuffle(batches)
         return batches
 
@@ -170,8 +168,6 @@ def share(batch: Sequence[int], shape: Shape, rank: int) -> list[list[Slot]]:
     batch is spread over all of them."""
     micro = []
     for number in range(shape.accumulate):
-        places = [
-            (number * shape.per_slot + k) * shape.world + rank for k in range(shape.per_slot)
-        ]
+        places = [(number * shape.per_slot + k) * shape.world + rank for k in range(shape.per_slot)]
         micro.append([Slot(batch[p % len(batch)], int(p < len(batch))) for p in places])
     return micro

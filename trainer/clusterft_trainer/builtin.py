@@ -95,15 +95,11 @@ def write_model(folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(20)
         unet = UNet2DConditionModel(**UNET)
-        first = CLIPTextConfig(
-            num_attention_heads=2, hidden_act="quick_gelu", pad_token_id=1, **TEXT_1, **common
-        )
-        second = CLIPTextConfig(
-            num_attention_heads=4, hidden_act="gelu", pad_token_id=0, **TEXT_2, **common
-        )
+        first = CLIPTextConfig(num_attention_heads=2, hidden_act="quick_gelu", pad_token_id=1, **TEXT_1, **common)
+        second = CLIPTextConfig(num_attention_heads=4, hidden_act="gelu", pad_token_id=0, **TEXT_2, **common)
         text_1, text_2 = CLIPTextModel(first), CLIPTextModelWithProjection(second)
         for text in (text_1, text_2):
-            _spread_tokens(text.get_input_embeddings().weight)
+            _make_words_count(text)
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -134,12 +130,20 @@ def _shape_writer(count: int) -> Callable[[Path], None]:
     return write
 
 
-def _spread_tokens(weight: Any) -> None:
-    """Untrained encoders see token vectors of length 1, as trained ones do, or all words look alike."""
+def _make_words_count(text: Any) -> None:
+    """Let random encoders tell captions apart, as trained ones do.
+
+    The usual initialisation is so small that attention moves nothing and the pooled end token looks
+    the same after any words.
+    """
     import torch
 
     with torch.no_grad():
-        weight.normal_(0.0, 0.5)
+        for name, weight in text.named_parameters():
+            if name.endswith("token_embedding.weight"):
+                weight.normal_(0.0, 1.0)
+            elif weight.ndim == 2 and "embedding" not in name:
+                weight.normal_(0.0, 1.5 / weight.shape[1] ** 0.5)
 
 
 def _set_vae_by_hand(vae: Any) -> None:
@@ -248,9 +252,7 @@ def _byte_symbols() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
 
 
-def _write_tokenizer(
-    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str
-) -> None:
+def _write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> None:
     folder.mkdir()
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -77,7 +77,7 @@ class Keeper:
         """The newest complete checkpoint, if it continues this very run; rank 0 looks for all."""
         found = dist.on_lead(self._place, lambda: next(iter(complete(self._folder)), None))
         if found is not None:
-            self._refuse_changes(found)
+            refuse_changes(found, self._identity)
         return found
 
     def restore(self, accelerator: Accelerator, found: Found) -> None:
@@ -107,9 +107,7 @@ class Keeper:
             merged |= part
         return dict(sorted(merged.items()))
 
-    def _publish(
-        self, draft: Path, final: Path, state: State, files: dict[str, dict[str, Any]]
-    ) -> None:
+    def _publish(self, draft: Path, final: Path, state: State, files: dict[str, dict[str, Any]]) -> None:
         manifest = {
             "schema": SCHEMA,
             "step": state.step,
@@ -129,24 +127,26 @@ class Keeper:
             for old in complete(self._folder)[self._keep :]:
                 _remove(old.folder)
 
-    def _refuse_changes(self, found: Found) -> None:
-        wanted = asdict(self._identity)
-        changed = [k for k in wanted if found.identity.get(k) != wanted[k]]
-        if not changed:
-            return
-        if changed == ["world"] or set(changed) == {"world", "global_batch"}:
-            raise RunError(
-                "resume",
-                f"{found.folder} was written by {found.identity.get('world')} ranks, this run has "
-                f"{wanted['world']}; this version cannot redistribute the optimizer state.",
-                "Start the same number of slots, or begin a new run.",
-            )
-        told = ", ".join(f"{k} ({found.identity.get(k)} before, {wanted[k]} now)" for k in changed)
+
+def refuse_changes(found: Found, identity: Identity) -> None:
+    """Raise if a checkpoint's data position would mean something else in this run."""
+    wanted = asdict(identity)
+    changed = [k for k in wanted if found.identity.get(k) != wanted[k]]
+    if not changed:
+        return
+    if changed == ["world"] or set(changed) == {"world", "global_batch"}:
         raise RunError(
             "resume",
-            f"{found.folder} belongs to different settings: {told}.",
-            "Restore them to continue, or begin a new run.",
+            f"{found.folder} was written by {found.identity.get('world')} ranks, this run has "
+            f"{wanted['world']}; this version cannot redistribute the optimizer state.",
+            "Start the same number of slots, or begin a new run.",
         )
+    told = ", ".join(f"{k} ({found.identity.get(k)} before, {wanted[k]} now)" for k in changed)
+    raise RunError(
+        "resume",
+        f"{found.folder} belongs to different settings: {told}.",
+        "Restore them to continue, or begin a new run.",
+    )
 
 
 def complete(folder: Path) -> list[Found]:
@@ -167,9 +167,7 @@ def _read(folder: Path) -> Found | None:
         identity = dict(body["identity"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = all(
-        (folder / n).is_file() and (folder / n).stat().st_size == s for n, s in sizes.items()
-    )
+    whole = all((folder / n).is_file() and (folder / n).stat().st_size == s for n, s in sizes.items())
     return Found(folder, state, identity) if whole else None
 
 

@@ -65,8 +65,7 @@ def _y(value: float, top: float) -> float:
 
 def _path(points: list[tuple[int, float]], steps: int, top: float) -> str:
     return "".join(
-        f"{'M' if i == 0 else 'L'}{_x(s, steps):.1f} {_y(v, top):.1f}"
-        for i, (s, v) in enumerate(points)
+        f"{'M' if i == 0 else 'L'}{_x(s, steps):.1f} {_y(v, top):.1f}" for i, (s, v) in enumerate(points)
     )
 
 
@@ -83,9 +82,7 @@ def _grid(steps: int, top: float) -> list[str]:
     for value in _ticks(top):
         y = _y(value, top)
         lines.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        lines.append(
-            f'<text class="dim" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
-        )
+        lines.append(f'<text class="dim" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     if steps > 1:
         shown = sorted({1, *(s for s in _ticks(float(steps)) if s >= 1 and s == int(s)), steps})
         # the last tick may sit close to the end of the axis: the end wins
@@ -93,8 +90,7 @@ def _grid(steps: int, top: float) -> list[str]:
         for step in shown:
             x = _x(step, max(2, steps))
             lines.append(
-                f'<text class="dim" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" '
-                f'text-anchor="middle">{step:g}</text>'
+                f'<text class="dim" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{step:g}</text>'
             )
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     lines.append(

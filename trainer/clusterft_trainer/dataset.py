@@ -117,10 +117,7 @@ def stream(
     """Work of one rank from a position on, decoded a few steps ahead by threads."""
 
     def make(position: Position, batch: tuple[int, ...]) -> Work:
-        micro = [
-            pictures.batch(slots, position.epoch, known)
-            for slots in buckets.share(batch, shape, rank)
-        ]
+        micro = [pictures.batch(slots, position.epoch, known) for slots in buckets.share(batch, shape, rank)]
         return Work(position, len(batch), micro)
 
     def walk(start: Position, count: int) -> Iterator[Work]:

@@ -241,5 +241,6 @@ def on_lead(place: Place, action: Callable[[], T]) -> T:
             outcome[1] = error
     td.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
+        outcome[1].everywhere = True
         raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+    return outcome[0]

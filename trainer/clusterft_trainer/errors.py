@@ -19,9 +19,7 @@ class TrainerError(Exception):
 
     exit_code = RUN_FAILED
 
-    def __init__(
-        self, failure: str, message: str, remedy: str, *, everywhere: bool = True
-    ) -> None:
+    def __init__(self, failure: str, message: str, remedy: str, *, everywhere: bool = True) -> None:
         super().__init__(message)
         self.failure = failure
         self.message = message
@@ -58,9 +56,7 @@ class RunError(TrainerError):
     """Training started and cannot go on."""
 
 
-def _restore(
-    kind: type[TrainerError], failure: str, message: str, remedy: str, everywhere: bool
-) -> TrainerError:
+def _restore(kind: type[TrainerError], failure: str, message: str, remedy: str, everywhere: bool) -> TrainerError:
     error = kind.__new__(kind)
     TrainerError.__init__(error, failure, message, remedy, everywhere=everywhere)
     return error

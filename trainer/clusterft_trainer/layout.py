@@ -73,9 +73,7 @@ def unet_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     """Diffusers' blocks become one numbered row each of input and output blocks."""
     names = list(tensors)
     row = 1 + max(int(m[4]) for n in names if (m := _BLOCK.match(n)) and m[1] == "down")
-    attended = {
-        int(m[2]) for n in names if (m := _BLOCK.match(n)) and (m[1], m[3]) == ("up", "attentions")
-    }
+    attended = {int(m[2]) for n in names if (m := _BLOCK.match(n)) and (m[1], m[3]) == ("up", "attentions")}
     return {_unet_name(n, row + 1, attended): t for n, t in tensors.items()}
 
 
@@ -98,8 +96,8 @@ def _unet_name(name: str, row: int, attended: set[int]) -> str:
         return f"input_blocks.{row * (block + 1)}.0.{rest.replace('conv.', 'op.')}"
     if kind == "upsamplers":
         return f"output_blocks.{row * block + row - 1}.{2 if block in attended else 1}.{rest}"
-    place = f"input_blocks.{row * block + number + 1}" if side == "down" else (
-        f"output_blocks.{row * block + number}"
+    place = (
+        f"input_blocks.{row * block + number + 1}" if side == "down" else (f"output_blocks.{row * block + number}")
     )
     if kind == "attentions":
         return f"{place}.1.{rest}"
@@ -112,9 +110,8 @@ def vae_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     out: Tensors = {}
     for name, tensor in tensors.items():
         renamed = _vae_name(name, last)
-        if ".mid.attn_1." in renamed and renamed.endswith(".weight") and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-        out[renamed] = tensor
+        linear = ".mid.attn_1." in renamed and renamed.endswith(".weight") and tensor.ndim == 2
+        out[renamed] = tensor[:, :, None, None] if linear else tensor
     return out
 
 

@@ -99,7 +99,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
-                str(self._run_dir / "tensorboard"), purge_step=self._resumed_from
+                str(self._run_dir / "tensorboard"), purge_step=(self._resumed_from or 0) + 1
             )
         return self._board
 
@@ -124,9 +124,7 @@ class Journal:
 
 def _plain(record: Step) -> dict[str, object]:
     body = asdict(record)
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in body.items()
-    }
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in body.items()}
 
 
 def _mean(values: list[float]) -> float:

@@ -65,9 +65,7 @@ def draw(keys: list[int], shape: tuple[int, ...], schedule: Schedule) -> Draw:
     return Draw(torch.cat(timesteps), torch.stack(noises), torch.stack(latent_noises))
 
 
-def noisy(
-    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, schedule: Schedule
-) -> torch.Tensor:
+def noisy(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, schedule: Schedule) -> torch.Tensor:
     """The forward process."""
     signal, spread = schedule.at(timesteps)
     return signal * latents + spread * noise

@@ -76,15 +76,11 @@ def _read(folder: Path, path: Path) -> Record:
             width, height = image.size
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(
-            f"{path} is not a readable picture ({error}).", "Replace or remove it."
-        ) from error
+        raise DataError(f"{path} is not a readable picture ({error}).", "Replace or remove it.") from error
     if orientation in _SIDEWAYS:
         width, height = height, width
     try:
         caption = path.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"The caption {path.with_suffix('.txt')} is not UTF-8.", "Save it as UTF-8."
-        ) from error
+        raise DataError(f"The caption {path.with_suffix('.txt')} is not UTF-8.", "Save it as UTF-8.") from error
     return Record(str(path), name, caption, width, height)

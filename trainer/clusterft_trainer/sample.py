@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,13 @@ class Sampler:
         self._folder = folder
         self._place = place
 
-    def draw(
-        self, model: Denoiser, encoders: Encoders, cast: AbstractContextManager[None], step: int
-    ) -> None:
+    def draw(self, model: Denoiser, encoders: Encoders, step: int) -> None:
         """All ranks call this; rank 0 writes `step-<8 digits>.png`."""
         began = time.monotonic()
         mine = range(self._place.rank, len(self._settings.prompts), self._place.world)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), cast:
+        with torch.no_grad():
             drawn = {i: self._picture(model, encoders, i) for i in mine}
         model.train(was_training)
         pictures: dict[int, np.ndarray] = {}
@@ -84,9 +81,7 @@ def grid(pictures: list[np.ndarray]) -> Image.Image:
     return sheet
 
 
-def _guided(
-    model: Denoiser, latents: torch.Tensor, now: int, given: Conditioning
-) -> torch.Tensor:
+def _guided(model: Denoiser, latents: torch.Tensor, now: int, given: Conditioning) -> torch.Tensor:
     """Classifier-free guidance: prompt and empty prompt in one pass."""
     time_step = torch.tensor([now, now], device=latents.device)
     wanted, empty = model(torch.cat([latents, latents]), time_step, given).float().chunk(2)

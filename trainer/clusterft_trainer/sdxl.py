@@ -57,9 +57,7 @@ class TextEncoders(nn.Module):
         self.first = first
         self.second = second
 
-    def forward(
-        self, tokens_1: torch.Tensor, tokens_2: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tokens_1: torch.Tensor, tokens_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Penultimate states without the final norm, side by side; projected pooled state."""
         one = self.first(tokens_1, output_hidden_states=True)
         two = self.second(tokens_2, output_hidden_states=True)
@@ -74,9 +72,7 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.text = text
 
-    def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, given: Conditioning
-    ) -> torch.Tensor:
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, given: Conditioning) -> torch.Tensor:
         """The predicted noise."""
         hidden, pooled = given.hidden, given.pooled
         if self.text is not None and given.tokens is not None:
@@ -85,9 +81,7 @@ class Denoiser(nn.Module):
             raise ValueError("Denoiser needs text states, or tokens and its own text encoders")
         kind = self.unet.dtype
         extra = {"text_embeds": pooled.to(kind), "time_ids": given.time_ids}
-        output = self.unet(
-            noisy.to(kind), timesteps, hidden.to(kind), added_cond_kwargs=extra, return_dict=False
-        )
+        output = self.unet(noisy.to(kind), timesteps, hidden.to(kind), added_cond_kwargs=extra, return_dict=False)
         prediction: torch.Tensor = output[0]
         return prediction
 

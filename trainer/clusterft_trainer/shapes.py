@@ -14,10 +14,8 @@ COLOURS = {
     "green": (42, 157, 90),
     "blue": (38, 84, 200),
     "yellow": (240, 190, 30),
-    "purple": (123, 44, 160),
-    "black": (30, 30, 34),
 }
-GROUNDS = {"white": (250, 250, 250), "grey": (205, 208, 212), "pink": (252, 214, 220)}
+GROUNDS = {"white": (250, 250, 250), "grey": (205, 208, 212)}
 SHAPES = ("circle", "square", "triangle")
 # Most pictures are square; the others make the aspect buckets of a demo real.
 _SIZES = ((256, 256),) * 6 + ((256, 192), (192, 256))
@@ -32,9 +30,9 @@ def draw(number: int) -> tuple[Image.Image, str]:
     ground = source.choice(list(GROUNDS))
     width, height = source.choice(_SIZES)
     image = Image.new("RGB", (width * _FINE, height * _FINE), GROUNDS[ground])
-    radius = min(width, height) * _FINE * source.uniform(0.26, 0.36)
-    x = width * _FINE / 2 + source.uniform(-0.08, 0.08) * width * _FINE
-    y = height * _FINE / 2 + source.uniform(-0.08, 0.08) * height * _FINE
+    radius = min(width, height) * _FINE * source.uniform(0.30, 0.36)
+    x = width * _FINE / 2 + source.uniform(-0.03, 0.03) * width * _FINE
+    y = height * _FINE / 2 + source.uniform(-0.03, 0.03) * height * _FINE
     pencil, fill = ImageDraw.Draw(image), COLOURS[colour]
     if shape == "circle":
         pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)

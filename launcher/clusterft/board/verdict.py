@@ -49,14 +49,27 @@ def judge(board: Board) -> Verdict:
     if board.stopping == "asked" and "failed" not in ends:
         step = board.step.step if board.step else 0
         return Verdict("stopped", f"stopped at step {step}, as asked")
-    return _told(board) or _killed(board) or _lost(board) or _broke(board)
+    return (
+        _told(board, unforeseen=False)
+        or _killed(board)
+        or _told(board, unforeseen=True)
+        or _lost(board)
+        or _broke(board)
+    )
 
 
-def _told(board: Board) -> Verdict | None:
-    """The trainer itself said why."""
-    if not board.failures:
+def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
+    """The trainer itself said why: knowingly, or as an exception that is no echo of another rank's end."""
+    candidates = [
+        (node, rank, failed)
+        for node, rank, failed in board.failures
+        if failed.failure != "peer-lost"
+        and (failed.failure == "bug") == unforeseen
+        and not (_ECHO.search(failed.message) or (unforeseen and _is_echo(board, node, rank)))
+    ]
+    if not candidates:
         return None
-    node, rank, failed = min(board.failures, key=lambda item: item[2].at)
+    node, rank, failed = min(candidates, key=lambda item: item[2].at)
     return Verdict(
         "failed",
         failed.message,

@@ -53,7 +53,7 @@ class Mirror:
 
     def _copy(self, source: Path, target: Path) -> None:
         offset = self._offsets.get(source, 0)
-        if not source.exists() or source.stat().st_size <= offset:
+        if not source.exists() or (source.stat().st_size <= offset and source in self._offsets):
             return
         with source.open("rb") as new, target.open("ab") as old:
             # A copy that failed half-way left bytes behind: cut back to what was counted.

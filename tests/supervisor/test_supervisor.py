@@ -1,0 +1,306 @@
+"""The supervisor on real processes: nothing said is lost, nothing started is left, and stops are heeded.
+
+The "launcher" here is a small program that starts ranks as torch's agent does: children in sessions of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clusterft_trainer import progress, stream
+from clusterft_trainer.assignment import Assignment, parse
+from clusterft_trainer.rank import start_time
+
+# Starts one rank per slot, waits for them, and reports a death in torch's words.
+LAUNCHER = """
+import os, subprocess, sys
+slots, script = int(sys.argv[1]), sys.argv[2]
+ranks = []
+for r in range(slots):
+    env = {**os.environ, "RANK": str(r), "LOCAL_RANK": str(r)}
+    ranks.append(subprocess.Popen([sys.executable, "-m", "clusterft_trainer.rank", script], env=env,
+                                  start_new_session=True))
+codes = [r.wait() for r in ranks]
+for local, (rank, code) in enumerate(zip(ranks, codes)):
+    if code:
+        print(f"failed (exitcode: {code}) local_rank: {local} (pid: {rank.pid}) of binary: python", flush=True)
+sys.exit(1 if any(codes) else 0)
+"""
+
+
+class Bench:
+    """One node's directory, and the verbs that a launcher would use on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.dir = root / "node" / "runs" / "run-1"
+        self.shared = root / "shared" / "run-1"
+        self.dir.mkdir(parents=True)
+
+    def write(self, script: str, *, slots: int = 1, grace: float = 20.0, **changes: object) -> None:
+        """Lay out an assignment whose ranks run `script`."""
+        (self.root / "launcher.py").write_text(LAUNCHER)
+        (self.root / "rank.py").write_text(textwrap.dedent(script))
+        known: dict[str, object] = {
+            "run": "run-1",
+            "cluster": "c",
+            "node": "n1",
+            "machine_rank": 0,
+            "machines": 1,
+            "slots": slots,
+            "attempt": 0,
+            "argv": (sys.executable, str(self.root / "launcher.py"), str(slots), str(self.root / "rank.py")),
+            "env": {"PATH": os.environ["PATH"], "GIVEN": "yes"},
+            "work_dir": str(self.dir),
+            "log_dir": str(self.dir / "logs"),
+            "mirror_dir": str(self.shared / "logs"),
+            "events_file": str(self.shared / "events" / "n1.jsonl"),
+            "lock_file": str(self.root / "node" / "active.lock"),
+            "grace_seconds": grace,
+            **changes,
+        }
+        (self.dir / "assignment.json").write_text(Assignment(**known).to_json())  # type: ignore[arg-type]
+
+    def verb(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Call the supervisor's command line as a controller does."""
+        argv = [sys.executable, "-m", "clusterft_trainer.supervisor", name, str(self.dir)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    def start(self) -> int:
+        """Start it detached; the pid of the supervisor."""
+        done = self.verb("start")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return int(json.loads(done.stdout)["pid"])
+
+    def follow(self) -> list[stream.Line]:
+        """Everything it said, to the end."""
+        lines = [stream.decode(text) for text in self.verb("follow").stdout.splitlines()]
+        return [line for line in lines if line is not None]
+
+    def text(self, rank: int) -> list[str]:
+        """What a rank wrote, as passed on."""
+        return [line.text for line in self.follow() if isinstance(line, stream.Log) and line.rank == rank]
+
+    def rank_pids(self) -> list[int]:
+        """The ranks that have noted themselves."""
+        return [json.loads(note.read_text())["pid"] for note in self.dir.glob("logs/rank*.pid")]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A node's directory; whatever the test left running there is stopped."""
+    made = Bench(tmp_path)
+    yield made
+    if (made.dir / "supervisor.json").exists():
+        made.verb("stop")
+        made.verb("stop")
+        made.verb("follow")
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+    """Wait for something that other processes do."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_all_that_ranks_say_arrives_in_order_and_is_mirrored(bench: Bench) -> None:
+    bench.write(
+        """
+        import os, sys
+        from clusterft_trainer import progress
+        print("hello from", os.environ["RANK"])
+        print(progress.encode(progress.Phase("train", 1.0)))
+        sys.stderr.write("10%\\r50%\\r100%\\n")     # a progress bar: only its end is passed on
+        os.write(2, b"from C++\\n")                 # not through sys.stderr
+        sys.stdout.write("no newline at the end")
+        """,
+        slots=2,
+    )
+    bench.start()
+    said = bench.follow()
+    assert isinstance(said[0], stream.Started)
+    assert isinstance(said[-1], stream.Ended) and (said[-1].end, said[-1].code) == ("ok", 0)
+    for rank in (0, 1):
+        mine = [line for line in said if getattr(line, "rank", None) == rank]
+        texts = [line.text for line in mine if isinstance(line, stream.Log)]
+        assert texts == [f"hello from {rank}", "100%", "from C++", "no newline at the end"]
+        assert [line.record for line in mine if isinstance(line, stream.Progress)] == [
+            progress.Phase("train", 1.0)
+        ]
+        mirrored = (bench.shared / "logs" / f"rank{rank}.log").read_bytes()
+        assert mirrored == (bench.dir / "logs" / f"rank{rank}.log").read_bytes()
+        assert mirrored.endswith(b"no newline at the end")
+    assert (bench.shared / "events" / "n1.jsonl").read_text().splitlines()[-1].count('"ended"') == 1
+
+
+def test_ranks_see_the_planned_environment_and_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "stray")
+    bench.write("import os; print(sorted(os.environ))")
+    bench.start()
+    (line,) = bench.text(0)
+    assert "GIVEN" in line and "ACCELERATE_USE_FSDP" not in line and "HOME" not in line
+
+
+def test_secrets_reach_the_ranks_and_are_gone_from_the_node(bench: Bench) -> None:
+    secrets = bench.dir / "secrets.json"
+    secrets.write_text('{"TOKEN": "s3cret"}')
+    bench.write("import os; print(os.environ['TOKEN'] == 's3cret')", secrets_file=str(secrets))
+    bench.start()
+    assert bench.text(0) == ["True"]
+    assert not secrets.exists()
+    left = [path for path in bench.root.rglob("*") if path.is_file() and path.name != "rank.py"]
+    assert not [path for path in left if b"s3cret" in path.read_bytes()]
+
+
+def test_a_killed_rank_is_named_with_its_signal(bench: Bench) -> None:
+    bench.write(
+        """
+        import os, signal
+        if os.environ["RANK"] == "1":
+            print("last words", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        slots=2,
+        machine_rank=3,
+    )
+    bench.start()
+    said = bench.follow()
+    deaths = [line for line in said if isinstance(line, stream.RankDied)]
+    assert [(death.rank, death.code) for death in deaths] == [(7, -9)]  # 3 * 2 slots + local rank 1
+    assert isinstance(said[-1], stream.Ended) and said[-1].end == "failed"
+    assert "last words" in [line.text for line in said if isinstance(line, stream.Log)]
+
+
+def test_a_stop_lets_ranks_save_first(bench: Bench) -> None:
+    bench.write(
+        """
+        import signal, sys, time
+        def save(*_):
+            print("saved", flush=True)
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, save)
+        print("ready", flush=True)
+        time.sleep(60)
+        """
+    )
+    bench.start()
+    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    assert json.loads(bench.verb("stop").stdout) == {"told": True}
+    said = bench.follow()
+    assert bench.text(0) == ["ready", "saved"]
+    assert isinstance(said[-1], stream.Ended) and said[-1].end == "stopped"
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# A loader worker that left its session and its parent: the kind that keeps GPU memory for ever.
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[0] + ".orphan", "w").write(str(os.getpid()))
+        time.sleep(60)
+    os._exit(0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_stop_kills_and_nothing_is_left(bench: Bench) -> None:
+    bench.write(STUBBORN)
+    bench.start()
+    orphan = bench.root / "rank.py.orphan"
+    assert eventually(lambda: orphan.exists() and bool(orphan.read_text()))
+    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    pids = [int(orphan.read_text()), *bench.rank_pids()]
+    assert len(pids) == 2 and all(start_time(pid) for pid in pids)
+    bench.verb("stop")
+    time.sleep(0.3)
+    assert all(start_time(pid) for pid in pids), "the first stop only asks"
+    bench.verb("stop")
+    assert isinstance(bench.follow()[-1], stream.Ended)
+    assert eventually(lambda: not any(start_time(pid) for pid in pids), 5)
+
+
+def test_ranks_that_ignore_a_stop_are_killed_after_the_grace(bench: Bench) -> None:
+    bench.write(STUBBORN, grace=0.5)
+    bench.start()
+    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    began = time.monotonic()
+    bench.verb("stop")
+    bench.follow()
+    assert 0.4 < time.monotonic() - began < 8
+
+
+def test_a_killed_supervisor_takes_the_launcher_along_and_the_follower_says_so(bench: Bench) -> None:
+    bench.write("import time; print('ready', flush=True); time.sleep(60)")
+    supervisor = bench.start()
+    assert eventually(lambda: bool(bench.rank_pids()))
+    launcher = int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()[0])
+    os.kill(supervisor, signal.SIGKILL)
+    assert isinstance(bench.follow()[-1], stream.Vanished)
+    assert eventually(lambda: start_time(launcher) is None)
+    for pid in bench.rank_pids():  # this launcher, unlike torch's, does not end its ranks
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_node_in_use_is_refused_by_the_name_of_the_run(bench: Bench) -> None:
+    bench.write("import time; time.sleep(60)")
+    bench.start()
+    second = bench.verb("start")
+    assert second.returncode == 3
+    assert json.loads(second.stdout) == {"busy": "run-1"}
+
+
+def test_the_lock_is_free_again_after_a_crash(bench: Bench) -> None:
+    bench.write("import time; time.sleep(60)")
+    os.kill(bench.start(), signal.SIGKILL)
+    assert eventually(lambda: bench.verb("start").returncode == 0)
+
+
+def test_a_hung_share_delays_the_end_but_not_the_output(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Opening a FIFO that nobody reads blocks, as a file on a dead NFS server does.
+    mirror = bench.shared / "logs"
+    mirror.mkdir(parents=True)
+    os.mkfifo(mirror / "rank0.log")
+    bench.write("print('hello')")
+    began = time.monotonic()
+    bench.start()
+    assert bench.text(0) == ["hello"]
+    assert time.monotonic() - began < 8
+
+
+def test_a_launcher_that_is_not_there_ends_the_part_with_words(bench: Bench) -> None:
+    bench.write("", argv=("/nowhere/python",))
+    bench.start()
+    said = bench.follow()
+    assert isinstance(said[-1], stream.Ended) and said[-1].code == 127
+    assert any("cannot be started" in line.text for line in said if isinstance(line, stream.Log))
+
+
+def test_stop_of_a_finished_run_harms_nobody(bench: Bench) -> None:
+    bench.write("pass")
+    bench.start()
+    bench.follow()
+    assert eventually(lambda: json.loads(bench.verb("stop").stdout) == {"told": False})
+
+
+def test_an_assignment_of_another_schema_is_refused() -> None:
+    with pytest.raises(ValueError, match="schema"):
+        parse('{"schema": 2}')
+    with pytest.raises(ValueError, match="lacks"):
+        parse('{"schema": 1}')

@@ -1,0 +1,132 @@
+"""Proves that pictures sort into kohya's buckets, and that an epoch shows each picture exactly once.
+
+The golden table was computed by hand from the rules; the properties hold for any number of ranks.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterft_trainer import buckets
+from clusterft_trainer.buckets import Bucket, Epochs, Position, Shape
+from clusterft_trainer.errors import DataError
+
+shapes = st.builds(
+    Shape,
+    per_slot=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    world=st.integers(1, 5),
+)
+seeds = st.integers(0, 2**63 - 1)
+
+
+def test_the_default_table_is_the_golden_one() -> None:
+    sides = [256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960]
+    golden = {Bucket(1024, 1024)}
+    golden |= {Bucket(s, 1024) for s in sides} | {Bucket(1024, s) for s in sides}
+    assert buckets.sizes(1024) == tuple(sorted(golden))
+    assert len(golden) == 25
+
+
+def test_a_larger_limit_gives_the_well_known_41() -> None:
+    table = buckets.sizes_between(1024, 256, 2048, 64)
+    assert len(table) == 41
+    for known in ((832, 1216), (1216, 832), (896, 1152), (640, 1536), (512, 2048)):
+        assert Bucket(*known) in table
+
+
+@pytest.mark.parametrize(
+    ("resolution", "expected"),
+    [
+        (64, [(32, 64), (64, 32), (64, 64)]),
+        (128, [(32, 128), (64, 128), (96, 128), (128, 32), (128, 64), (128, 96), (128, 128)]),
+    ],
+)
+def test_limits_scale_with_the_resolution(resolution: int, expected: list[tuple[int, int]]) -> None:
+    assert [(b.width, b.height) for b in buckets.sizes(resolution)] == expected
+
+
+@pytest.mark.parametrize(
+    ("picture", "bucket"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((3000, 3000), (1024, 1024)),
+        ((640, 1024), (640, 1024)),  # its own size comes first
+        ((1920, 1080), (1024, 576)),
+        ((1080, 1920), (576, 1024)),
+        ((5000, 400), (1024, 256)),  # beyond the table: the widest there is
+    ],
+)
+def test_assignment(picture: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert buckets.assign(*picture, buckets.sizes(1024)) == Bucket(*bucket)
+
+
+@given(st.integers(16, 8000), st.integers(16, 8000))
+def test_a_fitted_picture_covers_its_bucket(width: int, height: int) -> None:
+    bucket = buckets.assign(width, height, buckets.sizes(1024))
+    fit = buckets.fit(width, height, bucket)
+    assert fit.left >= 0 and fit.top >= 0
+    assert fit.left + bucket.width <= fit.resized_width
+    assert fit.top + bucket.height <= fit.resized_height
+    # one side fits without a cut, but for rounding
+    assert min(fit.resized_width - bucket.width, fit.resized_height - bucket.height) <= 1
+
+
+@given(shapes, seeds, st.integers(0, 50), st.lists(st.integers(0, 3), min_size=60, max_size=90))
+def test_every_picture_counts_exactly_once_in_an_epoch(
+    shape: Shape, seed: int, epoch: int, places: list[int]
+) -> None:
+    table = buckets.sizes(128)
+    epochs = Epochs([table[p] for p in places], seed, shape)
+    counted: list[int] = []
+    for batch in epochs.batch_list(epoch):
+        assert len({places[i] for i in batch}) == 1, "a step mixes buckets"
+        seen = []
+        for rank in range(shape.world):
+            micro = buckets.share(batch, shape, rank)
+            assert [len(m) for m in micro] == [shape.per_slot] * shape.accumulate
+            seen += [s for m in micro for s in m]
+        assert sum(s.weight for s in seen) == len(batch)
+        counted += [s.index for s in seen if s.weight]
+    assert sorted(counted) == list(range(len(places)))
+    assert len(epochs.batch_list(epoch)) == epochs.batches
+
+
+@given(seeds, st.sampled_from([(4, 1, 2), (2, 2, 2), (1, 1, 8), (8, 1, 1)]))
+def test_the_order_does_not_depend_on_how_ranks_share_a_batch(seed: int, cut: tuple[int, int, int]) -> None:
+    assigned = [buckets.sizes(128)[i % 3] for i in range(50)]
+    reference = Epochs(assigned, seed, Shape(8, 1, 1))
+    assert Epochs(assigned, seed, Shape(*cut)).batch_list(3) == reference.batch_list(3)
+
+
+@given(seeds, st.integers(0, 40))
+def test_resuming_gives_the_rest_of_the_walk(seed: int, done: int) -> None:
+    epochs = Epochs([buckets.sizes(128)[i % 2] for i in range(30)], seed, Shape(2, 1, 2))
+    whole = epochs.walk(Position())
+    position = Position()
+    for _ in range(done):
+        position, _batch = next(whole)
+        position = epochs.after(position)
+    resumed = epochs.walk(position)
+    assert [next(whole) for _ in range(20)] == [next(resumed) for _ in range(20)]
+
+
+def test_epochs_differ_and_repeat_with_the_seed() -> None:
+    assigned = [Bucket(64, 64)] * 40
+    first = Epochs(assigned, 1, Shape(4, 1, 1))
+    assert first.batch_list(0) != first.batch_list(1)
+    assert first.batch_list(0) == Epochs(assigned, 1, Shape(4, 1, 1)).batch_list(0)
+    assert first.batch_list(0) != Epochs(assigned, 2, Shape(4, 1, 1)).batch_list(0)
+
+
+def test_a_short_batch_is_spread_over_the_ranks() -> None:
+    shape = Shape(2, 1, 3)
+    weights = [[s.weight for s in buckets.share([7, 8, 9], shape, r)[0]] for r in range(3)]
+    assert weights == [[1, 0], [1, 0], [1, 0]]
+
+
+def test_fewer_pictures_than_one_step_are_refused_with_the_sum() -> None:
+    with pytest.raises(DataError, match="3 pictures are fewer than the 8 of one optimizer step"):
+        Epochs([Bucket(64, 64)] * 3, 0, Shape(4, 1, 2))
