@@ -18,7 +18,8 @@ Transport = Literal["ssh", "local"]
 _KEYS = ("slots", "addr", "user", "port", "identity", "jump", "spare", "gpus", "transport")
 # One name serves as a file name, a container name and a DeepSpeed host, so it stays plain.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_TOKEN = re.compile(r'(?:[^\s"]|"[^"]*")+')
+_TOKEN = re.compile(r'(?:[^\s"]|"[^"]*")+|"')  # a quote alone was never closed
+_LINE_END = re.compile(r"\r\n?|\n")  # no other break ends a line for DeepSpeed or an editor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ def load(path: Path, *, name: str | None = None) -> Cluster:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the hostfile cannot be read: {error}", where=str(path)) from None
+    if name is not None and not _NAME.match(name):
+        # It becomes a directory under ~/.clusterft: `../x` would leave it.
+        raise UsageError(f'"{name}" is not a cluster name', remedy="letters, digits, dot, dash, underscore")
     return parse(text, path=path, name=name or path.stem)
 
 
@@ -90,11 +94,12 @@ def parse(text: str, *, path: Path, name: str) -> Cluster:
     """Turn hostfile text into a Cluster, or raise InvalidFile with all mistakes."""
     nodes: list[Node] = []
     problems: list[UsageError] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         tokens = [_Token(m.group(), m.start() + 1) for m in _TOKEN.finditer(_without_comment(line))]
         if not tokens:
             continue
         try:
+            _closed_quotes(tokens)
             nodes.append(_node(tokens, number, {node.name: node.line for node in nodes}))
         except _Mistake as mistake:
             problems.append(_problem(mistake, path, number, line))
@@ -106,7 +111,7 @@ def parse(text: str, *, path: Path, name: str) -> Cluster:
             where=str(path),
             remedy="add a line such as: gpu0 slots=8",
         )
-    return _with_localhost(Cluster(name=name, path=path, nodes=tuple(nodes)))
+    return Cluster(name=name, path=path, nodes=tuple(nodes), notes=_notes(nodes))
 
 
 def deepspeed_hostfile(nodes: tuple[Node, ...]) -> str:
@@ -125,6 +130,12 @@ def _without_comment(line: str) -> str:
     return line
 
 
+def _closed_quotes(tokens: list[_Token]) -> None:
+    for token in tokens:
+        if token.text == '"':
+            raise _Mistake("this quote is never closed", token, 'such as identity="~/my keys/id_ed25519"')
+
+
 def _node(tokens: list[_Token], line: int, seen: dict[str, int]) -> Node:
     head, rest = tokens[0], tokens[1:]
     if not _NAME.match(head.text):
@@ -136,7 +147,7 @@ def _node(tokens: list[_Token], line: int, seen: dict[str, int]) -> Node:
         raise _Mistake(
             "slots=N must come right after the name",
             token,
-            f"write: {head.text} slots=N   (DeepSpeed would silently skip this line as it is)",
+            f"write: {head.text} slots=N   (DeepSpeed cannot read this line as it is)",
         )
     values: dict[str, _Token] = {}
     for token in rest:
@@ -159,6 +170,8 @@ def _pair(token: _Token) -> tuple[str, _Token]:
     text = value.replace('"', "")
     if not text:
         raise _Mistake(f'"{key}" has no value', token)
+    if not text.isprintable():
+        raise _Mistake(f'"{key}" holds a control character', token)
     return key, _Token(text, token.column + len(key) + 1)
 
 
@@ -171,6 +184,8 @@ def _build(name: str, line: int, values: dict[str, _Token]) -> Node:
     if "transport" in values:
         chosen = _choice(values["transport"], "transport", ("ssh", "local"))
         node = replace(node, transport="local" if chosen == "local" else "ssh")
+    elif name == "localhost":
+        node = replace(node, transport="local")  # said in the cluster's notes
     if "gpus" in values:
         node = replace(node, gpus=_gpus(values["gpus"], node.slots))
     for key in ("addr", "user", "identity", "jump"):
@@ -193,7 +208,7 @@ def _choice(token: _Token, key: str, allowed: tuple[str, ...]) -> str:
 
 def _gpus(token: _Token, slots: int) -> tuple[str, ...]:
     cards = tuple(token.text.split(","))
-    if not all(re.fullmatch(r"[0-9]+|(?:GPU|MIG)-[0-9A-Za-z/-]+", card) for card in cards):
+    if not all(re.fullmatch(r"0|[1-9][0-9]*|(?:GPU|MIG)-[0-9A-Za-z/-]+", card) for card in cards):
         raise _Mistake(f'gpus must be card numbers or UUIDs, not "{token.text}"', token, "such as gpus=0,1")
     if len(set(cards)) != len(cards):
         raise _Mistake(f'gpus names a card twice: "{token.text}"', token)
@@ -209,12 +224,7 @@ def _problem(mistake: _Mistake, path: Path, number: int, line: str) -> UsageErro
     return UsageError(mistake.what, where=f"{path}:{number}:{column}", remedy=mistake.remedy, excerpt=excerpt)
 
 
-def _with_localhost(cluster: Cluster) -> Cluster:
-    """`localhost` beside other nodes means this machine: run it without SSH, and say so."""
-    names = [n.name for n in cluster.nodes if n.name == "localhost" and n.transport == "ssh"]
-    if not names:
-        return cluster
-    nodes = tuple(
-        replace(n, transport="local") if n.name == "localhost" and n.addr is None else n for n in cluster.nodes
-    )
-    return replace(cluster, nodes=nodes, notes=("localhost is this machine: it is used without SSH",))
+def _notes(nodes: list[Node]) -> tuple[str, ...]:
+    """`localhost` means this machine, also beside other nodes; transport=ssh asks for SSH all the same."""
+    local = any(node.name == "localhost" and node.transport == "local" for node in nodes)
+    return ("localhost is this machine: it is used without SSH",) if local else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import LabError, LabUnavailable, NotSupported
+from .errors import LabError, LabUnavailable
 from .full import FullLab, FullNode, full_available
 from .light import LightLab, LightNode, light_available
 from .vm import VmLab, VmNode, vm_available
@@ -14,7 +14,6 @@ __all__ = [
     "LabUnavailable",
     "LightLab",
     "LightNode",
-    "NotSupported",
     "VmLab",
     "VmNode",
     "full_available",

@@ -85,7 +85,13 @@ class Access:
         yield "  LogLevel ERROR"
 
     def ssh(
-        self, name: str, argv: Sequence[str], *, timeout: float, options: Sequence[str] = ()
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        options: Sequence[str] = (),
+        stdin: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a node through the real ssh; does not judge its exit status."""
         environ = environment()
@@ -93,7 +99,8 @@ class Access:
         environ.pop("SSH_AUTH_SOCK", None)
         return subprocess.run(
             ["ssh", "-F", str(self.ssh_config), *options, name, "--", shlex.join(argv)],
-            stdin=subprocess.DEVNULL,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -51,13 +51,15 @@ class LabNode(ABC):
         """The boot id that the node itself would report."""
         return (self.state / "boot_id").read_text().strip()
 
-    def run(self, argv: Sequence[str], timeout: float = 20) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: Sequence[str], timeout: float = 20, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command on the node through ssh with pinned host keys.
 
         The exit status is the command's, or 255 when ssh failed. A node that never
         answers raises subprocess.TimeoutExpired.
         """
-        return self.access.ssh(self.name, argv, timeout=timeout)
+        return self.access.ssh(self.name, argv, timeout=timeout, stdin=stdin)
 
     def block_port(self, port: int | str, action: str = "drop") -> None:
         """Keep others from a port: "drop" is silence, "reject" refuses, "prohibit" says so."""
@@ -211,7 +213,10 @@ class Lab(ABC, Generic[N]):
     @contextlib.contextmanager
     def _begun(cls) -> Iterator[Journal]:
         """A fresh journal; whatever goes wrong while it is used is undone."""
-        undo_orphans()
+        # What cannot be cleared up now must not keep a new lab from coming up;
+        # `down --all` says what it is.
+        with contextlib.suppress(LabError):
+            undo_orphans()
         _sigterm_raises()
         journal = Journal.create(cls.weight)
         try:

@@ -13,9 +13,10 @@ from operator import methodcaller
 from typing import Any
 
 from .base import Lab
+from .engine import stop_engine
 from .errors import LabError, LabUnavailable
-from .journal import Journal, undo_orphans
 from .full import FullLab, full_available
+from .journal import Journal, undo_orphans
 from .light import LightLab, light_available
 from .node_image import ENGINES
 from .vm import VmLab, vm_available
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     down = verbs.add_parser("down", help="take labs down; without a name, all that were kept")
     down.add_argument("lab", nargs="*", metavar="LAB")
     down.add_argument("--all", action="store_true", help="also labs whose owners are dead")
+    down.add_argument("--engine", action="store_true", help="also the engine that a lab started")
     down.set_defaults(verb=_down)
 
     words = "\n".join(f"  {name:14} {about}" for name, (_, _, about) in _FAULTS.items())
@@ -127,6 +129,9 @@ def _status(chosen: argparse.Namespace) -> None:
 
 
 def _down(chosen: argparse.Namespace) -> None:
+    known = {journal.id for journal in Journal.every()}
+    if unknown := set(chosen.lab) - known:
+        raise LabError(f"no lab {', '.join(sorted(unknown))}; up are: {', '.join(known) or 'none'}")
     for name in undo_orphans() if chosen.all else []:
         _say(f"lab {name}: its owner was dead; removed")
     for journal in Journal.every():
@@ -134,6 +139,8 @@ def _down(chosen: argparse.Namespace) -> None:
         if journal.id in chosen.lab or (not chosen.lab and kept):
             journal.undo()
             _say(f"lab {journal.id}: removed")
+    if chosen.engine and stop_engine():
+        _say("the engine that a lab started: stopped")
 
 
 def _fault(chosen: argparse.Namespace) -> None:

@@ -8,14 +8,14 @@ that it holds are worth keeping. Refuses to touch an engine that answers already
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from . import packages
 from .errors import LabError, LabUnavailable
-from .proc import environment, run, until, which
+from .proc import ProcessId, environment, run, until, which
 
 # The label on everything the lab makes in an engine; its value is the lab's id.
 LABEL = "clusterft-lab"
@@ -47,7 +47,8 @@ def answers() -> bool:
 
 def engine_available() -> LabUnavailable | None:
     """Why there is no engine to be had here, or None."""
-    if answers() or (packages.is_root() and packages.lacking(["docker", "dockerd"]) is None):
+    startable = packages.may_change_networks() and not packages.lacking(["docker", "dockerd"])
+    if answers() or startable:
         return None
     return LabUnavailable("no Docker engine answers here", "start one, or join the docker group, or run as root")
 
@@ -66,25 +67,43 @@ def ensure_engine() -> None:
             _start()
 
 
+def stop_engine() -> bool:
+    """Stop the engine that a lab started, if one did and it still runs."""
+    note = cache_dir() / "dockerd.pid"
+    if not note.exists():
+        return False
+    pid, start = note.read_text().split()
+    engine = ProcessId(int(pid), int(start))
+    runs = engine.alive()
+    engine.end(grace=30)
+    note.unlink()
+    return runs
+
+
 def _start() -> None:
     log = cache_dir() / "dockerd.log"
     with log.open("ab") as out:
-        argv: Sequence[str] = [which("dockerd") or "dockerd"]
         # Its own session: neither a Ctrl-C here nor the end of this terminal reaches it.
         child = subprocess.Popen(
-            argv,
+            [which("dockerd") or "dockerd"],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             env=environment(),
             start_new_session=True,
             cwd="/",
-            close_fds=True,
         )
     try:
         until(lambda: answers() or child.poll() is not None, 60, "dockerd to answer")
     except LabError:
         child.terminate()
         raise
-    if child.poll() is not None:
+    engine = ProcessId.of(child.pid)
+    if child.poll() is not None or engine is None:
         raise LabError(f"dockerd ended: {log.read_text(errors='replace')[-1500:]}")
+    (cache_dir() / "dockerd.pid").write_text(f"{engine.pid} {engine.start}\n")
+    logging.getLogger("lab").warning(
+        "no Docker engine answered, so the lab started one; it stays (its log: %s) until "
+        "`python tests/lab down --engine`",
+        log,
+    )

@@ -3,8 +3,7 @@
 Owns the exception tree::
 
     LabError                 the lab could not do what was asked
-    ├── LabUnavailable       this machine cannot have that weight (a test skips)
-    └── NotSupported         that weight of node cannot suffer that fault
+    └── LabUnavailable       this machine cannot have that weight (a test skips)
 
 Refuses to decide what a caller does about them: pytest turns LabUnavailable
 into a skip, the command line into a message and an exit code.
@@ -24,7 +23,3 @@ class LabUnavailable(LabError):
         super().__init__(f"{reason}: {remedy}")
         self.reason = reason
         self.remedy = remedy
-
-
-class NotSupported(LabError):
-    """The node is of a weight that cannot suffer this fault."""

@@ -17,7 +17,8 @@ from .engine import LABEL, docker, engine_available, ensure_engine
 from .errors import LabError, LabUnavailable
 from .journal import Journal
 from .node_image import node_image
-from .proc import run
+from .proc import run, which
+from .switch import Switch
 
 _NEEDS = ("ssh", "ssh-keygen")
 _HOME_MIB = 256
@@ -309,9 +310,10 @@ class FullLab(Lab[FullNode]):
 
 
 def _taken() -> set[str]:
-    """Address ranges of the engine's networks."""
+    """Address ranges of the engine's networks and of this machine's."""
     networks = docker("network", "ls", "--quiet").split()
     form = "{{range .IPAM.Config}}{{println .Subnet}}{{end}}"
     # A network of another lab may go between the two calls; the others are still printed.
     words = docker("network", "inspect", "--format", form, *networks, check=False).split()
-    return {word for word in words if ":" not in word}
+    routed = Switch.taken() if which("ip") else set()
+    return routed | {word for word in words if ":" not in word}

@@ -7,6 +7,8 @@ Refuses to touch anything that no journal names.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
 import json
 import os
@@ -28,9 +30,13 @@ _NETNS = Path("/run/netns")
 _RANGE = ipaddress.ip_network("198.18.0.0/15")
 
 
+def _root() -> Path:
+    return Path(tempfile.gettempdir()).resolve() / f"clusterft-lab-{os.getuid()}"
+
+
 def labs_root() -> Path:
-    """The directory of all labs of this user; private, and proven to be ours."""
-    root = Path(tempfile.gettempdir()).resolve() / f"clusterft-lab-{os.getuid()}"
+    """The directory of all labs of this user; made if need be, and proven to be ours."""
+    root = _root()
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -52,11 +58,10 @@ class Journal:
         """A new lab directory, owned by this process."""
         while True:
             state = labs_root() / secrets.token_hex(3)
-            try:
+            # Taken already, or the last lab of another process just removed the root.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 state.mkdir(mode=0o700)
                 break
-            except FileExistsError:
-                continue
         journal = cls(state)
         journal.describe({"weight": weight})
         journal.own(os.getpid())
@@ -65,7 +70,7 @@ class Journal:
     @classmethod
     def every(cls) -> list[Journal]:
         """All labs of this user, dead ones included."""
-        return [cls(path) for path in sorted(labs_root().iterdir()) if path.is_dir()]
+        return [cls(path) for path in sorted(_root().glob("[0-9a-f]*")) if path.is_dir()]
 
     def note(self, kind: str, what: str, **more: Any) -> None:
         """Write down a thing that is about to be made."""
@@ -124,13 +129,11 @@ class Journal:
             if any(subnet.overlaps(other) for other in used):
                 continue
             claim = labs_root() / f"claim-{subnet.network_address}"
-            try:
-                with claim.open("x") as out:
-                    out.write(self.id)
-            except FileExistsError:
-                continue
-            self.note("claim", str(claim))
-            return subnet
+            self.note("claim", str(claim), lab=self.id)
+            with contextlib.suppress(FileExistsError):
+                # A link to a name is made with its content in one step.
+                claim.symlink_to(self.id)
+                return subnet
         raise LabError(f"no free /24 is left in {_RANGE}")
 
     def undo(self) -> None:
@@ -143,26 +146,47 @@ class Journal:
                 left.append(f"{entry['kind']} {entry['what']}: {error}")
         if left:
             raise LabError(f"lab {self.id} left behind:\n" + "\n".join(left))
-        shutil.rmtree(self.state, ignore_errors=False)
-        try:
-            labs_root().rmdir()
-        except OSError:
-            # Another lab lives there still.
-            return
+        # A name that no other process takes for a lab, while its files go one by one.
+        gone = self.state.with_name(f".{self.id}")
+        self.state.rename(gone)
+        shutil.rmtree(gone)
+        with contextlib.suppress(OSError):
+            # Fails while another lab lives there.
+            _root().rmdir()
 
 
 def undo_orphans() -> list[str]:
     """Unmake the labs whose owners died; returns their ids."""
     gone = []
-    for journal in Journal.every():
-        if journal.orphaned():
-            journal.undo()
-            gone.append(journal.id)
+    with _only_one():
+        for journal in Journal.every():
+            if journal.orphaned():
+                journal.undo()
+                gone.append(journal.id)
     return gone
 
 
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Keep two processes from clearing up after the same dead lab at once."""
+    try:
+        root = os.open(_root(), os.O_RDONLY)
+    except FileNotFoundError:
+        # There are no labs at all.
+        yield
+        return
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(root)
+
+
 def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _undo_process(entry: dict[str, Any]) -> None:
@@ -192,7 +216,9 @@ def _undo_mount(entry: dict[str, Any]) -> None:
 
 
 def _undo_claim(entry: dict[str, Any]) -> None:
-    Path(entry["what"]).unlink(missing_ok=True)
+    claim = Path(entry["what"])
+    if claim.is_symlink() and str(claim.readlink()) == entry["lab"]:
+        claim.unlink()
 
 
 def _undo_docker(*verb: str) -> Callable[[dict[str, Any]], None]:

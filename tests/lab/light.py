@@ -24,7 +24,7 @@ from .access import Endpoint, make_key, private_file, public_half
 from .base import FILLER, Lab, LabNode, fill, fresh_boot_id, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal, labs_root
-from .proc import ProcessId, environment, in_namespace, run, until, which
+from .proc import ProcessId, children_of, environment, in_namespace, run, until, which
 from .switch import Switch
 
 _NEEDS = ("ip", "tc", "iptables", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare", "mount")
@@ -53,8 +53,11 @@ def light_available() -> LabUnavailable | None:
     """Why this machine cannot have light nodes, or None; looks only, changes nothing."""
     if not packages.is_root():
         return LabUnavailable("light nodes change the network", "run as root")
-    if not Path("/proc/self/ns/net").exists():
-        return LabUnavailable("no network namespaces here", "use Linux")
+    if not packages.may_change_networks():
+        return LabUnavailable(
+            "root may not change networks and mounts here",
+            "on a container, add the capabilities SYS_ADMIN and NET_ADMIN",
+        )
     return packages.lacking(_NEEDS)
 
 
@@ -132,8 +135,7 @@ class LightNode(LabNode):
 
     def _first_of(self, outer: int) -> ProcessId:
         """The process that has pid 1 inside the node."""
-        children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
-        first = ProcessId.of(int(children[0])) if children else None
+        first = next(iter(children_of(outer)), None)
         if first is None:
             raise LabError(f"{self.name} died while booting: {self._last_words()}")
         return first

@@ -44,6 +44,7 @@ def node_image(engine: str) -> str:
         if not _has(tag) and not _load(tag):
             _build(tag, suite, carriers)
             _store(tag)
+            _forget_older(tag)
     return tag
 
 
@@ -78,6 +79,15 @@ def _store(tag: str) -> None:
     for old in archive.parent.glob(archive.name.rpartition("-")[0] + "-*.tar"):
         old.unlink()
     fresh.replace(archive)
+
+
+def _forget_older(tag: str) -> None:
+    """Remove earlier node images of the same engine; one that a lab still uses stays."""
+    family = tag.rpartition("-")[0]
+    tags = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", tag.partition(":")[0])
+    for old in tags.split():
+        if old != tag and old.rpartition("-")[0] == family:
+            docker("image", "rm", old, check=False)
 
 
 def _build(tag: str, suite: str, carriers: str) -> None:

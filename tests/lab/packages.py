@@ -6,10 +6,11 @@ install anything without root or on another distribution: it says what to instal
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import LabUnavailable
@@ -27,18 +28,29 @@ _PACKAGE_OF = {
     "mount": "mount",
     "docker": "docker.io",
     "dockerd": "docker.io",
-    "debootstrap": "debootstrap",
+    "debootstrap": "debootstrap debian-archive-keyring",
     "dpkg-deb": "dpkg",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
 }
+_POLICY = Path("/usr/sbin/policy-rc.d")
 _once = threading.Lock()
 
 
 def is_root() -> bool:
     """Whether we may change this machine's network and mounts."""
     return os.geteuid() == 0
+
+
+def may_change_networks() -> bool:
+    """Whether we hold what making namespaces, links and mounts takes, in a container too."""
+    if not is_root() or not Path("/proc/self/ns/net").exists():
+        return False
+    lines = Path("/proc/self/status").read_text().splitlines()
+    held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    net_admin, sys_admin = 12, 21
+    return bool(held >> net_admin & 1 and held >> sys_admin & 1)
 
 
 def can_install() -> bool:
@@ -56,8 +68,10 @@ def lacking(programs: Iterable[str]) -> LabUnavailable | None:
     absent = missing(programs)
     if not absent or can_install():
         return None
-    packages = " ".join(sorted({_PACKAGE_OF[program] for program in absent}))
-    return LabUnavailable(f"this machine lacks {', '.join(absent)}", f"install the packages {packages}")
+    return LabUnavailable(
+        f"this machine lacks {', '.join(absent)}",
+        f"install the packages {' '.join(_carrying(absent))}",
+    )
 
 
 def ensure(programs: Iterable[str]) -> None:
@@ -67,15 +81,38 @@ def ensure(programs: Iterable[str]) -> None:
         if why := lacking(wanted):
             raise why
         if absent := missing(wanted):
-            install(sorted({_PACKAGE_OF[program] for program in absent}))
+            install(_carrying(absent))
+
+
+def _carrying(programs: list[str]) -> list[str]:
+    return sorted({name for program in programs for name in _PACKAGE_OF[program].split()})
 
 
 def install(packages: list[str]) -> None:
     """Install Debian packages without asking anything and without starting services."""
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    run(["apt-get", "-q", "update"], timeout=180, env=quiet)
-    argv = ["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages]
-    run(argv, timeout=600, env=quiet)
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    with _services_stay_off():
+        run(["apt-get", "-q", "update"], timeout=180, env=quiet)
+        argv = ["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages]
+        run(argv, timeout=600, env=quiet)
+
+
+@contextlib.contextmanager
+def _services_stay_off() -> Iterator[None]:
+    """A lab needs the program sshd, not a machine that listens on port 22 from then on."""
+    try:
+        with _POLICY.open("x") as policy:
+            # 101 is Debian's word for "action forbidden by policy".
+            policy.write("#!/bin/sh\nexit 101\n")
+            _POLICY.chmod(0o755)
+    except FileExistsError:
+        # The machine has a policy of its own.
+        yield
+        return
+    try:
+        yield
+    finally:
+        _POLICY.unlink()
 
 
 def debian_mirror() -> list[str]:

@@ -136,6 +136,11 @@ def all_processes() -> Iterable[ProcessId]:
             yield found
 
 
+def children_of(pid: int) -> list[ProcessId]:
+    """The processes that this one started and that still run."""
+    return [one for one in all_processes() if (_stat(one.pid) or ["", "0"])[1] == str(pid)]
+
+
 def in_namespace(kind: str, inode: int) -> list[ProcessId]:
     """The processes inside one namespace, which is known by its inode."""
 

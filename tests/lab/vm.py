@@ -8,6 +8,7 @@ are slow: expect a tenth of this machine's speed, and use light nodes where thos
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ _SHARED = "/shared"
 
 def vm_available() -> LabUnavailable | None:
     """Why this machine cannot have virtual machines, or None; changes nothing."""
-    if not packages.is_root():
+    if not packages.may_change_networks():
         return LabUnavailable("virtual machines need a network of the lab's", "run as root")
     if not Path("/dev/net/tun").exists():
         return LabUnavailable("no /dev/net/tun here", "load the tun module")
@@ -121,7 +122,7 @@ class VmNode(LabNode):
         return [
             which("qemu-system-x86_64") or "qemu-system-x86_64",
             "-accel",
-            "tcg,thread=multi",
+            "tcg,thread=multi,tb-size=256",
             "-cpu",
             "max",
             "-smp",
@@ -228,7 +229,7 @@ class VmNode(LabNode):
     # -- network, disk, keys -----------------------------------------------------
 
     def _network(self, argv: Sequence[str]) -> None:
-        self.inside(" ".join(argv))
+        self.inside(shlex.join(argv))
 
     def cut_link(self) -> None:
         """Cut the cable behind the card."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -99,6 +98,21 @@ def test_a_pause_freezes_the_nodes_containers_and_a_reboot_keeps_images(lab: Ful
     assert states == "clock exited\n"
     assert ticks() == before
     assert "tiny" in node.run(["docker", "image", "ls"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("person", "command", "status"),
+    [
+        ("worker", "docker ps", 0),
+        ("sudoer", "docker ps", 1),
+        ("sudoer", "sudo -n docker ps", 0),
+        ("guest", "docker ps", 1),
+        ("guest", "sudo -n docker ps", 1),
+    ],
+)
+def test_people_with_more_and_less_rights(lab: FullLab, person: str, command: str, status: int) -> None:
+    done = lab.access.ssh("n1", command.split(), timeout=20, options=["-l", person])
+    assert done.returncode == status, done.stderr
 
 
 def test_a_node_outlives_its_engine(lab: FullLab) -> None:

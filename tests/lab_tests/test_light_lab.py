@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,20 +88,24 @@ def test_a_failure_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert traces(seen[0]) == []
 
 
+def owner_of_a_lab(script: str) -> subprocess.Popen[str]:
+    """Another process that brings a lab up, and says its id."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
     script = (
         "from lab import LightLab; import time\n"
         "with LightLab.up(2) as lab:\n print(lab.id, flush=True)\n time.sleep(60)\n"
     )
-    path = str(Path(__file__).resolve().parent.parent)
-    owner = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    owner = owner_of_a_lab(script)
     assert owner.stdout is not None
     lab_id = owner.stdout.readline().strip()
     assert traces(lab_id)
@@ -108,6 +113,28 @@ def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
     owner.communicate(timeout=30)
     if number == signal.SIGKILL:
         # Nobody can clean up then; the next lab does.
+        LightLab.up(1).down()
+    assert traces(lab_id) == []
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_in_the_middle_of_up_leaves_nothing(number: signal.Signals, delay: float) -> None:
+    script = (
+        "from lab import LightLab, LightNode\n"
+        "prepare = LightNode.prepare\n"
+        "def tell(node, key):\n print(node.state.parent.parent.name, flush=True)\n"
+        " return prepare(node, key)\n"
+        "LightNode.prepare = tell\n"
+        "with LightLab.up(40) as lab: pass\n"
+    )
+    owner = owner_of_a_lab(script)
+    assert owner.stdout is not None
+    lab_id = owner.stdout.readline().strip()
+    time.sleep(delay)
+    owner.send_signal(number)
+    owner.communicate(timeout=60)
+    if number == signal.SIGKILL:
         LightLab.up(1).down()
     assert traces(lab_id) == []
 

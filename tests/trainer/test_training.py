@@ -50,6 +50,17 @@ def check_files(run: Path) -> None:
     assert not [p for p in run.rglob("*") if ".new" in p.name]
 
 
+def check_float32_weights(export: Path) -> None:
+    """The export holds the optimizer's float32 weights, not the engine's bfloat16 copies."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(export, "pt") as file:
+        weight = file.get_tensor("model.diffusion_model.input_blocks.0.0.weight")
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+
 def test_two_machine_ranks_compute_the_same_losses_though_one_was_killed(
     tmp_path: Path, reference: dict[int, float]
 ) -> None:
@@ -123,3 +134,27 @@ def test_a_mistake_is_told_in_one_line(
         (failed,) = [r for r in gang.records() if isinstance(r, progress.Failed)]
         assert failed.failure == failure and told in failed.message and failed.remedy
         assert "Traceback" not in gang.text()
+
+
+def test_a_finished_run_only_says_so_again(tmp_path: Path) -> None:
+    """Also: bfloat16 under ZeRO, both text encoders trained, micro-batches, no gradient limit."""
+    body = ranks.settings(
+        engine={"kind": "zero", "stage": 1},
+        precision="bf16",
+        learn={"unet": {"rate": 1e-3}, "text_encoders": {"rate": 1e-4}, "clip": None},
+        batch={"per_slot": 2, "accumulate": 2},
+        samples={"every_steps": 2, "prompts": ["a red circle on white"], "denoise_steps": 2},
+        steps=2,
+    )
+    export = tmp_path / "run" / "export" / "tiny.safetensors"
+    done = []
+    for name in ("first", "second"):
+        with ranks.gang(tmp_path / name) as gang:
+            ranks.start_alone(gang, tmp_path, body)
+            assert gang.wait() == [0], gang.text()
+            done += [r for r in gang.records() if isinstance(r, progress.Done)]
+            assert set(gang.losses()) == ({1, 2} if name == "first" else set())
+            check_float32_weights(export)
+            export.unlink()
+    assert done[0].first_loss == done[1].first_loss and done[0].last_loss == done[1].last_loss
+    assert (done[0].resumed_from, done[1].resumed_from) == (None, 2)

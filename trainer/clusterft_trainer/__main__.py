@@ -119,4 +119,8 @@ def _fail(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All files are closed by now; taking torch apart would cost another second on every rank.
+    os._exit(code)

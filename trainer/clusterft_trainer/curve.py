@@ -73,7 +73,7 @@ def _ticks(top: float) -> list[float]:
     """Round numbers from 0 up, four to six of them."""
     raw = top / 5
     size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= raw)
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw)
     return [step * i for i in range(int(top / step) + 1)]
 
 

@@ -6,7 +6,7 @@ picture that cannot be decoded: the step that needs it fails with its name.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +55,11 @@ class Pictures:
         self.buckets = [buckets.assign(r.width, r.height, table) for r in records]
         self._dropout = data.captions.dropout
         self._seed = seed
+
+    def usual_size(self) -> tuple[int, int]:
+        """Width and height that most pictures have."""
+        sizes = Counter((r.width, r.height) for r in self.records)
+        return sizes.most_common(1)[0][0]
 
     def batch(self, slots: list[Slot], epoch: int, known: Callable[[int], bool]) -> Batch:
         """Decode what is not `known`; safe to call from several threads."""

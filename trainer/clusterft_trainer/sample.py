@@ -27,9 +27,15 @@ _GAP = 4  # pixels between the pictures of a grid
 class Sampler:
     """Draws one grid whenever asked."""
 
-    def __init__(self, settings: Samples, resolution: int, folder: Path, place: Place) -> None:
+    def __init__(
+        self, settings: Samples, side: int, original: tuple[int, int], folder: Path, place: Place
+    ) -> None:
         self._settings = settings
-        self._size = resolution
+        self._side = side
+        # The size ids ask for a picture like most of those that were trained: a size that the
+        # model has not seen would spoil samples of a small data set.
+        width, height = original
+        self._ids = torch.tensor([[height, width, 0, 0, side, side]] * 2, dtype=torch.float32)
         self._folder = folder
         self._place = place
 
@@ -55,11 +61,10 @@ class Sampler:
 
     def _picture(self, model: Denoiser, encoders: Encoders, number: int) -> np.ndarray:
         device = next(model.parameters()).device
-        shape = encoders.latent_shape(self._size, self._size)
+        shape = encoders.latent_shape(self._side, self._side)
         generator = torch.Generator().manual_seed(objective.key(0, 0, number, "sample"))
         latents = torch.randn((1, *shape), generator=generator).to(device)
-        ids = torch.tensor([[self._size, self._size, 0, 0, self._size, self._size]] * 2)
-        given = encoders.condition([self._settings.prompts[number], ""], ids.float())
+        given = encoders.condition([self._settings.prompts[number], ""], self._ids)
         times = objective.denoise_times(encoders.schedule, self._settings.denoise_steps)
         for now, then in zip(times, [*times[1:], None], strict=True):
             noise = _guided(model, latents, now, given)

@@ -18,7 +18,7 @@ COLOURS = {
 GROUNDS = {"white": (250, 250, 250), "grey": (205, 208, 212)}
 SHAPES = ("circle", "square", "triangle")
 # Most pictures are square; the others make the aspect buckets of a demo real.
-_SIZES = ((256, 256),) * 6 + ((256, 192), (192, 256))
+_SIZES = ((128, 128),) * 6 + ((128, 64), (64, 128))
 _FINE = 4  # drawn this much larger, then averaged: clean edges
 
 

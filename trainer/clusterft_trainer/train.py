@@ -122,7 +122,13 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     keeper = Keeper(run_dir / "checkpoints", config.checkpoints.keep, identity, place)
     sampler = None
     if config.samples is not None:
-        sampler = Sampler(config.samples, config.data.resolution, run_dir / "samples", place)
+        sampler = Sampler(
+            config.samples,
+            config.data.resolution,
+            pictures.usual_size(),
+            run_dir / "samples",
+            place,
+        )
     return Run(
         config, run_dir, place, accelerator, model, optimizer,
         encoders, pictures, epochs, shape, keeper, sampler,

@@ -21,6 +21,7 @@ from clusterft_trainer import stream
 
 _OWN_WORDS = 5.0  # seconds that the other parts get to fail by themselves
 _INSIST = 10.0  # seconds after which a part that was told to stop is killed
+_FINAL = 20.0  # seconds after which a part that was told to die and says nothing counts as lost
 _PATIENCE = 300.0  # seconds a node may be unreachable before it counts as lost
 _RETRY = 2.0
 
@@ -37,6 +38,7 @@ class Gang:
         self._over: set[str] = set()
         self._failed_at: float | None = None
         self._told = 0
+        self._told_at = 0.0
 
     def start(self, secrets: dict[str, str]) -> Iterator[Event]:
         """Put the files, then start all supervisors; on any failure nothing is left running."""
@@ -63,10 +65,12 @@ class Gang:
                 self._note(event)
                 yield event
             yield from self._end_the_rest()
+            yield from self._give_up()
 
     def stop(self) -> None:
         """Ask every part to stop; asked twice, they are killed."""
         self._told += 1
+        self._told_at = time.monotonic()
         nodes = {node.node.name: node for node in self._plan.nodes}
         # A node that cannot be reached now is asked again by nobody: its `Gone` says so in the end.
         self._fleet.each(lambda name, remote: process.stop(nodes[name], remote))
@@ -101,23 +105,35 @@ class Gang:
             yield Stopping("a part failed")
             self.stop()
 
+    def _give_up(self) -> Iterator[Event]:
+        """Parts that were told to die and cannot be heard: their node is gone, or cut off."""
+        if self._told < 2 or time.monotonic() - self._told_at < _FINAL:
+            return
+        for node in self._plan.nodes:
+            if node.node.name not in self._over:
+                self._over.add(node.node.name)
+                yield Gone(node.node.name, f"it did not answer for {_FINAL:.0f} s after being told to end")
+
     def _listen(self, node: NodePlan) -> None:
         """In a thread: pass on one node's lines, each once, across broken connections."""
-        name, seen, heard_at = node.node.name, 0, time.monotonic()
+        name, seen, heard_at, silent = node.node.name, 0, time.monotonic(), False
         while True:
-            over, count = self._follow(node, skip=seen)
-            if over:
+            count, words = self._follow(node, skip=seen)
+            if words is None:
                 return
             if count > seen:
-                seen, heard_at = count, time.monotonic()
+                seen, heard_at, silent = count, time.monotonic(), False
+            if not silent:
+                silent = True
+                self._heard.put(Silent(name, words))
             if time.monotonic() - heard_at > _PATIENCE:
                 self._heard.put(Gone(name, f"unreachable for {_PATIENCE:.0f} s"))
                 return
             time.sleep(_RETRY)
             self._fleet.reconnect(name)
 
-    def _follow(self, node: NodePlan, skip: int) -> tuple[bool, int]:
-        """Read one follower's lines; (whether the part is over, how many lines there were in all)."""
+    def _follow(self, node: NodePlan, skip: int) -> tuple[int, str | None]:
+        """Read one follower's lines; (how many there were, why they broke off or None when the part is over)."""
         name, count, words = node.node.name, 0, "the connection broke"
         try:
             for text in process.follow(node, self._fleet.remotes[name]):
@@ -127,15 +143,14 @@ class Gang:
                 count += 1
                 if isinstance(line, stream.Vanished):
                     self._heard.put(Gone(name, "its supervisor ended without a last word"))
-                    return True, count
+                    return count, None
                 if count > skip:
                     self._heard.put(Said(name, line))
                 if isinstance(line, stream.Ended):
-                    return True, count
+                    return count, None
         except (Unreachable, OSError) as error:
-            words = str(error)
-        self._heard.put(Silent(name, words))
-        return False, count
+            words = str(error) or "nothing was heard from it for a while"
+        return count, words
 
 
 def _kept(work: _Work, node: NodePlan, remote: Remote) -> ClusterftError | None:

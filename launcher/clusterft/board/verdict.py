@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clusterft.board.state import Board
-from clusterft_trainer import stream
+from clusterft_trainer import progress, stream
 from clusterft_trainer.stream import End
 
 # What ranks say when another rank is gone: never a first cause.
@@ -20,6 +20,7 @@ _ECHO = re.compile(
     r"[Cc]onnection (closed|reset) by|Connection refused|broken pipe|Watchdog caught collective|"
     r"remote process exited|Connection was likely closed|store has failed|Application timeout"
 )
+_REPORTED_LATE = 5.0  # seconds; nothing of ours kills a rank sooner after the first failure
 _NAMES = {int(number): number.name for number in signal.Signals}
 _ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b.*")
 
@@ -46,7 +47,8 @@ def judge(board: Board) -> Verdict:
     ends = {ended.end for ended in board.ended.values()}
     if ends == {"ok"} and not board.gone:
         return Verdict("ok", "finished")
-    if board.stopping == "asked" and "failed" not in ends:
+    asked_elsewhere = "stopped" in ends and not board.gone
+    if (board.stopping == "asked" or asked_elsewhere) and "failed" not in ends:
         step = board.step.step if board.step else 0
         return Verdict("stopped", f"stopped at step {step}, as asked")
     return (
@@ -60,13 +62,7 @@ def judge(board: Board) -> Verdict:
 
 def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
     """The trainer itself said why: knowingly, or as an exception that is no echo of another rank's end."""
-    candidates = [
-        (node, rank, failed)
-        for node, rank, failed in board.failures
-        if failed.failure != "peer-lost"
-        and (failed.failure == "bug") == unforeseen
-        and not (_ECHO.search(failed.message) or (unforeseen and _is_echo(board, node, rank)))
-    ]
+    candidates = _failures(board, unforeseen=unforeseen)
     if not candidates:
         return None
     node, rank, failed = min(candidates, key=lambda item: item[2].at)
@@ -81,16 +77,28 @@ def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
     )
 
 
+def _failures(board: Board, *, unforeseen: bool) -> list[tuple[str, int, progress.Failed]]:
+    return [
+        (node, rank, failed)
+        for node, rank, failed in board.failures
+        if failed.failure != "peer-lost"
+        and (failed.failure == "bug") == unforeseen
+        and not (unforeseen and (_ECHO.search(failed.message) or _is_echo(board, node, rank)))
+    ]
+
+
 def _killed(board: Board) -> Verdict | None:
     """A rank died by a signal: it said nothing more, so the signal is the cause."""
     signalled = [(node, death) for node, death in board.deaths if death.code < 0 and death.code != -signal.SIGTERM]
-    # A crash that follows another rank's end is an echo of it.
+    # A crash that follows another rank's end is an echo of it; a SIGKILL comes from outside, whatever was logged.
     first = min(
-        (item for item in signalled if not _is_echo(board, item[0], item[1].rank)),
+        (i for i in signalled if i[1].code == -signal.SIGKILL or not _is_echo(board, i[0], i[1].rank)),
         key=lambda item: item[1].at,
         default=None,
     )
-    if first is None:
+    if first is None or any(
+        first[1].at - failed.at > _REPORTED_LATE for _, _, failed in _failures(board, unforeseen=True)
+    ):
         return None
     node, death = first
     name = _NAMES.get(-death.code, f"signal {-death.code}")

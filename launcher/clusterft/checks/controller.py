@@ -6,24 +6,24 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 
-from clusterft.checks.survey import Survey
+from clusterft.checks.survey import Survey, Unreached
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 
 
 def unreached(survey: Survey) -> Iterator[Finding]:
-    """ssh.*: one finding per reason and words, all nodes with it together."""
-    groups: dict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)
+    """ssh.*: one finding per reason, all nodes with it together, each in ssh's own words."""
+    groups: dict[str, list[Unreached]] = defaultdict(list)
     for miss in survey.unreached:
-        groups[miss.id, miss.words, miss.fix].append(miss.node)
-    for (identity, words, fix), nodes in groups.items():
+        groups[miss.id].append(miss)
+    for identity, misses in groups.items():
         yield Finding(
             id=identity,
             status="fail",
-            nodes=tuple(nodes),
+            nodes=tuple(miss.node for miss in misses),
             summary="cannot be asked over SSH",
-            evidence=words,
-            fix=fix,
+            evidence="\n".join(f"{miss.node}: {miss.words}" for miss in misses),
+            fix=tuple(dict.fromkeys(step for miss in misses for step in miss.fix)),
         )
 
 

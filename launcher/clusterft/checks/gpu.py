@@ -14,7 +14,7 @@ def count(survey: Survey) -> Iterator[Finding]:
         facts = survey.facts.get(node.name)
         if facts is None:
             continue
-        have = [f"card {card.index}: {card.name}, {card.memory} MiB" for card in facts.gpus]
+        have = [f"card {card.index}: {card.name}, {card.memory or 'unknown'} MiB" for card in facts.gpus]
         known = {str(card.index) for card in facts.gpus} | {card.uuid for card in facts.gpus}
         absent = [card for card in node.gpus if card not in known]
         if absent:

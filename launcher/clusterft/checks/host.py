@@ -35,6 +35,8 @@ def clock(survey: Survey) -> Iterator[Finding]:
 def disks(survey: Survey, wanted: dict[str, int], elsewhere: int) -> Iterator[Finding]:
     """os.disk-full, os.inodes, and directories that cannot be written."""
     for name, facts in survey.facts.items():
+        for directory in wanted.keys() - {disk.directory for disk in facts.disks}:
+            yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
         for disk in facts.disks:
             yield from _disk(name, disk, wanted.get(disk.directory, elsewhere))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
-from clusterft.facts.probe import FRAME
+from clusterft.facts.probe import FRAME, section_names
 
 
 class Unreadable(ValueError):
@@ -14,13 +15,13 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One NVIDIA card as nvidia-smi describes it; memory in MiB."""
+    """One NVIDIA card as nvidia-smi describes it; memory in MiB, None where the driver does not tell."""
 
     index: int
     uuid: str
     name: str
-    memory: int
-    used: int
+    memory: int | None
+    used: int | None
     driver: str
 
 
@@ -73,8 +74,10 @@ class Asked:
 
 def parse(node: str, output: str, asked: Asked) -> NodeFacts:
     """Read one node's answer; Unreadable when the frames are not all there."""
-    sections = _sections(output, asked.word)
-    user = sections["user"].split()
+    sections = _sections(output, asked)
+    user = sections["user"].splitlines()  # a name from a directory service may hold spaces
+    if len(user) != 3 or not (user[0].isdecimal() and user[1].isdecimal()):
+        user = []
     memory = dict(re.findall(r"(\w+):\s+(\d+) kB", sections["memory"]))
     return NodeFacts(
         node=node,
@@ -82,9 +85,9 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         boot_id=sections["boot"].strip() or None,
         hostname=sections["hostname"].strip() or None,
         kernel=sections["kernel"].strip() or None,
-        uid=int(user[0]) if len(user) == 3 else None,
-        gid=int(user[1]) if len(user) == 3 else None,
-        user=user[2] if len(user) == 3 else None,
+        uid=int(user[0]) if user else None,
+        gid=int(user[1]) if user else None,
+        user=user[2] if user else None,
         home=sections["home"].rstrip("\n") or None,
         cores=_whole(sections["cpu"]),
         memory=_kilobytes(memory.get("MemTotal")),
@@ -98,8 +101,8 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
     )
 
 
-def _sections(output: str, word: str) -> dict[str, str]:
-    frame = FRAME.format(word=word)
+def _sections(output: str, asked: Asked) -> dict[str, str]:
+    frame = FRAME.format(word=asked.word)
     sections: dict[str, str] = {}
     name = None
     for line in output.splitlines(keepends=True):
@@ -114,6 +117,9 @@ def _sections(output: str, word: str) -> dict[str, str]:
             sections[name] += line
     if name != "end":
         raise Unreadable(f"the probe's answer ends after section {name!r}")
+    missing = set(section_names(asked.peers, asked.disks)) - sections.keys()
+    if missing:
+        raise Unreadable(f"the probe's answer lacks {', '.join(sorted(missing))}")
     return sections
 
 
@@ -122,12 +128,14 @@ def _offset(text: str, asked: Asked) -> float | None:
         there = float(text)
     except ValueError:
         return None  # a date without %N prints a letter
+    if not math.isfinite(there):
+        return None
     return there - (asked.sent + asked.received) / 2
 
 
 def _whole(text: str) -> int | None:
     text = text.strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _kilobytes(text: str | None) -> int | None:
@@ -141,7 +149,7 @@ def _df(text: str, column: int) -> int | None:
 
 
 def _ports(text: str) -> frozenset[int] | None:
-    ports = frozenset(int(entry.rpartition(":")[2], 16) for entry in text.split())
+    ports = frozenset(int(port, 16) for port in re.findall(r"^[0-9A-F]+:([0-9A-F]{4})$", text, re.MULTILINE))
     return ports or None  # no listener at all means that it could not be read
 
 
@@ -149,8 +157,9 @@ def _gpus(text: str) -> list[Gpu]:
     cards = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 6 and fields[0].isdigit() and fields[3].isdigit() and fields[4].isdigit():
-            cards.append(Gpu(int(fields[0]), fields[1], fields[2], int(fields[3]), int(fields[4]), fields[5]))
+        if len(fields) == 6 and fields[0].isdecimal():
+            memory, used = _whole(fields[3]), _whole(fields[4])  # "[N/A]" on some boards, and under MIG
+            cards.append(Gpu(int(fields[0]), fields[1], fields[2], memory, used, fields[5]))
     return cards
 
 
@@ -158,10 +167,10 @@ def _disks(sections: dict[str, str], directories: tuple[str, ...]) -> tuple[Disk
     found = []
     for index, directory in enumerate(directories):
         lines = sections[f"disk.{index}"].splitlines()
-        blocks = re.match(r"(.+?)\s+\d+\s+\d+\s+(-?\d+)\s+\S+\s+(/.*)", lines[2]) if len(lines) == 5 else None
+        blocks = re.match(r"(.+?)\s+\d+\s+\d+\s+(-?\d+)\s+\S+\s+(/.*)", lines[2]) if len(lines) in (3, 5) else None
         if blocks:
             # A filesystem that makes inodes as it goes (btrfs) says 0 of 0, which is not "full".
-            inodes = re.match(r".+?\s+0*[1-9]\d*\s+\d+\s+(\d+)\s+\S+\s+/", lines[4])
+            inodes = re.match(r".+?\s+0*[1-9]\d*\s+\d+\s+(\d+)\s+\S+\s+/", lines[-1] if len(lines) == 5 else "")
             found.append(
                 Disk(
                     directory=directory,

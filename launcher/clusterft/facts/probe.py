@@ -33,15 +33,21 @@ _SECTIONS = {
 
 def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = ()) -> str:
     """The probe for one node. `peers` are addresses to route to, `disks` directories whose room matters."""
-    sections = dict(_SECTIONS)
-    # Numbers, not values, name these sections: a path may hold anything.
-    for index, peer in enumerate(peers):
-        sections[f"route.{index}"] = f"ip -o route get {shlex.quote(peer)}"
-    for index, disk in enumerate(disks):
-        sections[f"disk.{index}"] = _disk(disk)
+    texts = (
+        *_SECTIONS.values(),
+        *(f"ip -o route get {shlex.quote(peer)}" for peer in peers),
+        *(_disk(disk) for disk in disks),
+    )
     frame = FRAME.format(word=word)
-    body = "".join(f"echo {frame}{name}; ( {text} ) 2>/dev/null\n" for name, text in sections.items())
+    named = zip(section_names(peers, disks), texts, strict=True)
+    body = "".join(f"echo {frame}{name}; ( {text} ) 2>/dev/null\n" for name, text in named)
     return f"LC_ALL=C; export LC_ALL\n{body}echo {frame}end\n"
+
+
+def section_names(peers: tuple[str, ...], disks: tuple[str, ...]) -> tuple[str, ...]:
+    """What every complete answer holds. Numbers, not values, name the last ones: a path may hold anything."""
+    routes = (f"route.{index}" for index in range(len(peers)))
+    return (*_SECTIONS, *routes, *(f"disk.{index}" for index in range(len(disks))))
 
 
 def _disk(directory: str) -> str:

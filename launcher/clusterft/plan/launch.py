@@ -197,9 +197,10 @@ def _environment(
     """The whole environment of a rank: nothing is inherited, so a stray variable on a node changes nothing."""
     facts = survey.facts[node.name]
     places = NodePlaces(request.roots[node.name], survey.cluster.name, node.name)
-    bin_dir = str(PurePosixPath(request.python).parent)
+    python = PurePosixPath(request.python)
+    first = f"{python.parent}:" if python.is_absolute() else ""
     env = {
-        "PATH": f"{bin_dir}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{first}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": facts.home or "/",
         "USER": facts.user or "",
         "LANG": "C.UTF-8",
@@ -219,7 +220,8 @@ def _environment(
     if spec.resources.device == "cpu":
         env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     elif node.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(node.gpus)
+        # CUDA's own order is fastest first; card numbers in a hostfile are nvidia-smi's, by PCI bus.
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(node.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if address.interface:
         env |= {"NCCL_SOCKET_IFNAME": f"={address.interface}", "GLOO_SOCKET_IFNAME": address.interface}
     return env | spec.env

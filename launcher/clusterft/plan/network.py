@@ -58,10 +58,11 @@ def _towards_others(node: Node, facts: NodeFacts, survey: Survey) -> tuple[str, 
 
 def free_port(first: int, listening: frozenset[int] | None, span: int = 64) -> int:
     """The first port of `span` on which nobody listens; the first one when that could not be read."""
-    for port in range(first, min(first + span, 65536)):
+    last = min(first + span, 65536) - 1
+    for port in range(first, last + 1):
         if port not in (listening or ()):
             return port
     raise UsageError(
-        f"ports {first} to {first + span - 1} are all in use on the head",
+        f"ports {first} to {last} are all in use on the head",
         remedy="set port: to the start of a free range",
     )

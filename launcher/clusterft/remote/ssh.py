@@ -29,6 +29,7 @@ from clusterft.remote.protocol import Completed, Unreachable
 _CONNECT_SECONDS = 10.0
 _KEEPALIVE_SECONDS = 15
 _CHUNK = 1 << 16
+_SILENCE_SECONDS = 45.0  # a follower says something every 10 s; beyond this the line is dead
 
 
 class UnknownHostKey(SSHException):
@@ -100,7 +101,7 @@ class SshLines:
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
-        channel.settimeout(None)
+        channel.settimeout(_SILENCE_SECONDS)
 
     def __iter__(self) -> Iterator[str]:
         rest = b""
@@ -140,11 +141,15 @@ def connect(node: Node, pins: Path) -> SshRemote:
 
 
 def _contact(node: Node) -> str:
-    """The name when ~/.ssh/config or DNS knows it, else addr=."""
-    configured = fabric.Config().base_ssh_config.lookup(node.name)
-    if node.addr is None or set(configured) - {"hostname"} or configured.get("hostname") != node.name:
+    """The name, when ~/.ssh/config or the resolver knows it; else addr=, so that a hostfile can stand alone."""
+    if node.addr is None or node.jump:
         return node.name
-    return node.addr
+    configured = str(fabric.Config().base_ssh_config.lookup(node.name).get("hostname", node.name))
+    try:
+        socket.getaddrinfo(configured, None)
+    except socket.gaierror:
+        return node.addr
+    return node.name
 
 
 def _trust(client: paramiko.SSHClient, pins: Path) -> None:

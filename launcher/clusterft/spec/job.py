@@ -5,14 +5,15 @@ The `train:` block is the trainer's own TrainConfig, so a typo in it is found be
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from clusterft.errors import InvalidFile
+from clusterft.errors import InvalidFile, UsageError
 from clusterft.spec import positions, refusal
 from clusterft_trainer.config import BuiltinSource, FolderSource, TrainConfig
 
@@ -67,16 +68,18 @@ class JobSpec(_Section):
 
     @field_validator("secrets")
     @classmethod
-    def _secret_names(cls, secrets: tuple[str, ...]) -> tuple[str, ...]:
+    def _secret_names(cls, secrets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         for name in secrets:
             _check_env_name(name)
+            if name in info.data.get("env", {}):
+                raise ValueError(f"{name} is given under env too")
         return secrets
 
 
 def _check_env_name(name: str) -> None:
     if not _ENV_NAME.match(name):
         raise ValueError(f'"{name}" is not the name of an environment variable')
-    if name in _RESERVED:
+    if name in _RESERVED or name.startswith("CLUSTERFT_"):
         raise ValueError(f"{name} is set from the plan and cannot be given")
 
 
@@ -88,7 +91,8 @@ def load(path: Path) -> JobSpec:
         place = document.where(())
         raise document.problem(place, "a job file is a mapping of keys", "", "clusterft init writes one")
     try:
-        spec = JobSpec.model_validate(raw)
+        # As JSON, since only there pydantic is strict about numbers and words and still takes a list for a tuple.
+        spec = JobSpec.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         raise InvalidFile(refusal.explain(document, error, JobSpec)) from None
     return _with_absolute_paths(spec, path.resolve().parent)
@@ -120,5 +124,9 @@ def _absolute_source(source: FolderSource | BuiltinSource, base: Path) -> Folder
 
 
 def _absolute(path: Path, base: Path) -> Path:
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user here", remedy="write the whole path") from None
     # normpath, not resolve: the path is the nodes' own, and their links are not this machine's.
-    return Path(os.path.normpath(base / path.expanduser()))
+    return Path(os.path.normpath(base / path))

@@ -15,6 +15,14 @@ import yaml
 from clusterft.errors import UsageError
 
 Steps = tuple[str | int, ...]
+_DEEPEST = 32  # levels; an alias to its own parent has no end
+_MOST = 50_000  # values; aliases of aliases grow by powers
+_YAML = "tag:yaml.org,2002:"
+_PLAIN: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null"),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,36 +103,76 @@ def read(path: Path) -> Document:
 def parse(text: str, path: Path) -> Document:
     """Turn YAML text into a Document."""
     document = Document(path, tuple(text.splitlines()), {}, {}, {})
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return document
-        _index(root, (), document)
-        value = loader.construct_document(root)
+        value = _value(text, document)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Place(before.count("\n") + 1, error.position - before.rfind("\n"))
+        raise document.problem(place, f"not valid YAML: character {error.character:#06x} is not text") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
         raise document.problem(place, f"not valid YAML: {error.problem or error}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise UsageError("nested too deeply for a job file", where=str(path)) from None
     return Document(path, document.lines, value, document.keys, document.values)
 
 
+def _value(text: str, document: Document) -> object:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        _index(root, (), document)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
 def _index(node: yaml.Node, path: Steps, document: Document) -> None:
-    document.values[path] = Place(node.start_mark.line + 1, node.start_mark.column + 1)
+    place = _place(node)
+    _check(node, path, document)
+    document.values[path] = place
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            place = Place(key.start_mark.line + 1, key.start_mark.column + 1)
-            name = key.value if isinstance(key, yaml.ScalarNode) else str(key.tag)
-            here = (*path, name)
+            place = _place(key)
+            if key.tag != f"{_YAML}str":
+                raise document.problem(place, "a key must be a word", "put it in quotes if it is one")
+            _check(key, path, document)
+            here = (*path, key.value)
             if here in document.keys:
                 earlier = document.keys[here].line
-                raise document.problem(place, f'"{name}" is given twice', f"first on line {earlier}")
+                raise document.problem(place, f'"{key.value}" is given twice', f"first on line {earlier}")
             document.keys[here] = place
             _index(value, here, document)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _index(item, (*path, index), document)
+
+
+def _place(node: yaml.Node) -> Place:
+    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _check(node: yaml.Node, path: Steps, document: Document) -> None:
+    """Refuse what is not plain data, and what would never end."""
+    if len(path) > _DEEPEST or len(document.values) > _MOST:
+        raise document.problem(_place(node), "nested too deeply, or repeated too often, for a job file")
+    kind = node.tag.removeprefix(_YAML)
+    if kind not in _PLAIN[type(node)]:
+        raise document.problem(_place(node), f"the tag {kind} is not plain data", "write the value without it")
+    if not isinstance(node, yaml.ScalarNode):
+        return
+    if kind != "str" and not _fits(node):
+        raise document.problem(_place(node), f'"{node.value[:60]}" cannot be read as {kind}')
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in node.value):
+        raise document.problem(_place(node), "this text holds an escape that is no character")
+
+
+def _fits(node: yaml.ScalarNode) -> bool:
+    """Whether a number or word is one; a tag such as !!int may claim anything."""
+    rules = (rule for listed in _Loader.yaml_implicit_resolvers.values() for rule in listed)
+    return len(node.value) < 1000 and any(tag == node.tag and pattern.match(node.value) for tag, pattern in rules)

@@ -25,6 +25,20 @@ PLANNED = {
     ("stagger_seconds",): "staggered start",
 }
 
+# pydantic's names of Python types, in the words of a YAML file.
+_SHAPES = {
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "dict_type": "a mapping of keys",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "string_type": "text (in quotes, if it looks like a number)",
+    "path_type": "a path",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+}
+
 
 def explain(document: Document, error: ValidationError, root: type[BaseModel]) -> tuple[UsageError, ...]:
     """One UsageError per mistake, in the order of the file."""
@@ -45,53 +59,71 @@ def _follows(item: Any, items: Any, misspelt: set[Steps]) -> bool:
 
 
 def _meant(loc: Steps, root: type[BaseModel]) -> Steps:
-    near = _nearest(str(loc[-1]), _known_keys(root, loc[:-1]))
+    """The place that a misspelt key was meant for, as pydantic would name it."""
+    near = _nearest(str(loc[-1]), _keys(_walk(loc[:-1], root)[1]))
     return (*loc[:-1], near) if near else loc
 
 
 def _one(document: Document, item: Any, root: type[BaseModel]) -> tuple[tuple[int, int], UsageError]:
-    path = _in_file(document, tuple(item["loc"]))
+    loc = tuple(item["loc"])
+    path = _walk(loc, root)[0]
     kind = str(item["type"])
     unknown = kind == "extra_forbidden"
     place = document.where(path, key=unknown or kind == "missing")
-    what, hint, remedy = _words(kind, path, item, root)
+    what, hint, remedy = _unknown(path, _keys(_walk(loc[:-1], root)[1])) if unknown else _words(kind, path, item)
     return (place.line, place.column), document.problem(place, what, hint, remedy)
 
 
-def _in_file(document: Document, loc: Steps) -> Steps:
-    """pydantic puts the tags of unions into a location; keep only the steps that stand in the file."""
+def _walk(loc: Steps, root: type[BaseModel]) -> tuple[Steps, list[type[BaseModel]]]:
+    """(the steps that stand in the file, the models at their end); pydantic adds one for a union's member."""
     path: Steps = ()
-    for index, step in enumerate(loc):
-        here = (*path, step)
-        if here in document.values or index == len(loc) - 1:
-            path = here
-    return path
+    models = [root]
+    for step in loc:
+        if len(models) > 1 and isinstance(step, str):
+            models = [model for model in models if _is_member(model, step)]
+            continue
+        path = (*path, step)
+        if isinstance(step, str):
+            fields = [m.model_fields[step].annotation for m in models if step in m.model_fields]
+            models = [m for annotation in fields for m in _models(annotation)]
+    return path, models
 
 
-def _words(kind: str, path: Steps, item: Any, root: type[BaseModel]) -> tuple[str, str, str]:
-    name = dotted(path)
-    if kind == "extra_forbidden":
-        return _unknown(path, root)
+def _is_member(model: type[BaseModel], tag: str) -> bool:
+    """A union's members are told apart by a key of their own, or by the word that one key holds."""
+    words = (word for field in model.model_fields.values() for word in get_args(field.annotation))
+    return tag in model.model_fields or tag in words
+
+
+def _words(kind: str, path: Steps, item: Any) -> tuple[str, str, str]:
+    name, given, context = dotted(path), _short(item["input"]), item.get("ctx", {})
     if kind == "missing":
         under = dotted(path[:-1])
         return f'"{path[-1]}" is missing' + (f" under {under}" if under else ""), "", ""
     if kind == "value_error":
-        return f"{name}: {item['ctx']['error']}" if name else str(item["ctx"]["error"]), "", ""
+        return f"{name}: {context['error']}" if name else str(context["error"]), "", ""
     if kind == "literal_error":
-        return f"{name} must be {item['ctx']['expected']}, not {item['input']!r}", "", ""
+        return f"{name} must be {context['expected']}, not {given}", "", ""
+    if kind == "union_tag_not_found":
+        return f"{context['discriminator']} is missing under {name}", "", ""
     if kind == "union_tag_invalid":
-        return f"{name}: {item['ctx']['tag']!r} is not a known kind", "", f"known: {item['ctx']['expected_tags']}"
+        return f"{name}: {context['tag']!r} is not a known kind", "", f"known: {context['expected_tags']}"
     if kind == "string_pattern_mismatch":
-        return f"{name}: {item['input']!r} does not fit {item['ctx']['pattern']}", "", ""
+        return f"{name}: {given} does not fit {context['pattern']}", "", ""
+    if kind == "too_short":
+        return f"{name} must not be empty", "", ""
+    if kind == "too_long":
+        return f"{name} must have at most {context['max_length']} items", "", ""
+    if kind in _SHAPES:
+        return f"{name} must be {_SHAPES[kind]}, not {given}", "", ""
     message = str(item["msg"]).replace("Input should be", "must be", 1)
-    return f"{name} {message}, not {_short(item['input'])}", "", ""
+    return f"{name} {message}, not {given}", "", ""
 
 
-def _unknown(path: Steps, root: type[BaseModel]) -> tuple[str, str, str]:
+def _unknown(path: Steps, known: tuple[str, ...]) -> tuple[str, str, str]:
     key, under = str(path[-1]), dotted(path[:-1])
     if path in PLANNED:
         return f'"{key}" is not possible yet: this version cannot do {PLANNED[path]}', "", "remove the key"
-    known = _known_keys(root, path[:-1])
     near = _nearest(key, known)
     hint = f'did you mean "{near}"?' if near else ""
     remedy = "" if near or not known else "known keys here: " + ", ".join(known)
@@ -105,13 +137,7 @@ def _nearest(key: str, known: tuple[str, ...]) -> str | None:
     return near[0] if near else None
 
 
-def _known_keys(root: type[BaseModel], path: Steps) -> tuple[str, ...]:
-    models = _models(root)
-    for step in path:
-        if isinstance(step, int):
-            continue
-        fields = [m.model_fields[step].annotation for m in models if step in m.model_fields]
-        models = [m for annotation in fields for m in _models(annotation)]
+def _keys(models: list[type[BaseModel]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for model in models for key in model.model_fields))
 
 
@@ -131,5 +157,5 @@ def dotted(path: Steps) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -9,6 +9,11 @@ mount --bind /etc/lab/boot_id /proc/sys/kernel/random/boot_id
 install -d -m 700 /root /root/.ssh
 [ -e /root/.ssh/authorized_keys ] ||
     install -m 600 /etc/lab/authorized_keys /root/.ssh/authorized_keys
+for person in worker sudoer guest; do
+    install -d -o "$person" -m 700 "/home/$person/.ssh"
+    [ -e "/home/$person/.ssh/authorized_keys" ] || install -o "$person" -m 600 \
+        /etc/lab/authorized_keys "/home/$person/.ssh/authorized_keys"
+done
 install -d -m 755 /run/sshd
 chmod 600 /etc/lab/ssh_host_ed25519_key
 /usr/sbin/sshd

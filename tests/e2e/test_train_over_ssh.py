@@ -1,0 +1,189 @@
+"""`clusterft train` over real SSH to light lab nodes, and what it says when a node cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import LightLab
+
+pytestmark = [pytest.mark.lab_light, pytest.mark.trainer]
+
+JOB = """\
+name: ssh
+hosts: {hosts}
+shared: {shared}
+runtime: process
+resources: {{device: cpu, threads: 1}}
+train:
+  model: builtin:tiny
+  output: {{name: out}}
+  data: {{sources: [{{builtin: shapes, images: 16}}], resolution: 64}}
+  learn: {{unet: {{rate: 1e-3}}}}
+  precision: fp32
+  steps: {steps}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LightLab]:
+    """Two nodes for all tests of this file."""
+    with LightLab.up(count=2) as made:
+        yield made
+
+
+class Desk:
+    """A controller of its own, with the lab's host keys pinned."""
+
+    def __init__(self, lab: LightLab, root: Path, home: Path) -> None:
+        self.root, self.lab, self.home = root, lab, home
+        self.hosts = root / "pair"
+        self.hosts.write_text(lab.hostfile.read_text())
+        self.pins = home / "pair" / "known_hosts"
+        self.pins.parent.mkdir(parents=True)
+        shutil.copy(lab.known_hosts, self.pins)
+
+    def argv(self, steps: int, *words: str) -> list[str]:
+        """Write the job and return the command that trains it."""
+        job = self.root / "job.yaml"
+        job.write_text(JOB.format(hosts=self.hosts, shared=self.lab.shared, steps=steps))
+        return [sys.executable, "-m", "clusterft", "train", str(job), *words]
+
+    def train(self, *words: str, steps: int = 3) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return subprocess.run(self.argv(steps, *words), capture_output=True, text=True, timeout=150)
+
+    def refusal(self) -> dict[str, Any]:
+        """The one blocking check of a run that must not start."""
+        done = self.train("--json")
+        assert done.returncode == 3, done.stdout + done.stderr
+        checks: list[dict[str, Any]] = json.loads(done.stdout)["checks"]
+        (found,) = [check for check in checks if check["status"] == "fail"]
+        return found
+
+
+@pytest.fixture
+def desk(lab: LightLab, tmp_path: Path, home: Path) -> Desk:
+    """A controller for one test."""
+    return Desk(lab, tmp_path, home)
+
+
+def test_two_nodes_train_over_their_own_addresses(desk: Desk, lab: LightLab) -> None:
+    done = desk.train("--json")
+    body = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(Path(body["run_dir"], "run.json").read_text())["plan"]
+    assert [node["address"] for node in plan["nodes"]] == [node.address for node in lab.nodes]
+    assert plan["master"]["address"] == lab.nodes[0].address
+    for node, planned in zip(lab.nodes, plan["nodes"], strict=True):
+        route = node.run(["ip", "-o", "-4", "addr", "show", "dev", planned["interface"]]).stdout
+        assert f" {node.address}/" in route, "the interface that carries the node's address"
+    assert Path(body["run_dir"], "logs", "attempt-0", "n2", "rank1.log").exists()
+
+
+def test_an_unpinned_host_key_is_refused_and_never_learned(desk: Desk) -> None:
+    desk.pins.write_text("")
+    found = desk.refusal()
+    assert (found["id"], found["nodes"]) == ("ssh.hostkey-unknown", ["n1", "n2"])
+    assert found["evidence"].count("SHA256:") == 2
+    assert desk.pins.read_text() == ""
+
+
+def test_a_wrong_key_is_named_with_the_node(desk: Desk) -> None:
+    other = desk.root / "other key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
+    lines = desk.hosts.read_text().splitlines()
+    index = next(i for i, line in enumerate(lines) if line.startswith("n2 "))
+    lines[index] = lines[index].replace(f"identity={desk.lab.key}", f'identity="{other}"')
+    desk.hosts.write_text("\n".join(lines))
+    found = desk.refusal()
+    assert (found["id"], found["nodes"]) == ("ssh.auth", ["n2"])
+    assert any("ssh-copy-id" in step for step in found["fix"])
+
+
+def test_a_blocked_ssh_port_is_named_with_the_node(desk: Desk, lab: LightLab) -> None:
+    lab.node("n2").block_port(22, action="drop")
+    try:
+        found = desk.refusal()
+    finally:
+        lab.node("n2").unblock_ports()
+    assert (found["id"], found["nodes"]) == ("ssh.timeout", ["n2"])
+
+
+def test_a_full_home_blocks_before_anything_starts(desk: Desk, lab: LightLab) -> None:
+    lab.node("n1").fill_disk(leave_kb=100)
+    try:
+        found = desk.refusal()
+    finally:
+        lab.node("n1").free_disk()
+    assert (found["id"], found["nodes"]) == ("os.disk-full", ["n1"])
+
+
+def test_a_short_link_failure_is_not_a_death(desk: Desk, lab: LightLab) -> None:
+    process = training(desk, steps=100)
+    lab.node("n2").cut_link()
+    time.sleep(4)
+    lab.node("n2").restore_link()
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, out
+
+
+def training(desk: Desk, steps: int) -> subprocess.Popen[str]:
+    """A run in the background that has done its first step."""
+    process = subprocess.Popen(
+        desk.argv(steps), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step 1/"):
+            return process
+    raise AssertionError("no first step:\n" + "".join(said))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "reboot",
+        # A node without power answers nothing; it gets five minutes, since a link may come back.
+        pytest.param("power", marks=pytest.mark.long),
+    ],
+)
+def test_a_lost_node_ends_the_run_with_its_name(desk: Desk, lab: LightLab, fault: str) -> None:
+    process = training(desk, steps=1_000_000)
+    began = time.monotonic()
+    if fault == "reboot":
+        lab.node("n2").reboot()
+    else:
+        lab.node("n2").kill()
+    try:
+        out = process.communicate(timeout=500)[0]
+    finally:
+        if fault == "power":
+            lab.node("n2").start()
+    assert process.returncode == 5, out
+    assert "n2 is gone" in out
+    assert out.count("n2 is silent") == 1, "said once, not at every retry"
+    assert fault != "reboot" or time.monotonic() - began < 100
+    left = lab.node("n1").run(["sh", "-c", "ps -eo args | grep [c]lusterft_trainer || true"]).stdout
+    assert left == ""
+
+
+def test_ctrl_c_stops_the_nodes_too(desk: Desk, lab: LightLab) -> None:
+    process = training(desk, steps=100_000)
+    os.killpg(process.pid, signal.SIGINT)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, out
+    for node in lab.nodes:
+        left = node.run(["sh", "-c", "sleep 1; ps -eo args | grep [c]lusterft_trainer || true"]).stdout
+        assert left == "", node.name
