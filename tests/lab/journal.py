@@ -70,7 +70,7 @@ class Journal:
     @classmethod
     def every(cls) -> list[Journal]:
         """All labs of this user, dead ones included."""
-        return [cls(path) for path in sorted(_root().glob("[0-9a-f]*")) if path.is_dir()]
+        return [cls(path) for path in sorted(_root().glob("[0-9a-f]" * 6)) if path.is_dir()]
 
     def note(self, kind: str, what: str, **more: Any) -> None:
         """Write down a thing that is about to be made."""

@@ -1,0 +1,242 @@
+"""Proves that a failed run is laid at the right door: the first cause and not its echoes, whatever order they come in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterft import board as boards
+from clusterft.board import Board, Verdict
+from clusterft.events import Event, Gone, Said, Silent, StageDone, Stopping
+from clusterft_trainer import progress, stream
+
+NODES = ("gpu0", "gpu1")
+CLOSED = "RuntimeError: [pair.cc:561] Connection closed by peer [10.0.0.11]:41873"
+
+
+def said(node: str, rank: int, text: str, at: float = 0.0) -> Said:
+    """A log line of a rank."""
+    return Said(node, stream.Log(rank, text, at))
+
+
+def told(node: str, rank: int, failure: str, message: str, at: float) -> Said:
+    """The trainer's own last word."""
+    return Said(node, stream.Progress(rank, progress.Failed(failure, message, "do this", at)))
+
+
+def died(node: str, rank: int, code: int, at: float) -> Said:
+    """The launcher reports a death."""
+    return Said(node, stream.RankDied(rank, code, 4000 + rank, at))
+
+
+def ended(node: str, end: stream.End, code: int, at: float) -> Said:
+    """A supervisor's last word."""
+    return Said(node, stream.Ended(end, code, at))
+
+
+def step(number: int, loss: float = 0.5, at: float = 0.0) -> Said:
+    """One step, told by rank 0."""
+    record = progress.Step(number, 100, 0, loss, 1e-6, 0.1, 8.0, 0.01, at)
+    return Said("gpu0", stream.Progress(0, record))
+
+
+def filled(*events: Event) -> Board:
+    """A board that has seen these events."""
+    board = Board("run", NODES)
+    for event in events:
+        board.see(event)
+    return board
+
+
+def verdict(*events: Event) -> Verdict:
+    """What the run came to."""
+    return boards.judge(filled(*events))
+
+
+FAILED = (ended("gpu0", "failed", 1, 90.0), ended("gpu1", "failed", 1, 91.0))
+ECHO = (
+    said("gpu0", 0, CLOSED),
+    told("gpu0", 0, "peer-lost", "Another rank is gone", 10.1),
+    died("gpu0", 0, 5, 10.2),
+)
+
+
+def in_any_order(*events: Event) -> list[Verdict]:
+    """The verdicts of all orders in which the nodes' lines may arrive."""
+    return [verdict(*order, *FAILED) for order in itertools.permutations(events)]
+
+
+def test_a_run_that_ends_well_is_fine() -> None:
+    assert verdict(ended("gpu0", "ok", 0, 1.0), ended("gpu1", "ok", 0, 1.0)) == Verdict("ok", "finished")
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["here", "from another controller"])
+def test_a_stop_that_was_asked_for_is_no_failure(here: bool) -> None:
+    asked = (Stopping("asked"),) if here else ()
+    found = verdict(step(40), *asked, ended("gpu0", "stopped", 0, 1.0), ended("gpu1", "stopped", 0, 1.0))
+    assert (found.end, found.summary, found.failure) == ("stopped", "stopped at step 40, as asked", "")
+
+
+def test_a_stop_does_not_hide_a_failure() -> None:
+    why = told("gpu1", 1, "disk-full", "no room", 9.0)
+    found = verdict(why, Stopping("asked"), ended("gpu1", "failed", 5, 9.5), ended("gpu0", "stopped", 0, 10.0))
+    assert (found.end, found.failure) == ("failed", "disk-full")
+
+
+def test_the_parts_that_are_stopped_after_a_failure_do_not_make_it_a_stop() -> None:
+    found = verdict(
+        died("gpu1", 1, 1, 9.0),
+        ended("gpu1", "failed", 1, 9.5),
+        Stopping("a part failed"),
+        ended("gpu0", "stopped", 0, 20.0),
+    )
+    assert (found.end, found.node, found.rank) == ("failed", "gpu1", 1)
+
+
+def test_what_the_trainer_says_knowingly_wins() -> None:
+    for found in in_any_order(*ECHO, told("gpu1", 1, "oom", "Memory ran out", 10.0), died("gpu1", 1, 5, 10.1)):
+        assert (found.failure, found.node, found.rank) == ("oom", "gpu1", 1)
+        assert (found.summary, found.remedy, found.evidence) == ("Memory ran out", "do this", ())
+
+
+def test_of_two_known_causes_the_earlier_wins() -> None:
+    later, earlier = told("gpu0", 0, "data", "later", 11.0), told("gpu1", 1, "nan", "earlier", 10.0)
+    assert {found.summary for found in in_any_order(later, earlier)} == {"earlier"}
+
+
+def test_a_killed_rank_wins_over_the_echoes_that_come_before_its_report() -> None:
+    killed = died("gpu1", 1, -signal.SIGKILL, 12.0)
+    for found in in_any_order(*ECHO, killed):
+        assert (found.failure, found.node, found.rank) == ("killed", "gpu1", 1)
+        assert found.summary == "rank 1 on gpu1 was ended by SIGKILL" and "dmesg" in found.remedy
+
+
+def test_a_killed_rank_is_no_echo_though_it_once_had_to_retry() -> None:
+    retry = said("gpu1", 1, "[W socket.cpp] failed to connect, Connection refused, retrying")
+    for found in in_any_order(*ECHO, retry, died("gpu1", 1, -signal.SIGKILL, 12.0)):
+        assert (found.failure, found.node) == ("killed", "gpu1")
+
+
+def test_an_exception_of_another_rank_does_not_hide_a_kill_reported_a_little_later() -> None:
+    timeout = told("gpu0", 0, "bug", "RuntimeError: Timed out waiting 1800000ms for recv", 10.0)
+    for found in in_any_order(timeout, died("gpu1", 1, -signal.SIGKILL, 12.0)):
+        assert (found.failure, found.node) == ("killed", "gpu1")
+
+
+def test_a_hung_rank_that_is_killed_after_an_exception_is_its_consequence() -> None:
+    cause = told("gpu0", 0, "bug", "KeyError: 'x'", 10.0)
+    for found in in_any_order(cause, died("gpu1", 1, -signal.SIGKILL, 26.0)):
+        assert (found.failure, found.node, found.summary) == ("bug", "gpu0", "KeyError: 'x'")
+
+
+def test_a_crash_with_an_echo_in_its_log_is_an_echo() -> None:
+    aborted = (said("gpu0", 0, "Watchdog caught collective operation timeout"), died("gpu0", 0, -6, 9.0))
+    for found in in_any_order(*aborted, died("gpu1", 1, -signal.SIGSEGV, 10.0)):
+        assert (found.failure, found.node, found.rank) == ("crash", "gpu1", 1)
+        assert found.summary == "rank 1 on gpu1 was ended by SIGSEGV" and found.remedy == ""
+
+
+def test_ranks_that_were_told_to_end_are_no_cause() -> None:
+    own = (said("gpu1", 1, "Traceback"), said("gpu1", 1, "ValueError: no such picture"), died("gpu1", 1, 1, 11.0))
+    found = verdict(died("gpu0", 0, -signal.SIGTERM, 10.0), *own, *FAILED)
+    assert (found.failure, found.node) == ("exception", "gpu0")  # nothing of its own: the earliest death
+    found = verdict(*own, died("gpu0", 0, -signal.SIGTERM, 12.0), *FAILED)
+    assert found.summary == "rank 1 on gpu1: ValueError: no such picture"
+    assert found.evidence == ("Traceback", "ValueError: no such picture")
+
+
+def test_an_exception_that_only_repeats_anothers_end_is_an_echo() -> None:
+    own = (said("gpu1", 1, "ModuleNotFoundError: No module named 'x'"), died("gpu1", 1, 1, 11.0))
+    repeated = told("gpu0", 0, "bug", CLOSED, 10.0)
+    for found in in_any_order(repeated, *own):
+        assert (found.failure, found.node) == ("exception", "gpu1")
+
+
+def test_a_known_cause_may_mention_a_connection() -> None:
+    refused = told("gpu1", 1, "rendezvous", "gpu0:29500 cannot be reached: Connection refused", 10.0)
+    for found in in_any_order(refused, died("gpu0", 0, 1, 9.0)):
+        assert (found.failure, found.node) == ("rendezvous", "gpu1")
+
+
+def test_a_node_that_is_gone_is_the_cause_of_what_the_others_say() -> None:
+    found = verdict(*ECHO, Gone("gpu1", "unreachable for 300 s"), FAILED[0])
+    assert (found.failure, found.node, found.summary) == ("node-lost", "gpu1", "gpu1 is gone: unreachable for 300 s")
+
+
+def test_a_launcher_that_fails_before_any_rank_is_told_with_its_words() -> None:
+    words = said("gpu1", stream.LAUNCHER, "the launcher cannot be started: no such file")
+    found = verdict(words, ended("gpu0", "failed", 1, 20.0), ended("gpu1", "failed", 127, 10.0))
+    assert (found.failure, found.node) == ("launcher", "gpu1")
+    assert found.summary == "the launcher on gpu1 ended with exit code 127"
+    assert found.evidence == ("the launcher cannot be started: no such file",)
+
+
+events = st.one_of(
+    st.builds(said, st.sampled_from(NODES), st.integers(-1, 3), st.sampled_from([CLOSED, "x", "ValueError: y", ""])),
+    st.builds(
+        told, st.sampled_from(NODES), st.integers(0, 3), st.sampled_from(["bug", "oom", "peer-lost"]), st.text(), st.floats(0, 99)
+    ),
+    st.builds(died, st.sampled_from(NODES), st.integers(0, 3), st.integers(-64, 255), st.floats(0, 99)),
+    st.builds(Silent, st.sampled_from(NODES), st.text()),
+    st.builds(Stopping, st.sampled_from(["asked", "a part failed"])),
+    st.builds(step, st.integers(0, 100)),
+)
+ends = st.tuples(*(
+    st.builds(ended, st.just(node), st.sampled_from(["ok", "stopped", "failed"]), st.integers(-9, 9), st.floats(0, 99))
+    | st.builds(Gone, st.just(node), st.text())
+    for node in NODES
+))
+
+
+@given(st.lists(events, max_size=12), ends)
+def test_every_run_that_is_over_has_a_verdict(seen: list[Event], last: tuple[Event, ...]) -> None:
+    board = filled(*seen, *last)
+    assert board.over
+    found = boards.judge(board)
+    lost = any(isinstance(event, Gone) for event in last)
+    assert (found.end == "ok") == ({e.end for e in board.ended.values()} == {"ok"} and not lost)
+    assert bool(found.failure) == (found.end == "failed") and found.summary
+
+
+def test_a_run_is_over_when_each_node_is_heard_to_the_end_or_gone() -> None:
+    board = filled(ended("gpu0", "ok", 0, 1.0))
+    assert not board.over
+    board.see(Gone("gpu1", "x"))
+    assert board.over
+
+
+def test_a_silent_node_that_speaks_again_is_silent_no_more() -> None:
+    board = filled(Silent("gpu1", "timed out"))
+    assert board.silent == {"gpu1": "timed out"}
+    board.see(said("gpu1", 1, "x"))
+    assert board.silent == {}
+
+
+def test_the_board_keeps_what_a_screen_needs() -> None:
+    saved = progress.Saved("checkpoint", "/out/step-00000040", 40, 1.5, 9.0)
+    phase = progress.Phase("train", 1.0)
+    board = filled(
+        StageDone("2 nodes checked", 0.5),
+        Said("gpu0", stream.Progress(0, phase)),
+        Said("gpu1", stream.Progress(1, progress.Phase("model", 1.0))),
+        step(41, 0.9),
+        step(42, 0.8),
+        Said("gpu0", stream.Progress(0, saved)),
+        Said("gpu0", stream.Progress(0, progress.Notice("careful", 1.0))),
+        *(said("gpu1", 1, f"line {i}") for i in range(100)),
+    )
+    assert board.phase == "train" and board.losses == [0.9, 0.8] and board.notices == ["careful"]
+    assert board.first_step is not None and board.first_step.step == 41 and board.saved == {"checkpoint": saved}
+    assert list(board.tails["gpu1", 1]) == [f"line {i}" for i in range(70, 100)]
+
+
+def test_a_long_run_is_thinned_and_keeps_its_shape() -> None:
+    board = filled(*(step(number, loss=float(number)) for number in range(1, 20_001)))
+    assert 2000 < len(board.losses) <= 4096
+    gaps = {b - a for a, b in itertools.pairwise(board.losses)}
+    assert len(gaps) <= 2 and board.losses[-1] > 19_900 and not math.isnan(sum(board.losses))
