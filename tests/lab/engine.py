@@ -75,6 +75,8 @@ def stop_engine() -> bool:
     pid, start = note.read_text().split()
     engine = ProcessId(int(pid), int(start))
     runs = engine.alive()
+    if runs and (busy := docker("ps", "--format", "{{.Names}}").split()):
+        raise LabError(f"the engine still runs {', '.join(busy)}: take them down first")
     engine.end(grace=30)
     note.unlink()
     return runs

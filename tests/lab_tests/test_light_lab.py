@@ -139,23 +139,29 @@ def test_a_signal_in_the_middle_of_up_leaves_nothing(number: signal.Signals, del
     assert traces(lab_id) == []
 
 
-def test_from_another_process_and_by_hand() -> None:
+def test_by_hand(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).resolve().parent.parent / "lab")]
+    # Labs of this test's own: `down` takes away all that it finds.
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
 
-    def lab_command(*words: str) -> str:
-        return subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, check=True).stdout
+    def by_hand(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, env=place)
 
-    said = lab_command("up", "--light", "2")
-    lab_id = said.split()[1].rstrip(":")
+    said = by_hand("up", "--light", "2").stdout
+    state = Path(said.partition("hostfile")[2].split()[0]).parent
     try:
-        lab = LightLab.attach(next(one for one in Journal.every() if one.id == lab_id))
+        lab = LightLab.attach(Journal(state))
         before = lab.node("n1").boot_id
-        assert lab_id in lab_command("status")
-        lab_command("fault", "--lab", lab_id, "n1", "reboot")
+        assert lab.id in by_hand("status").stdout
+        assert by_hand("fault", "n1", "reboot").returncode == 0
         assert lab.node("n1").boot_id != before
-        lab_command("fault", "--lab", lab_id, "n2", "pause")
+        assert by_hand("fault", "n2", "pause").returncode == 0
         with pytest.raises(subprocess.TimeoutExpired):
             lab.node("n2").run(["true"], timeout=1)
+        assert by_hand("fault", "n2", "throttle").returncode == 1
+        assert by_hand("down", "nonsense").returncode == 1
     finally:
-        lab_command("down", lab_id)
-    assert traces(lab_id) == []
+        down = by_hand("down")
+    assert down.stdout == f"lab {lab.id}: removed\n"
+    assert traces(lab.id) == []
+    assert list(tmp_path.iterdir()) == []

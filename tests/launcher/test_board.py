@@ -165,7 +165,11 @@ def test_a_known_cause_may_mention_a_connection() -> None:
 
 def test_a_node_that_is_gone_is_the_cause_of_what_the_others_say() -> None:
     found = verdict(*ECHO, Gone("gpu1", "unreachable for 300 s"), FAILED[0])
-    assert (found.failure, found.node, found.summary) == ("node-lost", "gpu1", "gpu1 is gone: unreachable for 300 s")
+    assert (found.failure, found.node, found.summary) == (
+        "node-lost",
+        "gpu1",
+        "gpu1 is gone: unreachable for 300 s",
+    )
 
 
 def test_a_launcher_that_fails_before_any_rank_is_told_with_its_words() -> None:
@@ -177,20 +181,35 @@ def test_a_launcher_that_fails_before_any_rank_is_told_with_its_words() -> None:
 
 
 events = st.one_of(
-    st.builds(said, st.sampled_from(NODES), st.integers(-1, 3), st.sampled_from([CLOSED, "x", "ValueError: y", ""])),
     st.builds(
-        told, st.sampled_from(NODES), st.integers(0, 3), st.sampled_from(["bug", "oom", "peer-lost"]), st.text(), st.floats(0, 99)
+        said, st.sampled_from(NODES), st.integers(-1, 3), st.sampled_from([CLOSED, "x", "ValueError: y", ""])
+    ),
+    st.builds(
+        told,
+        st.sampled_from(NODES),
+        st.integers(0, 3),
+        st.sampled_from(["bug", "oom", "peer-lost"]),
+        st.text(min_size=1),
+        st.floats(0, 99),
     ),
     st.builds(died, st.sampled_from(NODES), st.integers(0, 3), st.integers(-64, 255), st.floats(0, 99)),
     st.builds(Silent, st.sampled_from(NODES), st.text()),
     st.builds(Stopping, st.sampled_from(["asked", "a part failed"])),
     st.builds(step, st.integers(0, 100)),
 )
-ends = st.tuples(*(
-    st.builds(ended, st.just(node), st.sampled_from(["ok", "stopped", "failed"]), st.integers(-9, 9), st.floats(0, 99))
-    | st.builds(Gone, st.just(node), st.text())
-    for node in NODES
-))
+ends = st.tuples(
+    *(
+        st.builds(
+            ended,
+            st.just(node),
+            st.sampled_from(["ok", "stopped", "failed"]),
+            st.integers(-9, 9),
+            st.floats(0, 99),
+        )
+        | st.builds(Gone, st.just(node), st.text())
+        for node in NODES
+    )
+)
 
 
 @given(st.lists(events, max_size=12), ends)

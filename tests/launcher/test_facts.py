@@ -129,14 +129,28 @@ def test_every_posix_shell_gives_the_same_answer(shell: tuple[str, ...], tmp_pat
 
 names = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=12)
 nasty = st.sampled_from(
-    ["", "-", "--", "!", "(", ")", "=", "-d", "~", "$HOME", "`touch broken`", "$(touch broken)", "'; touch broken; '"]
+    [
+        "",
+        "-",
+        "--",
+        "!",
+        "(",
+        ")",
+        "=",
+        "-d",
+        "~",
+        "$HOME",
+        "`touch broken`",
+        "$(touch broken)",
+        "'; touch broken; '",
+    ]
     + ['"; touch broken; "', "a\nb", "\n", "x\n\n", "a'b", "\\", "*", "//", "./-n", "&& touch broken", "\r", "\t"]
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(names | nasty, max_size=3), st.lists(names | nasty, max_size=4))
-@example(["$(touch broken)", "';touch broken;'"], ["a/$(touch broken)/b", "it's \"here\"/\n/x", "-rf"])
+@example(["$(touch broken)", "';touch broken;'"], ["a/$(touch broken)/b", 'it\'s "here"/\n/x', "-rf"])
 def test_no_name_breaks_out_of_its_quotes(
     tmp_path_factory: pytest.TempPathFactory, peers: list[str], disks: list[str]
 ) -> None:

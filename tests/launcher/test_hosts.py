@@ -179,8 +179,37 @@ def test_our_own_hostfiles_are_right(path: Path) -> None:
 
 # Arbitrary text rarely gets past the name; pieces of real lines reach every rule.
 pieces = st.sampled_from(
-    ["a", "b", "localhost", " slots=", "1", "8", "two", " ", "\t", "\n", "\r\n", "\x0b", "\u2028", '"', "#", " #", "="]
-    + [" port=", " gpus=", "0,1", " spare=true", " spare=", " transport=local", " addr=", " identity=", "\ufeff", "\0"]
+    [
+        "a",
+        "b",
+        "localhost",
+        " slots=",
+        "1",
+        "8",
+        "two",
+        " ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\x0b",
+        "\u2028",
+        '"',
+        "#",
+        " #",
+        "=",
+    ]
+    + [
+        " port=",
+        " gpus=",
+        "0,1",
+        " spare=true",
+        " spare=",
+        " transport=local",
+        " addr=",
+        " identity=",
+        "\ufeff",
+        "\0",
+    ]
 )
 lines = st.one_of(st.text(), st.lists(pieces, max_size=30).map("".join))
 

@@ -161,7 +161,9 @@ def test_files_that_cannot_be_read_are_mistakes_of_the_user(tmp_path: Path) -> N
             spec.load(path)
 
 
-@pytest.mark.parametrize("name", ["RANK", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CLUSTERFT_RUN_DIR", "a b", "1A", ""])
+@pytest.mark.parametrize(
+    "name", ["RANK", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CLUSTERFT_RUN_DIR", "a b", "1A", ""]
+)
 @pytest.mark.parametrize("where", ["env: {%s: x}", "secrets: [%s]"])
 def test_names_that_the_plan_sets_or_no_shell_takes_are_refused(name: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="is set from the plan|is not the name of"):
@@ -178,7 +180,9 @@ words = st.sampled_from(
     "name shared train model learn unet rate env secrets data sources folder builtin shapes engine kind zero".split()
     + ["steps", "<<", "process", "4e-7", "1", "no", "true", "~", "'x'", '"\\ud800"', "!!int", "!!set", "!!bool"]
 )
-signs = st.sampled_from([": ", "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "&a ", "*a", "? ", "#", "\t", "|\n"])
+signs = st.sampled_from(
+    [": ", "\n", "\n  ", "\n    ", "- ", "{", "}", "[", "]", ", ", "&a ", "*a", "? ", "#", "\t", "|\n"]
+)
 texts = st.one_of(st.text(max_size=60), st.lists(words | signs, max_size=40).map("".join))
 
 
@@ -200,7 +204,9 @@ values = st.recursive(
     max_leaves=6,
 )
 spots = st.sampled_from(["name", "shared", "env", "secrets", "port", "resources", "train", "python", "zzz"])
-inner_spots = st.sampled_from(["model", "output", "data", "learn", "engine", "batch", "samples", "steps", "seed", "zzz"])
+inner_spots = st.sampled_from(
+    ["model", "output", "data", "learn", "engine", "batch", "samples", "steps", "seed", "zzz"]
+)
 
 
 @settings(max_examples=200, deadline=None)

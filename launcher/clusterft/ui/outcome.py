@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,12 @@ def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, An
         "outcome": verdict.end,
         "verdict": verdict.to_dict(),
         "step": board.step.step if board.step else 0,
-        "loss": {"first": board.done.first_loss, "last": board.done.last_loss} if board.done else None,
+        "loss": {"first": _finite(board.done.first_loss), "last": _finite(board.done.last_loss)} if board.done else None,
         "results": {what: saved.path for what, saved in board.saved.items()},
         "notices": list(board.notices),
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no word for a number that is none."""
+    return value if math.isfinite(value) else None
