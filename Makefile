@@ -19,6 +19,7 @@ check: setup ## lint, types, import contracts
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache
+	@$(PY) tools/write_docs.py --check
 
 test: setup ## every test this machine allows, at most 20 minutes
 	@$(PY) tools/run_tests.py

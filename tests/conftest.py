@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         passed.add(item.nodeid)
         STATE.parent.mkdir(exist_ok=True)
         STATE.write_text(json.dumps({"tree": _tree(), "passed": sorted(passed)}))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, object, object]:
+    """A lab that turns out impossible only when it is brought up is a skip with its reason, too."""
+    import lab
+
+    try:
+        return (yield)
+    except lab.LabUnavailable as problem:
+        pytest.skip(f"{problem.reason}; {problem.remedy}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

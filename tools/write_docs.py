@@ -1,7 +1,7 @@
 """Writes docs/formats.md from the dataclasses that write the formats, so that neither can drift.
 
-    write_docs.py            write it
-    write_docs.py --check    exit 1 if it is not what the code says
+write_docs.py            write it
+write_docs.py --check    exit 1 if it is not what the code says
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 from clusterft import findings
 from clusterft.apply import record
 from clusterft.board import verdict
-from clusterft_trainer import assignment, checkpoint_manifest, progress, stream
+from clusterft_trainer import assignment, progress, stream
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
 

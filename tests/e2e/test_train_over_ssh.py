@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lab import LightLab
 
 pytestmark = [pytest.mark.lab_light, pytest.mark.trainer]

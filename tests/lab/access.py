@@ -17,6 +17,31 @@ from pathlib import Path
 
 from .proc import environment, run
 
+# Every node's sshd: keys only, and patience for many logins at once. `state` holds its host key.
+SSHD_CONFIG = """\
+Port 22
+HostKey {state}/ssh_host_ed25519_key
+PidFile none
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM no
+UseDNS no
+PrintMotd no
+X11Forwarding no
+MaxStartups 100:30:200
+LoginGraceTime 30
+Subsystem sftp internal-sftp
+"""
+
+
+# Lets the sshd of a node read its new host key, and waits until it presents it, without
+# a network that may be cut. To be followed by the path of the public key.
+TAKE_NEW_KEY = (
+    "pkill -HUP -o -x sshd; until ssh-keyscan -T 5 -t ed25519 127.0.0.1 2>/dev/null | "
+    "cut -d' ' -f3 | grep -qFf - {public}; do sleep 0.1; done"
+)
+
 
 @dataclass(frozen=True)
 class Endpoint:

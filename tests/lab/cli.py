@@ -7,6 +7,7 @@ the library cannot do: each verb is one call.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from operator import methodcaller
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"not on this machine: {why.reason}\n  {why.remedy}", 3)
     except LabError as error:
         return _complain(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read our words has read enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return _complain("interrupted; nothing of that lab is left", 130)
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 from . import packages
-from .access import Endpoint, make_key, public_half
+from .access import SSHD_CONFIG, TAKE_NEW_KEY, Endpoint, make_key, public_half
 from .base import FILLER, Lab, LabNode, in_parallel
 from .engine import LABEL, docker, engine_available, ensure_engine
 from .errors import LabError, LabUnavailable
@@ -85,15 +85,18 @@ class FullNode(LabNode):
             self._image,
         )
         self._give_host_key()
-        keys = self.state / "authorized_keys"
+        keys, settings = self.state / "authorized_keys", self.state / "sshd_config"
         keys.write_text(public_half(self.access.key) + "\n")
+        settings.write_text(SSHD_CONFIG.format(state="/etc/lab"))
         docker("cp", "--quiet", str(keys), f"{self.container}:/etc/lab/authorized_keys")
+        docker("cp", "--quiet", str(settings), f"{self.container}:/etc/ssh/sshd_config")
         return public_half(self.state / "ssh_host_ed25519_key")
 
     def _give_host_key(self) -> None:
         key = self.state / "ssh_host_ed25519_key"
         make_key(key, f"root@{self.name}")
-        docker("cp", "--quiet", str(key), f"{self.container}:/etc/lab/{key.name}")
+        for half in (key, key.with_suffix(".pub")):
+            docker("cp", "--quiet", str(half), f"{self.container}:/etc/lab/{half.name}")
 
     def boot(self) -> None:
         """Start the container and wait for its sshd and its engine."""
@@ -216,9 +219,9 @@ class FullNode(LabNode):
     def swap_host_key(self) -> None:
         """Make a new host key and let sshd read it."""
         self._give_host_key()
-        self.inside(
-            ["sh", "-c", "chmod 600 /etc/lab/ssh_host_ed25519_key; kill -HUP $(cat /run/sshd.pid); sleep 0.3"]
-        )
+        public = "/etc/lab/ssh_host_ed25519_key.pub"
+        take = f"chmod 600 {public.removesuffix('.pub')}; " + TAKE_NEW_KEY.format(public=public)
+        self.inside(["sh", "-c", take])
 
 
 class FullLab(Lab[FullNode]):

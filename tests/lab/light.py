@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from . import packages
-from .access import Endpoint, make_key, private_file, public_half
+from .access import SSHD_CONFIG, Endpoint, make_key, private_file, public_half
 from .base import FILLER, Lab, LabNode, fill, fresh_boot_id, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal, labs_root
@@ -31,22 +31,6 @@ _NEEDS = ("ip", "tc", "iptables", "sshd", "ssh", "ssh-keygen", "nsenter", "unsha
 _BOOT = Path(__file__).with_name("light_boot.sh")
 _HOME_MIB = 256
 _MOST = 200
-
-SSHD = """\
-Port 22
-HostKey {state}/ssh_host_ed25519_key
-PidFile none
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
-UseDNS no
-PrintMotd no
-X11Forwarding no
-MaxStartups 100:30:200
-LoginGraceTime 30
-Subsystem sftp internal-sftp
-"""
 
 
 def light_available() -> LabUnavailable | None:
@@ -84,7 +68,7 @@ class LightNode(LabNode):
         (self.home / ".ssh").mkdir(mode=0o700)
         private_file(self.home / ".ssh" / "authorized_keys", authorized + "\n")
         make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
-        (self.state / "sshd_config").write_text(SSHD.format(state=self.state))
+        (self.state / "sshd_config").write_text(SSHD_CONFIG.format(state=self.state))
         (self.state / "passwd").write_text(_passwd(self.home))
         private_file(self.state / "shadow", "root:*:19000:0:99999:7:::\n")
         # No name server can be reached: an empty file fails at once instead of after 10 s.
@@ -247,17 +231,13 @@ class LightNode(LabNode):
 
     def swap_host_key(self) -> None:
         """Make a new host key and let sshd read it; connections that are open stay."""
-        make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
         first = self._first()
         if first is None:
             raise LabError(f"{self.name} is off: start it first")
+        make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
+        heard = (self.state / "console.log").stat().st_size
         first.signal(signal.SIGHUP)
-        fresh = public_half(self.state / "ssh_host_ed25519_key").split()[1]
-        until(lambda: self._presents(fresh), 10, f"{self.name} to present its new key")
-
-    def _presents(self, key: str) -> bool:
-        argv = ["ssh-keyscan", "-T", "2", "-t", "ed25519", self.address]
-        return key in run(argv, check=False).stdout
+        until(lambda: self._listens(heard), 10, f"{self.name} to take its new key")
 
 
 class LightLab(Lab[LightNode]):

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from . import packages, serial
-from .access import Endpoint, make_key, public_half
+from .access import SSHD_CONFIG, TAKE_NEW_KEY, Endpoint, make_key, public_half
 from .base import FILLER, Lab, LabNode, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal
-from .light import SSHD
 from .proc import ProcessId, environment, run, until, which
 from .switch import Switch
 from .vm_image import VmImage, vm_image
@@ -80,7 +79,7 @@ class VmNode(LabNode):
         (etc / "ssh").mkdir()
         shutil.copy(_BOOT, etc / "lab" / "boot")
         shutil.copy(key, etc / "lab" / key.name)
-        (etc / "ssh" / "sshd_config").write_text(SSHD.format(state="/etc/lab"))
+        (etc / "ssh" / "sshd_config").write_text(SSHD_CONFIG.format(state="/etc/lab"))
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text("127.0.0.1 localhost\n" + self._lab.names())
         (etc / "resolv.conf").write_text("")
@@ -261,7 +260,7 @@ class VmNode(LabNode):
         """Make a new host key in the machine and let sshd read it."""
         key = "/etc/lab/ssh_host_ed25519_key"
         self.inside(f"rm -f {key} {key}.pub; ssh-keygen -q -t ed25519 -N '' -f {key}")
-        self.inside("pkill -HUP -o -x sshd; sleep 1")
+        self.inside(TAKE_NEW_KEY.format(public=f"{key}.pub"))
 
 
 class VmLab(Lab[VmNode]):

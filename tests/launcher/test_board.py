@@ -1,4 +1,4 @@
-"""Proves that a failed run is laid at the right door: the first cause and not its echoes, whatever order they come in."""
+"""Proves that a failed run is laid at the right door: the first cause, not its echoes, whatever their order."""
 
 from __future__ import annotations
 

@@ -90,12 +90,13 @@ def test_a_breach_is_found_and_named(name: str, outcomes: dict[str, subprocess.C
     assert f"{contracts()[name.partition(':')[0]]} BROKEN" in broken
 
 
-HEAVY = "torch accelerate deepspeed numpy paramiko fabric docker pydantic yaml rich.markdown rich.live cryptography".split()
+HEAVY = "torch accelerate deepspeed numpy paramiko fabric docker yaml rich.markdown rich.live cryptography".split()
+OURS = "clusterft.spec clusterft.remote clusterft.plan clusterft.fleet clusterft.apply clusterft_trainer".split()
 LOADED = f"""
 import sys
 from clusterft.cli import run
 code = run(sys.argv[1:])
-print("loaded:", sorted(set({HEAVY!r}) & sys.modules.keys()))
+print("loaded:", sorted(set({HEAVY + OURS!r}) & sys.modules.keys()), "pydantic" in sys.modules)
 sys.exit(code)
 """
 
@@ -105,7 +106,8 @@ def test_help_loads_nothing_heavy(verb: str) -> None:
     words = [*verb.split(), "--help"]
     done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "loaded: []"
+    # typer itself imports pydantic (30 ms) where a verb has parameters.
+    assert done.stdout.splitlines()[-1].startswith("loaded: [] " if verb else "loaded: [] False")
     assert "Usage: clusterft" in done.stdout and "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Proves that the probe's text survives every shell and every name, and that its answers are read or honestly unknown."""
+"""Proves that the probe survives every shell and every name, and that its answers are read or honestly unknown."""
 
 from __future__ import annotations
 

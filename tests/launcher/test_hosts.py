@@ -1,4 +1,4 @@
-"""Proves the hostfile contract: what is read, what is refused where and with which remedy, and that DeepSpeed agrees."""
+"""Proves the hostfile contract: what is read, what is refused where and how to mend it, and DeepSpeed agrees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERYTHING = (
     "\ufeff# the rack\r\n"
     "\r\n"
     "gpu0 slots=8\r\n"
-    '  gpu1\tslots=8 addr=10.0.0.12 user=ubuntu port=2222 identity="~/my keys/id#1" jump=bastion  # by the door\r\n'
+    '  gpu1\tslots=8 addr=10.0.0.12 user=ubuntu port=2222 identity="~/my keys/id#1" jump=bastion  # a door\r\n'
     "gpu2 slots=2 spare=true\r\n"
     "rig.lan slots=2 gpus=0,3\r\n"
     "home_box slots=2 gpus=GPU-8f3a-11,MIG-9c-2\r\n"
@@ -107,6 +107,11 @@ def test_a_mistake_is_told_with_its_place_and_remedy(line: str, column: int, wha
     assert (problem.what, problem.where, problem.remedy) == (what, f"rack:2:{column}", remedy)
     caret = problem.excerpt.splitlines()[-1]
     assert caret == "      | " + " " * (column - 1) + "^"
+
+
+def test_a_hash_inside_a_word_starts_no_comment() -> None:
+    (node,) = parse("a slots=1 identity=/keys/id#1 user=x#y #port=1\n").nodes
+    assert (node.identity, node.user, node.port) == ("/keys/id#1", "x#y", None)
 
 
 def test_a_comment_ends_only_where_an_editor_ends_the_line() -> None:

@@ -177,7 +177,7 @@ def test_what_is_given_arrives(tmp_path: Path) -> None:
 
 
 words = st.sampled_from(
-    "name shared train model learn unet rate env secrets data sources folder builtin shapes engine kind zero".split()
+    "name shared train model learn unet rate env secrets data sources folder builtin shapes engine kind".split()
     + ["steps", "<<", "process", "4e-7", "1", "no", "true", "~", "'x'", '"\\ud800"', "!!int", "!!set", "!!bool"]
 )
 signs = st.sampled_from(

@@ -1,4 +1,4 @@
-"""Proves what a person reads: the live screen and the last lines as snapshots, plain lines, errors, and the sparkline."""
+"""Proves what a person reads: the live screen and the last lines as snapshots, plain lines, errors, sparklines."""
 
 from __future__ import annotations
 

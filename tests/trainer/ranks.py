@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterft_trainer import progress
+from clusterft_trainer.rank import start_time
 
 PATIENCE = 90.0  # seconds; a start takes about ten on two busy cores
 TRAINER = str(Path(progress.__file__).parents[1])
@@ -98,6 +99,12 @@ def gang(folder: Path) -> Iterator[Gang]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        for note in logs.glob("rank*.pid"):
+            # torchrun gives its ranks a session of their own, so they outlive their launcher's group
+            body = json.loads(note.read_text())
+            if start_time(body["pid"]) == body["start"]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(body["pid"], signal.SIGKILL)
 
 
 def start(gang_: Gang, argv: list[str], **environment: str) -> None:

@@ -21,32 +21,46 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from clusterft_trainer import errors, metrics
 
 BUG = 1
 
 
-def main(argv: list[str]) -> int:
-    """Run one command; the exit code."""
+def main(argv: list[str]) -> NoReturn:
+    """Run one command, and leave with its exit code from within, as _leave explains."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "train":
-            _train(arguments.config, arguments.run_dir)
+            held = _train(arguments.config, arguments.run_dir)
         else:
-            _builtin(arguments.folder, arguments.images)
+            held = _builtin(arguments.folder, arguments.images)
+        _leave(0, held)
     except errors.TrainerError as error:
         if os.environ.get("CLUSTERFT_DEBUG") == "1":
             traceback.print_exc()
         _fail(error.failure, error.message, error.remedy, everywhere=error.everywhere)
-        return error.exit_code
+        _leave(error.exit_code, error)
     except Exception as error:  # noqa: BLE001 - the outermost place: told in full, then exit
         traceback.print_exc()
-        name = type(error).__name__
+        known = _known(error)
         remedy = "The traceback is in this rank's log; please report it."
-        _fail(*_known(error) or ("bug", f"{name}: {error}", remedy), everywhere=False)
-        return errors.RUN_FAILED if _known(error) else BUG
-    return 0
+        bug = ("bug", f"{type(error).__name__}: {error}", remedy)
+        _fail(*known or bug, everywhere=False)
+        _leave(errors.RUN_FAILED if known else BUG, error)
+
+
+def _leave(code: int, _held: object) -> NoReturn:
+    """Exit at once, while the second argument keeps the run alive, directly or by a traceback's frames.
+
+    Files are closed by now. Freeing models and process groups can deadlock in torch (a destructor
+    joins gloo's thread while holding the interpreter lock that the thread waits for), and costs
+    each rank a second when it does not.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(path: Path, run_dir: Path) -> None:
+def _train(path: Path, run_dir: Path) -> object:
     if os.environ.get("RANK", "0") == "0":
         metrics.phase("imports")
     from pydantic import ValidationError
@@ -76,10 +90,10 @@ def _train(path: Path, run_dir: Path) -> None:
     place = dist.settle()
     from clusterft_trainer import train
 
-    train.run(settings, run_dir.absolute(), place)
+    return train.run(settings, run_dir.absolute(), place)
 
 
-def _builtin(folder: Path, images: int) -> None:
+def _builtin(folder: Path, images: int) -> object:
     from clusterft_trainer import dist
 
     dist.settle()
@@ -88,6 +102,7 @@ def _builtin(folder: Path, images: int) -> None:
     for kind, count in (("tiny", 0), ("shapes", images)):
         where = builtin.materialise(kind, count, folder.absolute())
         sys.stdout.write(f"{where}\n")
+    return None
 
 
 def _first(error: Exception) -> str:
@@ -119,8 +134,4 @@ def _fail(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All files are closed by now; taking torch apart would cost another second on every rank.
-    os._exit(code)
+    main(sys.argv[1:])

@@ -117,14 +117,6 @@ def join(place: Place) -> None:
         )
 
 
-def leave() -> None:
-    """Close the process group; without this torch warns at exit."""
-    import torch.distributed as td
-
-    if td.is_initialized():
-        td.destroy_process_group()
-
-
 def build_accelerator(config: TrainConfig, place: Place, parameters: int) -> Accelerator:
     """The engine that the job asks for; `parameters` sizes DeepSpeed's communication buffers."""
     from accelerate import Accelerator

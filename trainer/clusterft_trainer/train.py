@@ -64,8 +64,12 @@ class StopSignal:
         self.asked = True
 
 
-def run(config: TrainConfig, run_dir: Path, place: Place) -> None:
-    """Train from the newest checkpoint, or from the start, to the end."""
+def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
+    """Train from the newest checkpoint, or from the start, to the end.
+
+    The caller must hold the result until the process exits: freeing a process group takes the
+    interpreter lock while gloo's own thread waits for it, and the process would hang for good.
+    """
     stop = StopSignal()
     dist.join(place)
     dist.on_lead(place, lambda: run_dir.mkdir(parents=True, exist_ok=True))
@@ -86,8 +90,7 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> None:
             journal.finish(config.output.name)
     elif journal is not None:
         journal.close()
-    dist.barrier()
-    dist.leave()
+    return built
 
 
 def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:

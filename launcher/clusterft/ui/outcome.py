@@ -70,12 +70,15 @@ def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, An
         "outcome": verdict.end,
         "verdict": verdict.to_dict(),
         "step": board.step.step if board.step else 0,
-        "loss": {"first": _finite(board.done.first_loss), "last": _finite(board.done.last_loss)} if board.done else None,
+        "loss": _loss(board),
         "results": {what: saved.path for what, saved in board.saved.items()},
         "notices": list(board.notices),
     }
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no word for a number that is none."""
-    return value if math.isfinite(value) else None
+def _loss(board: Board) -> dict[str, float | None] | None:
+    """First and last; JSON has no word for a number that is none."""
+    if board.done is None:
+        return None
+    ends = {"first": board.done.first_loss, "last": board.done.last_loss}
+    return {name: value if math.isfinite(value) else None for name, value in ends.items()}
