@@ -56,7 +56,7 @@ def page() -> str:
             "`state` is `running`, `ok`, `stopped` or `failed`; `plan` is what `train --dry-run --json` prints;\n"
             "`verdict` is null while the run goes on:\n",
             table(verdict.Verdict),
-            "The controller's own note of a run, `~/.clusterft/runs/<run>.json`:\n",
+            "The controller's own note of a run, `~/.clusterft/.runs/<run>.json`:\n",
             table(record.Note),
             "## Checks, as in `--json` of a command that a check stopped\n",
             table(findings.Finding),

@@ -51,7 +51,9 @@ class Fleet:
 
     def survey(self, disks: Callable[[Node], tuple[str, ...]]) -> Survey:
         """Gather the facts of all reached nodes, one round trip each."""
-        peers = tuple(self._contacts.values())
+        # addr= is how nodes reach each other: on a second, faster network the route to it is another one.
+        known_by = (node.addr or self._contacts.get(node.name) for node in self.cluster.active)
+        peers = tuple(address for address in known_by if address)
         reached = tuple(node for node in self.cluster.active if node.name in self.remotes)
         found = self._fan_out(lambda node: self._probe(node, peers, disks(node)), reached)
         known: dict[str, NodeFacts] = {}

@@ -87,7 +87,9 @@ def load(path: Path, *, name: str | None = None) -> Cluster:
     if name is not None and not _NAME.match(name):
         # It becomes a directory under ~/.clusterft: `../x` would leave it.
         raise UsageError(f'"{name}" is not a cluster name', remedy="letters, digits, dot, dash, underscore")
-    return parse(text, path=path, name=name or path.stem)
+    # A stem may hold anything; the name becomes a directory, a label and part of container names.
+    derived = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "cluster"
+    return parse(text, path=path, name=name or derived)
 
 
 def parse(text: str, *, path: Path, name: str) -> Cluster:

@@ -44,7 +44,7 @@ def test_everything_that_the_contract_allows_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a rack.txt"
     path.write_bytes(EVERYTHING.encode())
     cluster = hosts.load(path)
-    assert cluster.name == "a rack" and cluster.notes == ()
+    assert cluster.name == "a-rack" and cluster.notes == ()
     assert cluster.nodes == (
         Node("gpu0", 8, line=3),
         Node("gpu1", 8, "10.0.0.12", "ubuntu", 2222, "~/my keys/id#1", "bastion", line=4),

@@ -20,13 +20,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """Base of every section: no unknown keys, no changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Output(Section):
     """The finished model: one safetensors file in the layout that ComfyUI and A1111 read."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="file stem of the export")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$", description="file stem of the export")
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="number format of the export")
 
 

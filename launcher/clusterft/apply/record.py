@@ -76,7 +76,7 @@ class Record:
 
 
 def _notes() -> Path:
-    return places.controller_home() / "runs"
+    return places.controller_home() / ".runs"  # no cluster's name begins with a dot
 
 
 def _save_note(note: Note) -> None:

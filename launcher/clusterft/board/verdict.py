@@ -50,7 +50,8 @@ def judge(board: Board) -> Verdict:
     asked_elsewhere = "stopped" in ends and not board.gone
     if (board.stopping == "asked" or asked_elsewhere) and "failed" not in ends:
         step = board.step.step if board.step else 0
-        return Verdict("stopped", f"stopped at step {step}, as asked")
+        lost = f"; lost meanwhile: {', '.join(board.gone)}" if board.gone else ""
+        return Verdict("stopped", f"stopped at step {step}, as asked{lost}")
     return (
         _told(board, unforeseen=False)
         or _killed(board)

@@ -5,6 +5,7 @@ Verbs import what they need when they are called, so that `clusterft --help` sta
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -25,6 +26,9 @@ def run(arguments: list[str]) -> int:
     """Run one command; never raises, whatever happens."""
     from clusterft.cli.app import command
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a latin-1 terminal gets a ? for a tick, not a traceback
     debug, as_json = "--debug" in arguments, "--json" in arguments
     try:
         outcome = command().main(arguments, prog_name="clusterft", standalone_mode=False)
@@ -36,8 +40,9 @@ def run(arguments: list[str]) -> int:
         return _usage(error, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _report(Interrupted("interrupted; nothing was left running"), debug=debug, as_json=as_json)
-    except BrokenPipeError:
-        # The reader of our output went away (| head): what is left has nowhere to go, also at interpreter exit.
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output went away (| head), which click tells by SystemExit: what is left to say has
+        # nowhere to go, also at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception:  # noqa: BLE001 - the last line of defence: a bug becomes one message and a saved traceback

@@ -49,9 +49,9 @@ def _address(node: Node, survey: Survey) -> Address:
 
 def _towards_others(node: Node, facts: NodeFacts, survey: Survey) -> tuple[str, str] | None:
     """(interface, own address) on the way to the first other machine, or to the controller that is one."""
-    own = survey.contacts.get(node.name)
+    own = node.addr or survey.contacts.get(node.name)
     for peer, interface, source in facts.routes:
-        if peer not in (own, node.addr):
+        if peer != own:
             return interface, source
     return facts.controller_route
 

@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from clusterft.errors import InvalidFile, UsageError
 from clusterft.spec import positions, refusal
@@ -28,6 +36,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _not_empty(value: object) -> object:
+    """An empty path would silently mean the directory of the job file."""
+    if value == "":
+        raise ValueError("a directory must be named")
+    return value
+
+
 class Resources(_Section):
     """What a run may use on each node."""
 
@@ -42,7 +57,9 @@ class JobSpec(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$", description="prefix of the run id")
     hosts: Path | None = Field(None, description="hostfile; relative to job.yaml; --hosts wins over it")
-    shared: Path = Field(description="the same directory on every node; runs are written into it")
+    shared: Annotated[Path, BeforeValidator(_not_empty)] = Field(
+        description="the same directory on every node; runs are written into it"
+    )
     runtime: Literal["process"] = Field(description="process: plain processes on the nodes")
     python: str | None = Field(
         None, description="python with clusterft[trainer] on the nodes; default: the one that runs clusterft"
@@ -58,6 +75,13 @@ class JobSpec(_Section):
         (), description="names only; values come from this machine's environment and travel in 0600 files"
     )
     train: TrainConfig
+
+    @field_validator("python")
+    @classmethod
+    def _whole_path(cls, python: str | None) -> str | None:
+        if python is not None and not python.startswith("/"):
+            raise ValueError("give the whole path on the nodes, from / on")
+        return python
 
     @field_validator("env")
     @classmethod

@@ -112,7 +112,9 @@ def parse(text: str, path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
-        raise document.problem(place, f"not valid YAML: {error.problem or error}") from None
+        tab = "\\t" in str(error.problem)
+        remedy = "YAML indents with blanks: replace the tab" if tab else ""
+        raise document.problem(place, f"not valid YAML: {error.problem or error}", "", remedy) from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
     except RecursionError:

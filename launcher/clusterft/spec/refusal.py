@@ -38,6 +38,7 @@ _SHAPES = {
     "int_from_float": "a whole number",
     "float_type": "a number",
 }
+PLANNED_VALUES = {("runtime", "docker"), ("launcher", "deepspeed"), ("rendezvous", "elastic")}
 
 
 def explain(document: Document, error: ValidationError, root: type[BaseModel]) -> tuple[UsageError, ...]:
@@ -95,6 +96,21 @@ def _is_member(model: type[BaseModel], tag: str) -> bool:
     return tag in model.model_fields or tag in words
 
 
+# pydantic's kind of mistake -> (what is wrong, what mends it), with the fields of its context filled in.
+_WORDS = {
+    "literal_error": ("{name} must be {expected}, not {given}", ""),
+    "union_tag_not_found": ("{discriminator} is missing under {name}", ""),
+    "union_tag_invalid": ("{name}: {tag!r} is not a known kind", "known: {expected_tags}"),
+    # The only patterns are those of names that become files, labels and directories.
+    "string_pattern_mismatch": (
+        "{name}: {given} is no plain name",
+        "at most 41 letters, digits, dots, dashes, underscores; no blanks",
+    ),
+    "too_short": ("{name} must not be empty", ""),
+    "too_long": ("{name} must have at most {max_length} items", ""),
+}
+
+
 def _words(kind: str, path: Steps, item: Any) -> tuple[str, str, str]:
     name, given, context = dotted(path), _short(item["input"]), item.get("ctx", {})
     if kind == "missing":
@@ -102,18 +118,12 @@ def _words(kind: str, path: Steps, item: Any) -> tuple[str, str, str]:
         return f'"{path[-1]}" is missing' + (f" under {under}" if under else ""), "", ""
     if kind == "value_error":
         return f"{name}: {context['error']}" if name else str(context["error"]), "", ""
-    if kind == "literal_error":
-        return f"{name} must be {context['expected']}, not {given}", "", ""
-    if kind == "union_tag_not_found":
-        return f"{context['discriminator']} is missing under {name}", "", ""
-    if kind == "union_tag_invalid":
-        return f"{name}: {context['tag']!r} is not a known kind", "", f"known: {context['expected_tags']}"
-    if kind == "string_pattern_mismatch":
-        return f"{name}: {given} does not fit {context['pattern']}", "", ""
-    if kind == "too_short":
-        return f"{name} must not be empty", "", ""
-    if kind == "too_long":
-        return f"{name} must have at most {context['max_length']} items", "", ""
+    if (name, str(item["input"])) in PLANNED_VALUES:
+        return f"{name}: {given} is not possible yet in this version", "", f"possible: {context['expected']}"
+    if kind in _WORDS:
+        what, remedy = _WORDS[kind]
+        known = {"name": name, "given": given, **context}
+        return what.format_map(known), "", remedy.format_map(known)
     if kind in _SHAPES:
         return f"{name} must be {_SHAPES[kind]}, not {given}", "", ""
     message = str(item["msg"]).replace("Input should be", "must be", 1)

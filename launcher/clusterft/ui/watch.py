@@ -133,7 +133,7 @@ def screen(board: Board) -> RenderableType:
         f" · step {step.step} of {step.steps} · epoch {step.epoch + 1} · ETA {eta(board)}\n", style="default"
     )
     view.append("━" * filled, style="green")
-    view.append("━" * (width - filled) + "\n", style="bright_black")
+    view.append("┄" * (width - filled) + "\n", style="bright_black")  # also readable without colour
     view.append(f"loss {step.loss:.4f} ", style="bold")
     view.append(sparkline.draw(board.losses, 30), style="cyan")
     view.append(f"   rate {step.rate:.1e}   {step.images_per_second:.1f} img/s")
