@@ -18,7 +18,7 @@ check: setup ## lint, types, import contracts
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@.venv/bin/lint-imports --no-cache
+	@.venv/bin/lint-imports --no-cache --no-logo
 	@$(PY) tools/write_docs.py --check
 
 test: setup ## every test this machine allows, at most 20 minutes

@@ -112,6 +112,9 @@ def _up(chosen: argparse.Namespace) -> None:
     _say(f"  ssh config  {lab.ssh_config}")
     _say(f"  shared dir  {lab.shared} (the same on all nodes)")
     _say(f"\nTry:\n  ssh -F {lab.ssh_config} {lab.nodes[0].name} hostname")
+    if lab.weight == "light":  # the others have no trainer of their own yet
+        _say(f"  install -D -m 600 {lab.known_hosts} ~/.clusterft/{lab.hostfile.stem}/known_hosts")
+        _say(f"  .venv/bin/clusterft train examples/demo.yaml --hosts {lab.hostfile}")
     _say(f"  python tests/lab fault {lab.nodes[-1].name} pause")
     _say(f"  python tests/lab down {lab.id}")
 

@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from clusterft import board as boards
-from clusterft import checks, hosts, places, plan, spec
+from clusterft import checks, facts, hosts, places, plan, spec
 from clusterft.apply import Gang
 from clusterft.apply.record import Record
 from clusterft.board import Board, Verdict
@@ -102,8 +102,8 @@ def _judge_and_plan(options: Options, job: JobSpec, fleet: Fleet) -> tuple[Launc
 
 
 def _home(node: Node) -> str:
-    """Where the node's own files go, for the question of room; `.` is the login directory of an SSH session."""
-    return str(places.controller_home()) if node.transport == "local" else "."
+    """Where the node's own files go, for the question of room."""
+    return str(places.controller_home()) if node.transport == "local" else facts.HOME
 
 
 def _root(node: Node, survey: checks.Survey) -> PurePosixPath:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 
+HOME = "~"  # as a directory to look at: the login directory of whoever the probe runs as
 FRAME = "--clusterft-{word}-"
 
 # Section -> commands. Each runs in its own subshell, so that one failure leaves the others alone.
@@ -52,8 +53,9 @@ def section_names(peers: tuple[str, ...], disks: tuple[str, ...]) -> tuple[str, 
 
 def _disk(directory: str) -> str:
     """Room where a directory is, or will be: the nearest parent that exists answers for it."""
+    given = '"$HOME"' if directory == HOME else shlex.quote(directory)
     return (
-        f"d={shlex.quote(directory)}; "
+        f"d={given}; "
         'while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done; '
         '[ -w "$d" ] && echo yes || echo no; df -Pk -- "$d"; df -Pi -- "$d"'
     )
