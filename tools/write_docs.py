@@ -15,7 +15,7 @@ from pathlib import Path
 from clusterft import findings
 from clusterft.apply import record
 from clusterft.board import verdict
-from clusterft_trainer import assignment, progress, stream
+from clusterft_trainer import assignment, checkpoint, progress, stream
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
 
@@ -58,6 +58,8 @@ def page() -> str:
             table(verdict.Verdict),
             "The controller's own note of a run, `~/.clusterft/.runs/<run>.json`:\n",
             table(record.Note),
+            "## checkpoints/step-*/manifest.json\n",
+            table(checkpoint.Manifest),
             "## Checks, as in `--json` of a command that a check stopped\n",
             table(findings.Finding),
         ]

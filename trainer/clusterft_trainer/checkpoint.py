@@ -56,6 +56,18 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Manifest:
+    """What makes a folder a checkpoint; written last, before the folder gets its name."""
+
+    schema: int
+    step: int
+    epoch: int
+    batch: int  # the next global batch of the epoch
+    identity: dict[str, Any]  # what must be the same for the position to keep its meaning
+    files: dict[str, dict[str, Any]]  # path in the folder -> size in bytes, sha256
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A complete checkpoint."""
 
@@ -108,17 +120,11 @@ class Keeper:
         return dict(sorted(merged.items()))
 
     def _publish(self, draft: Path, final: Path, state: State, files: dict[str, dict[str, Any]]) -> None:
-        manifest = {
-            "schema": SCHEMA,
-            "step": state.step,
-            "epoch": state.position.epoch,
-            "batch": state.position.batch,
-            "identity": asdict(self._identity),
-            "files": files,
-        }
+        position = state.position
+        manifest = Manifest(SCHEMA, state.step, position.epoch, position.batch, asdict(self._identity), files)
         with _disk_errors(draft):
             text = draft / "manifest.json"
-            text.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            text.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
             for path in (text, *(p for p in draft.rglob("*") if p.is_dir()), draft):
                 _flush(path)
             _remove(final)
