@@ -69,7 +69,7 @@ def page() -> str:
 def table(kind: type, name: str | None = None) -> str:
     """One record: its docstring, and a row for each field with the comment beside it."""
     notes = comments(kind)
-    rows = [f"| `{f.name}` | `{f.type}` | {notes.get(f.name, '')} |" for f in fields(kind)]
+    rows = [f"| `{f.name}` | `{f.type.replace('|', 'or')}` | {notes.get(f.name, '')} |" for f in fields(kind)]
     title = f"### `{name}`\n\n" if name else ""
     return f"{title}{inspect.getdoc(kind)}\n\n| field | type | |\n|-|-|-|\n" + "\n".join(rows) + "\n"
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from clusterft.remote.protocol import Completed, Unreachable
 
+_LAST_BREATH = 2.0  # seconds
+
 
 class LocalRemote:
     """The Remote of `transport=local`."""
@@ -65,7 +67,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):  # it ended since it was polled
             os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # A process that waits for a dead file server cannot be killed: it is left behind rather than waited for.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_LAST_BREATH)
 
 
 def _text(data: bytes) -> str:
