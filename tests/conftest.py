@@ -7,6 +7,7 @@ after an interruption, goes on with those that had not passed.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.util
 import json
 import os
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 _SKIPS: pytest.StashKey[Counter[str]] = pytest.StashKey()
 _PASSED: pytest.StashKey[set[str]] = pytest.StashKey()
+_CALL_PASSED: pytest.StashKey[bool] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,7 +68,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Note each pass at once, so that an interrupted `make test-all` goes on from here."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.when == "call" and report.passed and item.config.getoption("--all"):
+    if report.when == "call":
+        item.stash[_CALL_PASSED] = report.passed
+    # Only now is it known that the test also cleaned up.
+    whole = report.when == "teardown" and report.passed and item.stash.get(_CALL_PASSED, False)
+    if whole and item.config.getoption("--all"):
         passed = item.config.stash[_PASSED]
         passed.add(item.nodeid)
         STATE.parent.mkdir(exist_ok=True)
@@ -74,14 +80,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup() -> Generator[None, object, object]:
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
     """A lab that turns out impossible only when it is brought up is a skip with its reason, too."""
     import lab
 
     try:
         return (yield)
     except lab.LabUnavailable as problem:
-        pytest.skip(f"{problem.reason}; {problem.remedy}")
+        reason = f"{problem.reason}; {problem.remedy}"
+        request.config.stash[_SKIPS][reason] += 1
+        pytest.skip(reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -118,10 +126,18 @@ def _passed_before(config: pytest.Config) -> set[str]:
 
 
 def _tree() -> str:
-    """The checkout as it is: the commit, and a digest of what differs from it."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    diff = subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, capture_output=True, check=True)
-    return f"{head.stdout.strip()}-{zlib.crc32(diff.stdout):08x}"
+    """The checkout as it is: every file that git knows or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    digest = hashlib.sha256()
+    for name in sorted(filter(None, listed.stdout.decode().split("\0"))):
+        path = ROOT / name
+        digest.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"-"))
+    return digest.hexdigest()
 
 
 def _lab(weight: str) -> Callable[[], str | None]:

@@ -32,6 +32,13 @@ class Silent:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardAgain:
+    """A node that was silent answers."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """A node's supervisor ended without its last word, or stayed unreachable for too long."""
 
@@ -46,4 +53,4 @@ class Stopping:
     reason: str
 
 
-Event = StageDone | Said | Silent | Gone | Stopping
+Event = StageDone | Said | Silent | HeardAgain | Gone | Stopping

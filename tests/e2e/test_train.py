@@ -261,3 +261,52 @@ def test_a_trainer_refusal_is_shown_once_with_its_remedy(desk: Desk) -> None:
     assert done.returncode == 5
     assert done.stdout.count("/no/such/model") == 1, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_share_that_breaks_does_not_hide_what_the_run_came_to(desk: Desk) -> None:
+    desk.job(steps=150)
+    process = desk.start()
+    desk.wait_for('"kind": "step"')
+    run = desk.run_dir()
+    run.rename(run.with_name("moved"))
+    run.write_text("a file where the run directory was")
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 5, out + err
+    assert "first cause" in out
+    assert "run.json still says that the run goes on" in err
+
+
+def test_a_reader_that_goes_away_does_not_leave_a_run_unwatched(desk: Desk) -> None:
+    desk.job(steps=2)
+    command = " ".join(f"'{word}'" for word in desk.argv())
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
+    assert json.loads((desk.run_dir() / "run.json").read_text())["state"] == "ok"
+
+
+def test_a_python_that_is_not_there_is_a_refusal_and_leaves_no_secret(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret-value")
+    desk.job(more="python: /no/such/python\nsecrets: [MY_TOKEN]")
+    done = desk.train()
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "/no/such/python" in done.stderr and "set python: in job.yaml" in done.stderr
+    assert json.loads((desk.run_dir() / "run.json").read_text())["state"] == "failed"
+    assert [path for path in desk.home.rglob("secrets.json")] == []
+
+
+def test_stop_says_which_nodes_it_could_not_tell(desk: Desk) -> None:
+    desk.job(steps=5000)
+    process = desk.start()
+    desk.wait_for('"kind": "step"')
+    (desk.root / "hosts file").write_text(HOSTS.splitlines()[0] + "\nnew slots=1 transport=local\n")
+    argv = [sys.executable, "-m", "clusterft", "stop", desk.run_dir().name]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert "told to stop: left" in done.stdout and "not told: right: no longer in" in done.stdout
+    process.communicate(timeout=60)
+    assert gone(desk.processes) == []

@@ -78,8 +78,45 @@ def test_a_run_that_ends_well_is_fine() -> None:
 @pytest.mark.parametrize("here", [True, False], ids=["here", "from another controller"])
 def test_a_stop_that_was_asked_for_is_no_failure(here: bool) -> None:
     asked = (Stopping("asked"),) if here else ()
-    found = verdict(step(40), *asked, ended("gpu0", "stopped", 0, 1.0), ended("gpu1", "stopped", 0, 1.0))
+    ends = (ended("gpu0", "stopped", 0, 1.0), ended("gpu1", "stopped", 0, 1.0))
+    found = verdict(step(40), saved(40), *asked, *ends)
     assert (found.end, found.summary, found.failure) == ("stopped", "stopped at step 40, as asked", "")
+    unsaved = verdict(saved(39), step(40), *asked, *ends)
+    assert unsaved.summary == "stopped at step 40, as asked, without a checkpoint of it"
+
+
+def saved(number: int) -> Said:
+    """A complete checkpoint."""
+    return Said("gpu0", stream.Progress(0, progress.Saved("checkpoint", "/c", number, 0.1, 1.0)))
+
+
+def test_a_checkpoint_that_fails_during_a_stop_is_told() -> None:
+    why = told("gpu0", 0, "disk-full", "no room", 9.0)
+    ends = (ended("gpu0", "stopped", 5, 9.5), ended("gpu1", "stopped", -9, 10.0))
+    assert verdict(step(40), Stopping("asked"), why, *ends).failure == "disk-full"
+
+
+def test_clocks_that_differ_do_not_change_who_was_first() -> None:
+    board = Board("run", NODES, {"gpu0": 20.0})
+    for event in (told("gpu0", 0, "data", "first", 109.0), told("gpu1", 1, "data", "second", 90.0)):
+        board.see(event)
+    board.see(ended("gpu0", "failed", 2, 109.5))
+    board.see(ended("gpu1", "failed", 2, 90.5))
+    assert boards.judge(board).summary == "first", "gpu0 failed at 89 on the controller's clock"
+
+
+def test_a_start_up_warning_that_sounds_like_an_echo_is_none() -> None:
+    found = verdict(
+        said("gpu1", 1, "[W] [c10d] The client socket has failed to connect: Connection refused, retrying"),
+        *(said("gpu1", 1, f"line {number}") for number in range(3)),
+        said("gpu1", 1, "KeyError: 'latents'"),
+        died("gpu1", 1, 1, 9.0),
+        said("gpu0", 0, CLOSED),
+        died("gpu0", 0, -6, 9.1),
+        ended("gpu1", "failed", 1, 9.2),
+        ended("gpu0", "failed", 1, 9.3),
+    )
+    assert (found.node, found.rank) == ("gpu1", 1) and "KeyError" in found.summary
 
 
 def test_a_stop_does_not_hide_a_failure() -> None:
@@ -215,18 +252,10 @@ ends = st.tuples(
 @given(st.lists(events, max_size=12), ends)
 def test_every_run_that_is_over_has_a_verdict(seen: list[Event], last: tuple[Event, ...]) -> None:
     board = filled(*seen, *last)
-    assert board.over
     found = boards.judge(board)
     lost = any(isinstance(event, Gone) for event in last)
     assert (found.end == "ok") == ({e.end for e in board.ended.values()} == {"ok"} and not lost)
     assert bool(found.failure) == (found.end == "failed") and found.summary
-
-
-def test_a_run_is_over_when_each_node_is_heard_to_the_end_or_gone() -> None:
-    board = filled(ended("gpu0", "ok", 0, 1.0))
-    assert not board.over
-    board.see(Gone("gpu1", "x"))
-    assert board.over
 
 
 def test_a_silent_node_that_speaks_again_is_silent_no_more() -> None:

@@ -261,9 +261,14 @@ def test_a_killed_supervisor_takes_the_launcher_along_and_the_follower_says_so(b
 def test_a_node_in_use_is_refused_by_the_name_of_the_run(bench: Bench) -> None:
     bench.write("import time; time.sleep(60)")
     bench.start()
+    secrets = bench.dir / "secrets.json"
+    secrets.write_text("{}")
+    changed = json.loads((bench.dir / "assignment.json").read_text()) | {"secrets_file": str(secrets)}
+    (bench.dir / "assignment.json").write_text(json.dumps(changed))
     second = bench.verb("start")
     assert second.returncode == 3
     assert json.loads(second.stdout) == {"busy": "run-1"}
+    assert not secrets.exists(), "a start that did not happen keeps no secrets"
 
 
 def test_the_lock_is_free_again_after_a_crash(bench: Bench) -> None:
@@ -272,16 +277,87 @@ def test_the_lock_is_free_again_after_a_crash(bench: Bench) -> None:
     assert eventually(lambda: bench.verb("start").returncode == 0)
 
 
-def test_a_hung_share_delays_the_end_but_not_the_output(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_share_delays_the_end_but_not_the_output(bench: Bench) -> None:
     # Opening a FIFO that nobody reads blocks, as a file on a dead NFS server does.
     mirror = bench.shared / "logs"
     mirror.mkdir(parents=True)
     os.mkfifo(mirror / "rank0.log")
     bench.write("print('hello')")
-    began = time.monotonic()
     bench.start()
-    assert bench.text(0) == ["hello"]
-    assert time.monotonic() - began < 8
+    assert eventually(lambda: '"hello"' in (bench.dir / "stream.jsonl").read_text(), 4)
+    began = time.monotonic()
+    end = bench.follow()[-1]
+    assert isinstance(end, stream.Ended) and end.end == "ok"
+    assert "took no writes for 10 s" in end.problem
+    assert time.monotonic() - began < 14
+
+
+def test_a_share_that_refuses_is_told_at_the_end(bench: Bench) -> None:
+    bench.shared.mkdir(parents=True)
+    (bench.shared / "logs").write_text("a file where the directory should be")
+    bench.write("print('hello')")
+    bench.start()
+    end = bench.follow()[-1]
+    assert isinstance(end, stream.Ended) and end.end == "ok" and "logs" in end.problem
+
+
+def test_a_flood_from_one_rank_keeps_nobody_from_stopping_it(bench: Bench) -> None:
+    bench.write("import os; os.execvp('yes', ['yes'])")
+    bench.start()
+    log = bench.dir / "logs" / "rank0.log"
+    assert eventually(log.exists)
+    time.sleep(1)
+    pids = bench.rank_pids()
+    bench.verb("stop")
+    bench.verb("stop")
+    assert eventually(lambda: not any(start_time(pid) for pid in pids), 5)
+    assert eventually(lambda: '"ended"' in (bench.dir / "stream.jsonl").read_text()[-400:], 30)
+
+
+def test_long_lines_keep_their_meaning(bench: Bench) -> None:
+    bench.write(
+        """
+        from clusterft_trainer import progress
+        print("ж" * 12_000)
+        print("x" * 40_000)
+        print(progress.encode(progress.Failed("config", "k" * 20_000, "r", 1.0)))
+        """
+    )
+    bench.start()
+    said = bench.follow()
+    records = [line.record for line in said if isinstance(line, stream.Progress)]
+    assert isinstance(records[0], progress.Failed) and len(records[0].message) == 20_000
+    texts = [line.text for line in said if isinstance(line, stream.Log)]
+    assert texts[0] == "ж" * 12_000
+    assert texts[1].startswith("x" * 16_000) and texts[1].endswith("[cut; the log file has all of it]")
+
+
+def test_a_start_that_comes_after_its_stop_does_not_happen(bench: Bench) -> None:
+    bench.write("import time; time.sleep(60)")
+    assert json.loads(bench.verb("stop").stdout) == {"told": False}
+    late = bench.verb("start")
+    assert late.returncode == 1 and "stopped before it started" in late.stdout
+    assert bench.rank_pids() == []
+
+
+def test_a_full_disk_costs_lines_but_leaves_no_process(bench: Bench) -> None:
+    # A limit on the size of files stands for the full disk: writes beyond it fail in the same way.
+    bench.write(
+        """
+        import os, signal, time
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        print("x" * 3000, flush=True)
+        time.sleep(1)
+        """
+    )
+    limited = (
+        f"ulimit -f 2; trap '' XFSZ; exec {sys.executable} -m clusterft_trainer.supervisor start '{bench.dir}'"
+    )
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pid = json.loads(done.stdout)["pid"]
+    assert eventually(lambda: start_time(pid) is None, 40)
+    assert not any(start_time(rank) for rank in bench.rank_pids())
 
 
 def test_a_launcher_that_is_not_there_ends_the_part_with_words(bench: Bench) -> None:

@@ -30,7 +30,7 @@ class Assignment:
     events_file: str  # in the shared dir; written by this node alone
     lock_file: str  # held while the node is in use; names the run that holds it
     secrets_file: str | None = None
-    grace_seconds: float = 120.0  # between the polite signal and the final one
+    grace_seconds: float = 600.0  # from the polite signal to the final one: a large checkpoint takes minutes
 
     def to_json(self) -> str:
         """Indented, since people read it when a run fails."""

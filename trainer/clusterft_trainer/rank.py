@@ -36,13 +36,15 @@ def claim_log() -> None:
 
 
 def start_time(pid: int) -> int | None:
-    """Kernel ticks at which a process began: with the pid it names one process for good. None if it is gone."""
+    """Kernel ticks at which a process began: with the pid it names one process for good. None if it is dead."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     # The command name in parentheses may hold spaces; field 22 is counted from behind it.
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    # A zombie has ended; only its parent has not looked yet.
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _note_process(path: Path) -> None:

@@ -58,12 +58,13 @@ class RankDied:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The node's part is over and no process of it is left."""
+    """The node's part is over; its processes have been ended."""
 
     kind: ClassVar[str] = "ended"
     end: End
     code: int  # of the launcher; negative is a signal
     at: float
+    problem: str = ""  # what of the logs could not be kept or mirrored, in the system's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def encode(line: Line) -> str:
         body: dict[str, object] = {"rank": line.rank, "record": progress.to_dict(line.record)}
     else:
         body = {name: getattr(line, name) for name in line.__slots__}
-    return json.dumps({"schema": SCHEMA, "kind": line.kind, **body})
+    return json.dumps({"schema": SCHEMA, "kind": line.kind, **body}, ensure_ascii=False)
 
 
 def decode(text: str) -> Line | None:

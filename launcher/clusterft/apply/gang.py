@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from clusterft.errors import ClusterftError
-from clusterft.events import Event, Gone, Said, Silent, StageDone, Stopping
+from clusterft.events import Event, Gone, HeardAgain, Said, Silent, StageDone, Stopping
 from clusterft.fleet import Fleet
 from clusterft.plan import LaunchPlan, NodePlan
 from clusterft.remote import Remote, Unreachable
@@ -42,12 +42,12 @@ class Gang:
 
     def start(self, secrets: dict[str, str]) -> Iterator[Event]:
         """Put the files, then start all supervisors; on any failure nothing is left running."""
-        yield self._stage("files on all nodes", lambda node, remote: process.put(node, remote, secrets))
+        nodes = {node.node.name: node for node in self._plan.nodes}
         try:
+            yield self._stage("files on all nodes", lambda node, remote: process.put(node, remote, secrets))
             yield self._stage("supervisors started", process.start)
         except BaseException:
-            self.stop()
-            self.stop()
+            self._fleet.each(lambda name, remote: _kept(process.discard, nodes[name], remote))
             raise
 
     def events(self) -> Iterator[Event | None]:
@@ -112,45 +112,71 @@ class Gang:
         for node in self._plan.nodes:
             if node.node.name not in self._over:
                 self._over.add(node.node.name)
-                yield Gone(node.node.name, f"it did not answer for {_FINAL:.0f} s after being told to end")
+                words = f"no answer for {_FINAL:.0f} s after being told to end; what runs there may still run"
+                yield Gone(node.node.name, f"{words}: clusterft stop {self._plan.run} --now")
 
     def _listen(self, node: NodePlan) -> None:
-        """In a thread: pass on one node's lines, each once, across broken connections."""
-        name, seen, heard_at, silent = node.node.name, 0, time.monotonic(), False
+        """In a thread: pass on one node's lines until its part is over; a bug here must not look like silence."""
+        try:
+            _Follower(node, self._fleet, self._heard).run()
+        except Exception as error:  # noqa: BLE001 - the thread's outermost place: `events` would wait for ever
+            self._heard.put(Gone(node.node.name, f"it could not be followed: {type(error).__name__}: {error}"))
+
+
+class _Follower:
+    """Reads one node's lines, each once, across broken connections."""
+
+    def __init__(self, node: NodePlan, fleet: Fleet, heard: queue.Queue[Event]) -> None:
+        self._node = node
+        self._name = node.node.name
+        self._fleet = fleet
+        self._heard = heard
+        self._seen = 0  # lines passed on
+        self._heard_at = time.monotonic()  # when anything came, a heartbeat too: a quiet node is a healthy one
+        self._silent = False
+
+    def run(self) -> None:
+        """Until the part is over, or the node has been out of reach for too long."""
         while True:
-            count, words = self._follow(node, skip=seen)
+            words = self._follow()
             if words is None:
                 return
-            if count > seen:
-                seen, heard_at, silent = count, time.monotonic(), False
-            if not silent:
-                silent = True
-                self._heard.put(Silent(name, words))
-            if time.monotonic() - heard_at > _PATIENCE:
-                self._heard.put(Gone(name, f"unreachable for {_PATIENCE:.0f} s"))
+            if not self._silent:
+                self._silent = True
+                self._heard.put(Silent(self._name, words))
+            if time.monotonic() - self._heard_at > _PATIENCE:
+                self._heard.put(Gone(self._name, f"unreachable for {_PATIENCE:.0f} s"))
                 return
             time.sleep(_RETRY)
-            self._fleet.reconnect(name)
+            self._fleet.reconnect(self._name)
 
-    def _follow(self, node: NodePlan, skip: int) -> tuple[int, str | None]:
-        """Read one follower's lines; (how many there were, why they broke off or None when the part is over)."""
-        name, count, words = node.node.name, 0, "the connection broke"
+    def _follow(self) -> str | None:
+        """Read from the first line on; why it broke off, or None when the part is over."""
+        count = 0
         try:
-            for text in process.follow(node, self._fleet.remotes[name]):
+            for text in process.follow(self._node, self._fleet.remotes[self._name]):
+                self._alive()
                 line = stream.decode(text)
                 if line is None:
                     continue
                 count += 1
                 if isinstance(line, stream.Vanished):
-                    self._heard.put(Gone(name, "its supervisor ended without a last word"))
-                    return count, None
-                if count > skip:
-                    self._heard.put(Said(name, line))
+                    self._heard.put(Gone(self._name, "its supervisor ended without a last word"))
+                    return None
+                if count > self._seen:
+                    self._seen = count
+                    self._heard.put(Said(self._name, line))
                 if isinstance(line, stream.Ended):
-                    return count, None
+                    return None
         except (Unreachable, OSError) as error:
-            words = str(error) or "nothing was heard from it for a while"
-        return count, words
+            return str(error) or "nothing was heard from it for a while"
+        return "the connection broke"
+
+    def _alive(self) -> None:
+        self._heard_at = time.monotonic()
+        if self._silent:
+            self._silent = False
+            self._heard.put(HeardAgain(self._name))
 
 
 def _kept(work: _Work, node: NodePlan, remote: Remote) -> ClusterftError | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clusterft import __version__, places
 from clusterft.board import Verdict
-from clusterft.errors import UsageError
+from clusterft.errors import ClusterftError, UsageError
 from clusterft.fleet import Fleet
 from clusterft.plan import LaunchPlan
 from clusterft.remote import files
@@ -48,9 +48,16 @@ class Record:
         files.write(head, self._plan.places.dir / "job.yaml", self._job_text)
         self._write("running", None)
 
-    def end(self, verdict: Verdict) -> None:
-        """Write down what the run came to."""
-        self._write(verdict.end, verdict)
+    def end(self, verdict: Verdict) -> str | None:
+        """Write down what the run came to; why that was not possible, if it was not.
+
+        A share that fills up or hangs must not hide what the run came to.
+        """
+        try:
+            self._write(verdict.end, verdict)
+        except ClusterftError as error:
+            return f"run.json still says that the run goes on: {error.what}"
+        return None
 
     def _write(self, state: str, verdict: Verdict | None) -> None:
         body: dict[str, Any] = {
@@ -62,8 +69,17 @@ class Record:
             "verdict": verdict.to_dict() if verdict else None,
             "plan": self._plan.to_dict(),
         }
-        head = self._fleet.remotes[self._plan.head.node.name]
-        files.write(head, self._plan.places.dir / "run.json", json.dumps(body, indent=2) + "\n")
+        text = json.dumps(body, indent=2) + "\n"
+        path = self._plan.places.dir / "run.json"
+        problem = ClusterftError(f"{path} cannot be written: no node is reachable")
+        for remote in self._fleet.remotes.values():  # the shared dir is the same on all; the head may be gone
+            try:
+                files.write(remote, path, text)
+            except ClusterftError as error:
+                problem = error
+            else:
+                return
+        raise problem
 
     def _note(self) -> Note:
         return Note(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from clusterft.events import Event, Gone, Said, Silent, StageDone, Stopping
+from clusterft.events import Event, Gone, HeardAgain, Said, Silent, StageDone, Stopping
 from clusterft_trainer import progress, stream
 
 _TAIL = 30  # last lines kept of each rank
@@ -18,6 +18,7 @@ class Board:
 
     run: str
     nodes: tuple[str, ...]
+    offsets: dict[str, float] = field(default_factory=dict)  # seconds that a node's clock is ahead
     stages: list[StageDone] = field(default_factory=list)
     phase: str | None = None
     step: progress.Step | None = None
@@ -38,9 +39,9 @@ class Board:
     _loss_every: int = 1
 
     @property
-    def over(self) -> bool:
-        """Whether every node has said its last word or is gone."""
-        return all(node in self.ended or node in self.gone for node in self.nodes)
+    def problems(self) -> dict[str, str]:
+        """Nodes whose logs could not all be kept or mirrored, and why."""
+        return {node: ended.problem for node, ended in self.ended.items() if ended.problem}
 
     def see(self, event: Event) -> None:
         """Take one event in."""
@@ -51,20 +52,23 @@ class Board:
             self.stages.append(event)
         elif isinstance(event, Silent):
             self.silent[event.node] = event.words
+        elif isinstance(event, HeardAgain):
+            self.silent.pop(event.node, None)
         elif isinstance(event, Gone):
             self.gone[event.node] = event.words
         elif isinstance(event, Stopping):
             self.stopping = self.stopping or event.reason
 
     def _hear(self, node: str, line: stream.Line) -> None:
+        ahead = self.offsets.get(node, 0.0)
         if isinstance(line, stream.Log):
             self.tails[node, line.rank].append(line.text)
         elif isinstance(line, stream.Progress):
             self._progress(node, line.rank, line.record)
         elif isinstance(line, stream.RankDied):
-            self.deaths.append((node, line))
+            self.deaths.append((node, replace(line, at=line.at - ahead)))
         elif isinstance(line, stream.Ended):
-            self.ended[node] = line
+            self.ended[node] = replace(line, at=line.at - ahead)
 
     def _progress(self, node: str, rank: int, record: progress.Record) -> None:
         if isinstance(record, progress.Step):
@@ -76,7 +80,7 @@ class Board:
         elif isinstance(record, progress.Notice):
             self.notices.append(record.text)
         elif isinstance(record, progress.Failed):
-            self.failures.append((node, rank, record))
+            self.failures.append((node, rank, replace(record, at=record.at - self.offsets.get(node, 0.0))))
         elif isinstance(record, progress.Done):
             self.done = record
 

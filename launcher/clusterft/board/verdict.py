@@ -49,9 +49,7 @@ def judge(board: Board) -> Verdict:
         return Verdict("ok", "finished")
     asked_elsewhere = "stopped" in ends and not board.gone
     if (board.stopping == "asked" or asked_elsewhere) and "failed" not in ends:
-        step = board.step.step if board.step else 0
-        lost = f"; lost meanwhile: {', '.join(board.gone)}" if board.gone else ""
-        return Verdict("stopped", f"stopped at step {step}, as asked{lost}")
+        return _told(board, unforeseen=False) or _told(board, unforeseen=True) or _stopped(board)
     return (
         _told(board, unforeseen=False)
         or _killed(board)
@@ -59,6 +57,15 @@ def judge(board: Board) -> Verdict:
         or _lost(board)
         or _broke(board)
     )
+
+
+def _stopped(board: Board) -> Verdict:
+    """As asked; the user will want to know whether the last step was saved."""
+    step = board.step.step if board.step else 0
+    saved = board.saved.get("checkpoint")
+    lost = f"; lost meanwhile: {', '.join(board.gone)}" if board.gone else ""
+    kept = "" if step == 0 or (saved and saved.step == step) else ", without a checkpoint of it"
+    return Verdict("stopped", f"stopped at step {step}, as asked{kept}{lost}")
 
 
 def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
@@ -141,7 +148,10 @@ def _broke(board: Board) -> Verdict:
 
 
 def _is_echo(board: Board, node: str, rank: int) -> bool:
-    return any(_ECHO.search(line) for line in board.tails[node, rank])
+    """Whether the last error it spoke of is another rank's end; start-up warnings sound alike and do not count."""
+    lines = _last_lines(board, node, rank)
+    errors = [line for line in lines if _ERROR.match(line)]
+    return any(_ECHO.search(line) for line in (errors[-1:] or lines[-3:]))
 
 
 def _last_lines(board: Board, node: str, rank: int, count: int = 12) -> tuple[str, ...]:

@@ -10,30 +10,41 @@ from clusterft import hosts, places
 from clusterft.apply import record
 from clusterft.errors import RunFailed
 from clusterft.fleet import Fleet
-from clusterft.remote import Completed, Unreachable
+from clusterft.remote import Remote, Unreachable
+from clusterft.runtime import process
 
 
 def run(name: str, *, now: bool, as_json: bool) -> int:
     """Tell every node's supervisor, and say which of them was still there."""
     note = record.find(name)
     cluster = hosts.load(Path(note.hostfile), name=note.cluster)
+    known = {node.name for node in cluster.active}
+    missed = {node: f"no longer in {note.hostfile}" for node in note.stop if node not in known}
+    told: list[str] = []
+    idle: list[str] = []
     with Fleet(cluster, places.controller_home() / cluster.name / "known_hosts") as fleet:
-        outcomes: dict[str, Completed | Unreachable | None] = {}
+        missed |= {miss.node: miss.words for miss in fleet.unreached if miss.node in note.stop}
         for _ in range(2 if now else 1):  # told twice, a supervisor no longer waits for its ranks
-            outcomes.update(fleet.each(lambda node, remote: remote.run(tuple(note.stop[node]))))
-        missed = {miss.node: miss.words for miss in fleet.unreached}
-    told, idle = [], []
-    for node, outcome in outcomes.items():
-        if not isinstance(outcome, Completed):
-            missed[node] = str(outcome)
-        elif json.loads(outcome.out or "{}").get("told"):
-            told.append(node)
-        else:
-            idle.append(node)
+            outcomes = fleet.each(lambda node, remote: _tell(note.stop.get(node), remote))
+        for node, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                missed[node] = str(outcome)
+            elif outcome is not None:
+                (told if outcome else idle).append(node)
     _print(name, told, idle, missed, as_json=as_json)
-    if missed:
-        raise RunFailed("not every node could be told", failure="unreachable", where=", ".join(missed))
-    return 0
+    return RunFailed.exit_code if missed else 0
+
+
+def _tell(argv: list[str] | None, remote: Remote) -> bool | None:
+    """Whether a supervisor was there to be told; None for a node that is not of this run."""
+    if argv is None:
+        return None
+    done = remote.run(tuple(argv))
+    answer = process.answer(done.out)
+    if done.code != 0 or "told" not in answer:
+        words = (done.err or done.out).strip()[-300:]
+        raise Unreachable("run.unreadable", f"it gave no answer (exit code {done.code}): {words}")
+    return bool(answer["told"])
 
 
 def _print(name: str, told: list[str], idle: list[str], missed: dict[str, str], *, as_json: bool) -> None:
@@ -46,4 +57,4 @@ def _print(name: str, told: list[str], idle: list[str], missed: dict[str, str], 
     if idle:
         sys.stdout.write(f"not running: {', '.join(idle)}\n")
     for node, words in missed.items():
-        sys.stdout.write(f"not reached: {node}: {words}\n")
+        sys.stdout.write(f"✗ not told: {node}: {words}\n")

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
-from typing import Any
 
 from clusterft import board as boards
 from clusterft import checks, facts, hosts, places, plan, spec
@@ -43,6 +42,15 @@ class Options:
     as_json: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What reading, judging and planning came to."""
+
+    plan: LaunchPlan
+    found: tuple[Finding, ...]
+    offsets: dict[str, float]  # node -> seconds that its clock is ahead of the controller's
+
+
 def run(options: Options) -> int:
     """Run one job to its end; errors of every kind are exceptions of ours."""
     job = spec.load(options.job)
@@ -53,14 +61,14 @@ def run(options: Options) -> int:
         out(note)
     with Fleet(cluster, places.controller_home() / cluster.name / "known_hosts") as fleet:
         began = time.monotonic()
-        planned, found = _judge_and_plan(options, job, fleet)
-        for line in text.findings(found):
+        prepared = _judge_and_plan(options, job, fleet)
+        for line in text.findings(prepared.found):
             out(line)
         if options.dry_run:
-            _print_plan(planned, as_json=options.as_json)
+            _print_plan(prepared.plan, as_json=options.as_json)
             return 0
         first = StageDone(f"{len(cluster.active)} nodes checked", time.monotonic() - began)
-        return _carry_out(options, planned, fleet, values, first)
+        return _carry_out(options, prepared, fleet, values, first)
 
 
 def _cluster(options: Options, job: JobSpec) -> Cluster:
@@ -84,7 +92,7 @@ def _secret_values(job: JobSpec) -> dict[str, str]:
     return {name: os.environ[name] for name in job.secrets}
 
 
-def _judge_and_plan(options: Options, job: JobSpec, fleet: Fleet) -> tuple[LaunchPlan, tuple[Finding, ...]]:
+def _judge_and_plan(options: Options, job: JobSpec, fleet: Fleet) -> _Prepared:
     shared = str(job.shared)
     survey = fleet.survey(lambda node: (shared, _home(node)))
     demand = checks.Demand(job.resources.device, shared, _SHARED_BYTES, _LOCAL_BYTES)
@@ -98,7 +106,8 @@ def _judge_and_plan(options: Options, job: JobSpec, fleet: Fleet) -> tuple[Launc
         roots={node.name: _root(node, survey) for node in survey.cluster.active},
         python=job.python or sys.executable,
     )
-    return plan.build(job, survey, request), found
+    offsets = {name: known.clock_offset or 0.0 for name, known in survey.facts.items()}
+    return _Prepared(plan.build(job, survey, request), found, offsets)
 
 
 def _home(node: Node) -> str:
@@ -124,25 +133,31 @@ def _print_plan(planned: LaunchPlan, *, as_json: bool) -> None:
 
 
 def _carry_out(
-    options: Options, planned: LaunchPlan, fleet: Fleet, values: dict[str, str], first: StageDone
+    options: Options, prepared: _Prepared, fleet: Fleet, values: dict[str, str], first: StageDone
 ) -> int:
     """Start the gang, watch it to its end, and say what it came to."""
+    planned = prepared.plan
     record = Record(planned, fleet, options.job.read_text(encoding="utf-8-sig"))
-    board = Board(planned.run, tuple(node.node.name for node in planned.nodes))
+    board = Board(planned.run, tuple(node.node.name for node in planned.nodes), prepared.offsets)
     gang = Gang(planned, fleet)
     with _Interrupts() as interrupts, watch.watcher(quiet=options.as_json) as watcher:
-        record.begin()
         try:
+            record.begin()
             for event in (first, *gang.start(values)):
                 _take(event, board, watcher)
             for event in _until_over(gang, interrupts):
                 _take(event, board, watcher)
-        except ClusterftError as error:
-            record.end(Verdict("failed", error.what, failure="start", remedy=error.remedy))
+        except Exception as error:
+            # Not started, or a bug of ours: either way the record must not say that the run goes on.
+            remedy = error.remedy if isinstance(error, ClusterftError) else ""
+            record.end(Verdict("failed", str(error), failure="start", remedy=remedy))
             raise
         verdict = boards.judge(board)
-        record.end(verdict)
-    return _conclude(planned, board, verdict, as_json=options.as_json)
+    _conclude(planned, board, verdict, as_json=options.as_json)
+    unrecorded = record.end(verdict)
+    if unrecorded:
+        watch.say(sys.stderr, f"! {unrecorded}")
+    return {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}[verdict.end]
 
 
 def _take(event: Event, board: Board, watcher: watch.Watcher) -> None:
@@ -163,14 +178,12 @@ def _until_over(gang: Gang, interrupts: _Interrupts) -> Iterator[Event]:
                 gang.stop()
 
 
-def _conclude(planned: LaunchPlan, board: Board, verdict: Verdict, *, as_json: bool) -> int:
-    result: dict[str, Any] = outcome.to_dict(planned, board, verdict)
+def _conclude(planned: LaunchPlan, board: Board, verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        for line in outcome.lines(planned, board, verdict):
-            sys.stdout.write(line + "\n")
-    return {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}[verdict.end]
+        watch.say(sys.stdout, json.dumps(outcome.to_dict(planned, board, verdict)))
+        return
+    for line in outcome.lines(planned, board, verdict):
+        watch.say(sys.stdout, line)
 
 
 class _Interrupts:

@@ -55,7 +55,8 @@ class NodePlan:
 
     def supervisor(self, verb: str) -> tuple[str, ...]:
         """The command that starts, follows or stops this node's part."""
-        return (self.python, "-m", "clusterft_trainer.supervisor", verb, str(self.directory))
+        # -P: a json.py that lies in the directory of whoever calls must not become part of the supervisor.
+        return (self.python, "-P", "-m", "clusterft_trainer.supervisor", verb, str(self.directory))
 
 
 @dataclass(frozen=True, slots=True)

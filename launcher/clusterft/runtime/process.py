@@ -33,21 +33,29 @@ def put(node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
 def start(node: NodePlan, remote: Remote) -> None:
     """Start the supervisor; CannotStart names the run that is in the way, or what the node said."""
     done = remote.run(node.supervisor("start"), seconds=_START_SECONDS)
-    answer = _answer(done.out)
-    if "pid" in answer:
+    said = answer(done.out)
+    if "pid" in said:
         return
-    if "busy" in answer:
+    if "busy" in said:
         raise CannotStart(
-            f"{node.node.name} is in use by run {answer['busy']}",
-            remedy=f"wait for it, or end it: clusterft stop {answer['busy']}",
+            f"{node.node.name} is in use by run {said['busy']}",
+            remedy=f"wait for it, or end it: clusterft stop {said['busy']}",
         )
-    words = str(answer.get("error") or done.err).strip()[-600:]
+    words = str(said.get("error") or done.err).strip()[-600:]
     if "No module named" in words or done.code in (126, 127):
         raise CannotStart(
             f"{node.node.name} has no clusterft[trainer] at {node.python}: {words.rpartition(chr(10))[2]}",
             remedy="install it there, or set python: in job.yaml to an interpreter that has it",
         )
     raise CannotStart(f"{node.node.name} could not start its supervisor: {words}")
+
+
+def discard(node: NodePlan, remote: Remote) -> None:
+    """After a start that failed: stop what may still come up, and leave no secrets behind."""
+    stop(node, remote)
+    stop(node, remote)
+    if node.assignment.secrets_file:
+        remote.run(("rm", "-f", node.assignment.secrets_file), seconds=_START_SECONDS)
 
 
 def follow(node: NodePlan, remote: Remote) -> Lines:
@@ -60,7 +68,8 @@ def stop(node: NodePlan, remote: Remote) -> None:
     remote.run(node.supervisor("stop"), seconds=_START_SECONDS)
 
 
-def _answer(out: str) -> dict[str, object]:
+def answer(out: str) -> dict[str, object]:
+    """The JSON in the last line of what a supervisor verb printed; a login shell may have printed before it."""
     lines = out.strip().splitlines()
     try:
         body = json.loads(lines[-1]) if lines else {}

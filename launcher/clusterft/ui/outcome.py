@@ -22,6 +22,8 @@ _RESULTS = (
 
 def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
     """The last lines on the screen."""
+    for node, problem in board.problems.items():
+        yield f"! logs of {node}: {problem}"
     if verdict.end == "failed":
         yield from _failure(planned, board, verdict)
         return
@@ -48,16 +50,19 @@ def _failure(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[st
         yield f"  {verdict.remedy}"
     if "checkpoint" in board.saved:
         yield f"  newest checkpoint: {board.saved['checkpoint'].path}"
-    yield f"  logs: {log_path(planned, verdict)}"
+    yield f"  logs: {log_path(planned, board, verdict)}"
 
 
-def log_path(planned: LaunchPlan, verdict: Verdict) -> str:
-    """The log that tells most about the verdict."""
+def log_path(planned: LaunchPlan, board: Board, verdict: Verdict) -> str:
+    """The log that tells most about the verdict; on the node itself when the shared dir did not take it."""
     for node in planned.nodes:
         if node.node.name == verdict.node:
             launcher = verdict.rank in (None, stream.LAUNCHER)
             name = "launcher.log" if launcher else f"rank{verdict.rank}.log"
-            return f"{node.assignment.mirror_dir}/{name}"
+            where = node.assignment.mirror_dir
+            if verdict.node in board.problems:
+                where = f"{node.node.name}:{node.assignment.log_dir}"
+            return f"{where}/{name}"
     return f"{planned.places.dir}/logs"
 
 
@@ -73,6 +78,7 @@ def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, An
         "loss": _loss(board),
         "results": {what: saved.path for what, saved in board.saved.items()},
         "notices": list(board.notices),
+        "log_problems": board.problems,
     }
 
 

@@ -5,6 +5,7 @@ The screen is drawn from the Board alone; `screen` is a pure function of it.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from clusterft.board import Board
-from clusterft.events import Event, Gone, Said, Silent, StageDone, Stopping
+from clusterft.events import Event, Gone, HeardAgain, Said, Silent, StageDone, Stopping
 from clusterft.ui import sparkline
 from clusterft_trainer import progress, stream
 
@@ -48,11 +49,17 @@ def notes(*, quiet: bool) -> Callable[[str], None]:
     """How a remark before the start is shown: on stdout, or on stderr where stdout belongs to a document."""
     out = sys.stderr if quiet else sys.stdout
 
-    def show(line: str) -> None:
+    return lambda line: say(out, line)
+
+
+def say(out: TextIO, line: str) -> None:
+    """One line; a reader that went away (| head) is no reason to leave a run unwatched."""
+    try:
         out.write(line + "\n")
         out.flush()
-
-    return show
+    except BrokenPipeError:
+        # What is still to be said has nowhere to go, also when the interpreter flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 class Silence:
@@ -73,8 +80,7 @@ class PlainWatcher:
         """Print the event, if it is worth a line."""
         text = self._line(event, board)
         if text:
-            self._out.write(text + "\n")
-            self._out.flush()
+            say(self._out, text)
 
     def _line(self, event: Event, board: Board) -> str | None:
         if isinstance(event, Said) and isinstance(event.line, stream.Progress):
@@ -174,6 +180,8 @@ def happening(event: Event) -> str | None:
         return f"✓ {event.name}  {event.seconds:.1f} s"
     if isinstance(event, Silent):
         return f"! {event.node} is silent: {event.words}"
+    if isinstance(event, HeardAgain):
+        return f"✓ {event.node} is heard again"
     if isinstance(event, Gone):
         return f"✗ {event.node} is gone: {event.words}"
     if isinstance(event, Stopping):

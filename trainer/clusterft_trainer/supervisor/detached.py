@@ -26,6 +26,7 @@ from clusterft_trainer.supervisor.watch import Watch
 _TICK = 0.05
 _HEARTBEAT = 10.0  # seconds; a blank line, so that a follower whose reader is gone notices and ends
 BUSY = 3
+TOMBSTONE = "stopped"  # a file in the run's directory
 
 
 def start(directory: Path) -> int:
@@ -33,6 +34,8 @@ def start(directory: Path) -> int:
     assignment = assignments.parse((directory / "assignment.json").read_text(encoding="utf-8"))
     lock = _lock(Path(assignment.lock_file), assignment.run)
     if isinstance(lock, str):
+        if assignment.secrets_file:
+            Path(assignment.secrets_file).unlink(missing_ok=True)  # nobody will read them
         _print({"busy": lock})
         return BUSY
     reader, writer = os.pipe()
@@ -73,7 +76,12 @@ def follow(directory: Path) -> int:
 
 
 def stop(directory: Path) -> int:
-    """Ask the supervisor to stop; asked twice, it no longer waits for the ranks."""
+    """Ask the supervisor to stop; asked twice, it no longer waits for the ranks.
+
+    The tombstone comes first: a start that is still under way (its caller gave up on it) finds it and ends.
+    """
+    if directory.is_dir():
+        (directory / TOMBSTONE).touch()
     pid, began = processes.read_note(directory / "supervisor.json")
     alive = bool(pid) and start_time(pid) == began
     if alive:
@@ -116,6 +124,10 @@ def _become_detached(directory: Path, assignment: Assignment, lock: TextIO, writ
     draft = note.with_suffix(".new")
     draft.write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid())}), encoding="ascii")
     draft.replace(note)
+    if (directory / TOMBSTONE).exists():
+        sys.stderr.write("the run was stopped before it started here\n")
+        sys.stderr.flush()
+        os._exit(1)
     os.write(writer, str(os.getpid()).encode())
     os.close(writer)
     code = watch.run()

@@ -19,30 +19,35 @@ class Mirror:
     def __init__(self, sources: Path, target: Path, stream: tuple[Path, Path]) -> None:
         self._sources, self._target, self._stream = sources, target, stream
         self._offsets: dict[Path, int] = {}
-        self._over = threading.Event()
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._problem = ""  # the last failure, in the system's words
+        # A daemon: the interpreter must be able to end while it waits for a share that never answers.
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        self.problem: str | None = None  # the last failure, in the system's words
 
     def start(self) -> None:
         """Begin copying."""
         self._thread.start()
 
-    def finish(self, seconds: float) -> bool:
-        """Copy what is left; False if the share did not take it in time."""
-        self._over.set()
-        self._thread.join(seconds)
-        return not self._thread.is_alive() and self.problem is None
+    def flush(self, seconds: float) -> str:
+        """Copy what is there now; what went wrong in the share's own words, empty if nothing did."""
+        self._idle.clear()
+        self._wake.set()
+        if not self._idle.wait(seconds):
+            return f"{self._target} took no writes for {seconds:.0f} s"
+        return self._problem
 
     def _work(self) -> None:
         while True:
-            last = self._over.wait(_INTERVAL)
+            asked = self._wake.wait(_INTERVAL)
+            self._wake.clear()
             try:
                 self._copy_all()
-                self.problem = None
+                self._problem = ""
             except OSError as error:
-                self.problem = str(error)  # a full or vanished share: tried again at the next tick
-            if last:
-                return
+                self._problem = str(error)  # a full or vanished share: tried again at the next tick
+            if asked:
+                self._idle.set()
 
     def _copy_all(self) -> None:
         self._target.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CHUNK = 1 << 20
-_LONGEST = 16_384  # bytes of one line that are passed on; the file keeps all of it
 
 
 class Tail:
@@ -17,18 +16,20 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.behind = False  # whether the last call left something unread
         self._offset = 0
         self._rest = b""
 
     def lines(self, *, final: bool = False) -> Iterator[str]:
-        """Whole new lines; with final, also a last one without a newline."""
-        while chunk := self._read():
-            *whole, self._rest = (self._rest + chunk).split(b"\n")
-            yield from map(_clean, whole)
-            if len(self._rest) > _CHUNK:
-                yield _clean(self._rest)
-                self._rest = b""
-        if final and self._rest:
+        """Whole new lines, of a bounded piece of the file; with final, also a last one without a newline.
+
+        Bounded, because a writer that is faster than its reader must not keep the reader from everything else.
+        """
+        chunk = self._read()
+        self.behind = len(chunk) == _CHUNK
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        yield from map(_clean, whole)
+        if self._rest and (len(self._rest) > _CHUNK or (final and not self.behind)):
             yield _clean(self._rest)
             self._rest = b""
 
@@ -44,7 +45,4 @@ class Tail:
 
 
 def _clean(line: bytes) -> str:
-    shown = line.rstrip(b"\r").rpartition(b"\r")[2]
-    if len(shown) > _LONGEST:
-        shown = shown[:_LONGEST] + b" [cut]"
-    return shown.decode("utf-8", errors="backslashreplace")
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="backslashreplace")

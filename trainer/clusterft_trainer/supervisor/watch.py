@@ -24,6 +24,8 @@ from clusterft_trainer.supervisor.tails import Tail
 
 _TICK = 0.05  # seconds between looks at the logs; bounds how late a line or a death is seen
 _LAST_WORDS = 5.0  # seconds for killed processes to vanish
+_LONGEST = 16_384  # characters of one log line that are passed on
+_REST = 10.0  # seconds for what is still in the logs when the ranks are gone
 _MIRROR_WAIT = 10.0  # seconds that the shared dir gets for the end of the logs
 # How torch's elastic agent reports a dead worker (torch/distributed/elastic/multiprocessing/api.py).
 _DEATH = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
@@ -41,6 +43,7 @@ class Watch:
         self._launcher_log = self._logs / "launcher.log"
         self._tails: dict[int, Tail] = {stream.LAUNCHER: Tail(self._launcher_log)}
         self._stops = 0  # how often we were asked to stop
+        self._lost = ""  # what of the output could not be passed on
         target = Path(assignment.mirror_dir)
         self._mirror = Mirror(self._logs, target, (said, Path(assignment.events_file)))
 
@@ -50,24 +53,30 @@ class Watch:
         signal.signal(signal.SIGINT, self._asked)
         processes.become_reaper()
         self._logs.mkdir(parents=True, exist_ok=True)
-        environment = {**self._assignment.env, **self._secrets(), "CLUSTERFT_LOG_DIR": str(self._logs)}
         self._say(stream.Started(os.getpid(), time.time()))
-        self._mirror.start()
         try:
-            launcher = processes.start(
-                self._assignment.argv, environment, self._assignment.work_dir, self._launcher_log
-            )
+            code = self._attempt()
+        finally:  # also when something here broke: no rank may outlive the one who watches it
+            processes.end_descendants(time.monotonic() + _LAST_WORDS)
+        self._pass_on_the_rest()
+        problem = self._mirror.flush(_MIRROR_WAIT)
+        end: stream.End = "stopped" if self._stops else "ok" if code == 0 else "failed"
+        self._say(stream.Ended(end, code, time.time(), self._lost or problem))
+        if not problem:
+            self._mirror.flush(_LAST_WORDS)  # so that the mirrored events end with the end
+        return {"ok": 0, "stopped": 130, "failed": 5}[end]
+
+    def _attempt(self) -> int:
+        environment = {**self._assignment.env, **self._secrets(), "CLUSTERFT_LOG_DIR": str(self._logs)}
+        argv, work_dir = self._assignment.argv, self._assignment.work_dir
+        try:
+            launcher = processes.start(argv, environment, work_dir, self._launcher_log)
         except OSError as error:
             self._say(stream.Log(stream.LAUNCHER, f"the launcher cannot be started: {error}", time.time()))
-            code = 127
-        else:
-            code = self._follow(launcher)
-        processes.end_descendants(time.monotonic() + _LAST_WORDS)
-        self._pass_on(final=True)
-        end: stream.End = "stopped" if self._stops else "ok" if code == 0 else "failed"
-        self._say(stream.Ended(end, code, time.time()))
-        self._mirror.finish(_MIRROR_WAIT)
-        return {"ok": 0, "stopped": 130, "failed": 5}[end]
+            self._mirror.start()
+            return 127
+        self._mirror.start()  # after the fork, which a second thread would make unsafe
+        return self._follow(launcher)
 
     def _follow(self, launcher: processes.Launcher) -> int:
         """Pass lines on until the launcher ends; asked to stop, let the ranks save, then insist."""
@@ -80,8 +89,8 @@ class Watch:
                 processes.signal_ranks(self._logs, signal.SIGKILL)
                 launcher.kill()
                 return launcher.wait()
-            self._pass_on()
-            time.sleep(_TICK)
+            if not self._pass_on():
+                time.sleep(_TICK)
         return code
 
     def _be_polite(self, launcher: processes.Launcher, times: int) -> float:
@@ -96,21 +105,33 @@ class Watch:
     def _asked(self, _signal: int, _frame: FrameType | None) -> None:
         self._stops += 1
 
-    def _pass_on(self, *, final: bool = False) -> None:
-        for note in self._logs.glob("rank*.log"):
-            rank = int(note.stem.removeprefix("rank"))
-            self._tails.setdefault(rank, Tail(note))
+    def _pass_on(self, *, final: bool = False) -> bool:
+        """Read a piece of every log and say its lines; whether there is more to read."""
+        for log in self._logs.glob("rank*.log"):
+            number = log.stem.removeprefix("rank")
+            if number.isdigit():
+                self._tails.setdefault(int(number), Tail(log))
         for rank in sorted(self._tails, reverse=True):  # ranks first: their last words precede the launcher's
             for text in self._tails[rank].lines(final=final):
                 for line in self._lines(rank, text):
                     self._say(line)
+        return any(tail.behind for tail in self._tails.values())
+
+    def _pass_on_the_rest(self) -> None:
+        """All that is left in the logs, but for a flood that would take minutes: the files have it."""
+        deadline = time.monotonic() + _REST
+        while self._pass_on(final=True):
+            if time.monotonic() > deadline:
+                self._lost = f"more lines than could be passed on: the rest is in {self._logs}"
+                return
 
     def _lines(self, rank: int, text: str) -> Iterator[stream.Line]:
         record = progress.decode(text)
         if record is not None:
             yield stream.Progress(rank, record)
             return
-        yield stream.Log(rank, text, time.time())
+        shown = text if len(text) <= _LONGEST else text[:_LONGEST] + " [cut; the log file has all of it]"
+        yield stream.Log(rank, shown, time.time())
         death = _DEATH.search(text) if rank == stream.LAUNCHER else None
         if death:
             code, local_rank, pid = (int(group) for group in death.groups())
@@ -121,11 +142,15 @@ class Watch:
         return self._assignment.machine_rank * self._assignment.slots + local_rank
 
     def _say(self, line: stream.Line) -> None:
+        """Write one line. A full disk must not end training: what is lost is said at the end."""
         text = stream.encode(line) + "\n"
-        self._out.write(text)
-        if self._echo:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        try:
+            self._out.write(text)
+            if self._echo:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except OSError as error:
+            self._lost = f"lines were lost: {error}"
 
     def _secrets(self) -> dict[str, str]:
         """Read once, then removed: nothing that looks at the node later finds them."""
