@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.nodeid in config.stash[_PASSED] or not _in_this_run(item, config):
             left_out.append(item)
+            if item.get_closest_marker("lab_vm"):
+                config.stash[_SKIPS]["virtual machines take minutes; make test-all runs them"] += 1
             continue
         chosen.append(item)
         for mark, missing in _NEEDS.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -19,6 +21,7 @@ from clusterft.remote.local import LocalRemote
 
 _WIDTH = 32  # nodes at a time; sshd drops handshakes at random beyond its MaxStartups only behind one bastion
 _PROBE_SECONDS = 20.0
+_LAST_BREATH = 2.0  # seconds that calls under way get when the user stops; a healthy node needs less
 
 T = TypeVar("T")
 
@@ -50,7 +53,8 @@ class Fleet:
             remote.close()
 
     def survey(self, disks: Callable[[Node], tuple[str, ...]]) -> Survey:
-        """Gather the facts of all reached nodes, one round trip each."""
+        """Gather the facts of all reached nodes, one round trip each; one more behind a bastion."""
+        self._learn_addresses()
         # addr= is how nodes reach each other: on a second, faster network the route to it is another one.
         known_by = (node.addr or self._contacts.get(node.name) for node in self.cluster.active)
         peers = tuple(address for address in known_by if address)
@@ -72,13 +76,14 @@ class Fleet:
 
     def reconnect(self, name: str) -> None:
         """Replace a broken connection; if that fails, the old one stays and the next use of it says why."""
-        node = next(node for node in self.cluster.active if node.name == name)
         try:
+            node = next(node for node in self.cluster.active if node.name == name)
             fresh = self._connect(node)
-        except Unreachable:
+            old, self.remotes[name] = self.remotes.get(name), fresh
+            if old:
+                old.close()
+        except Exception:  # noqa: BLE001 - in a listener's thread nobody would hear it; the old connection tells
             return
-        self.remotes[name].close()
-        self.remotes[name] = fresh
 
     def _connect(self, node: Node) -> Remote:
         if node.transport == "local":
@@ -86,8 +91,20 @@ class Fleet:
         from clusterft.remote.ssh import connect  # paramiko costs 0.1 s that a local cluster need not pay
 
         remote = connect(node, self._pins)
-        self._contacts[node.name] = remote.address
+        if remote.address:
+            self._contacts[node.name] = remote.address
         return remote
+
+    def _learn_addresses(self) -> None:
+        """Ask the nodes behind a bastion for their own address, which the others need to look up the route."""
+        unknown = tuple(
+            node
+            for node in self.cluster.active
+            if node.name in self.remotes and node.transport == "ssh" and node.name not in self._contacts
+        )
+        for name, outcome in self._fan_out(lambda node: self._probe(node, (), ()), unknown).items():
+            if not isinstance(outcome, Unreachable) and outcome.login_address:
+                self._contacts[name] = outcome.login_address
 
     def _probe(self, node: Node, peers: tuple[str, ...], disks: tuple[str, ...]) -> NodeFacts:
         word = secrets.token_hex(8)
@@ -104,11 +121,31 @@ class Fleet:
 
     @staticmethod
     def _fan_out(work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
-        def guarded(node: Node) -> T | Unreachable:
-            try:
-                return work(node)
-            except Unreachable as error:
-                return error
+        """Daemon threads, not a pool: a call that hangs must hold up neither a Ctrl-C nor the exit."""
+        todo = deque(nodes)
+        results: dict[str, Future[T | Unreachable]] = {node.name: Future() for node in nodes}
 
-        with ThreadPoolExecutor(max_workers=max(1, min(_WIDTH, len(nodes)))) as pool:
-            return dict(zip((node.name for node in nodes), pool.map(guarded, nodes), strict=True))
+        def worker() -> None:
+            while todo:
+                try:
+                    node = todo.popleft()
+                except IndexError:  # another worker was faster
+                    return
+                result = results[node.name]
+                if not result.set_running_or_notify_cancel():
+                    continue
+                try:
+                    result.set_result(work(node))
+                except Unreachable as error:
+                    result.set_result(error)
+                except BaseException as error:  # noqa: BLE001 - raised below, where the result is waited for
+                    result.set_exception(error)
+
+        for _ in range(min(_WIDTH, len(nodes))):
+            threading.Thread(target=worker, name="fleet", daemon=True).start()
+        try:
+            return {name: result.result() for name, result in results.items()}
+        except BaseException:
+            begun = [result for result in results.values() if not result.cancel()]
+            wait(begun, timeout=_LAST_BREATH)  # so that what is undone next was not still being done
+            raise

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,7 @@ def half_written(root: Path) -> list[Path]:
 
 def test_a_job_runs_from_one_command_to_results(desk: Desk) -> None:
     desk.job(steps=4)
+    before = [path.name for path in Path(tempfile.gettempdir()).glob("torchelastic_*")]
     done = desk.train()
     assert done.returncode == 0, done.stdout + done.stderr
     run = desk.run_dir()
@@ -126,6 +128,8 @@ def test_a_job_runs_from_one_command_to_results(desk: Desk) -> None:
     for line in ("model ", "loss curve ", "all of it "):
         (path,) = re.findall(rf"^  {line}\s+(.*)$", done.stdout, re.MULTILINE)
         assert Path(path).exists(), path
+    assert (run / "export" / "out.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in Path(tempfile.gettempdir()).glob("torchelastic_*")] == before
     record = json.loads((run / "run.json").read_text())
     assert record["state"] == "ok"
     assert [node["machine_rank"] for node in record["plan"]["nodes"]] == [0, 1]

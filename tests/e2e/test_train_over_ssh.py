@@ -152,6 +152,17 @@ def training(desk: Desk, steps: int) -> subprocess.Popen[str]:
     raise AssertionError("no first step:\n" + "".join(said))
 
 
+def test_a_directory_that_is_not_shared_is_found_before_anything_starts(desk: Desk, lab: LightLab) -> None:
+    argv = desk.argv(3)
+    job = desk.root / "job.yaml"
+    job.write_text(job.read_text().replace(f"shared: {lab.shared}", "shared: /dev/shm/out"))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "fs.not-shared: n2 does not see /dev/shm/out/" in done.stderr and "findmnt" in done.stderr
+    for node in lab.nodes:
+        assert node.run(["sh", "-c", "ps -eo args | grep [c]lusterft_trainer || true"]).stdout == ""
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -115,8 +115,8 @@ def _up(chosen: argparse.Namespace) -> None:
     if lab.weight == "light":  # the others have no trainer of their own yet
         _say(f"  install -D -m 600 {lab.known_hosts} ~/.clusterft/{lab.hostfile.stem}/known_hosts")
         _say(f"  .venv/bin/clusterft train examples/demo.yaml --hosts {lab.hostfile}")
-    _say(f"  python tests/lab fault {lab.nodes[-1].name} pause")
-    _say(f"  python tests/lab down {lab.id}")
+    _say(f"  .venv/bin/python tests/lab fault --lab {lab.id} {lab.nodes[-1].name} pause")
+    _say(f"  .venv/bin/python tests/lab down {lab.id}")
 
 
 def _status(chosen: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def test_a_healthy_answer_is_read_whole() -> None:
     assert [(card.index, card.memory, card.used) for card in found.gpus] == [(0, 24576, 312), (1, 24576, 4)]
     assert found.disks == (Disk("/mnt/out", "/dev/nvme0n1p2", "/", 857902096 * 1024, 60515923, True),)
     assert found.routes == (("10.0.0.11", "enp65s0", "10.0.0.12"),)
-    assert found.controller_route == ("eno1", "10.0.0.12")
+    assert found.controller_route == ("eno1", "10.0.0.12") and found.login_address == "10.0.0.12"
 
 
 def test_noise_before_and_between_the_frames_changes_no_later_answer() -> None:
@@ -75,6 +75,23 @@ def test_a_card_that_hides_its_memory_is_still_a_card() -> None:
     assert [(card.memory, card.used) for card in read("unified_memory").gpus] == [(None, None)]
     assert [(card.memory, card.used) for card in read("mig").gpus] == [(81559, None), (81559, 120)]
     assert read("driver_broken").gpus == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "address"),
+    [
+        ("203.0.113.9 50122 10.0.0.12 22", "10.0.0.12"),
+        ("2001:db8::9 50122 2001:db8::12 22", "2001:db8::12"),
+        ("fe80::9%eth0 50122 fe80::12%eth0 22", None),
+        ("UNKNOWN 65535 UNKNOWN 65535", None),
+        ("203.0.113.9 50122 10.0.0.12", None),
+        ("", None),
+    ],
+)
+def test_only_an_ip_that_others_can_use_is_an_address(said: str, address: str | None) -> None:
+    whole = (scenes.GOLDEN / "probe" / "ubuntu.txt").read_text(encoding="utf-8")
+    changed = whole.replace("10.0.0.2 50122 10.0.0.12 22", said)
+    assert facts.parse("gpu1", changed, ASKED).login_address == address
 
 
 @pytest.mark.parametrize("share", range(1, 20))

@@ -175,7 +175,7 @@ def test_torchrun_is_told_the_same_meeting(tmp_path: Path) -> None:
             "--master-addr=10.0.0.2",
             "--master-port=29500",
         )
-        assert argv[8:11] == ("-m", "clusterft_trainer", "train")
+        assert argv[9:12] == ("-m", "clusterft_trainer", "train")
         assert "accelerate.yaml" not in {file.path.name for file in node.files}
 
 
@@ -206,6 +206,16 @@ def test_an_address_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the address of here towards the other nodes is not known") as caught:
         build(scenes.JOB, survey, tmp_path)
     assert caught.value.where == "rack:2" and "addr=ADDRESS" in caught.value.remedy
+
+
+@pytest.mark.parametrize("contacts", [{"rig": "10.0.0.7"}, {"rig": "10.0.0.7", "far": "127.0.0.1"}])
+def test_a_node_behind_a_bastion_without_an_address_of_its_own_is_asked_for_it(contacts: dict[str, str]) -> None:
+    survey = scenes.survey(
+        scenes.cluster("rig slots=1\nfar slots=1\n"), scenes.facts("rig"), scenes.facts("far"), contacts=contacts
+    )
+    with pytest.raises(UsageError, match="the address of far towards the other nodes is not known") as caught:
+        network.solve(survey)
+    assert caught.value.where == "rack:2" and caught.value.remedy == "give it: far slots=1 addr=ADDRESS"
 
 
 @given(st.integers(1024, 65000), st.frozensets(st.integers(0, 62)))

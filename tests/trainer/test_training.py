@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -114,6 +115,106 @@ def test_sigterm_writes_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
         notices = [r.text for r in gang.records() if isinstance(r, progress.Notice)]
         assert any(f"Stopped as asked after step {last}" in text for text in notices)
         assert not [r for r in gang.records() if isinstance(r, progress.Failed | progress.Done)]
+
+
+def test_a_stop_whose_last_checkpoint_fails_is_a_failure(tmp_path: Path) -> None:
+    body = ranks.settings(checkpoints={"every_steps": 5000, "keep": 1}, steps=5000)
+    with ranks.gang(tmp_path) as gang:
+        ranks.start_alone(gang, tmp_path, body)
+        gang.wait_for_step(2)
+        # from now on no file may grow beyond this size, as if the disk refused; the log stays below it
+        resource.prlimit(gang.pid(0), resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        os.kill(gang.pid(0), signal.SIGTERM)
+        assert gang.wait() == [5], gang.text()
+        (failed,) = [r for r in gang.records() if isinstance(r, progress.Failed)]
+        assert failed.failure == "storage" and str(tmp_path / "run/checkpoints") in failed.message
+        assert not [r for r in gang.records() if isinstance(r, progress.Notice) and "Stopped as asked" in r.text]
+    assert checkpoint.complete(tmp_path / "run" / "checkpoints") == []
+
+
+# A trainer whose rank 1 meets a gradient that is infinite, though its loss is not, in its third step.
+BURST = """
+from clusterft_trainer import rank
+rank.claim_log()
+import os, sys
+from clusterft_trainer import __main__ as command, dist
+dist.settle()
+import torch
+from clusterft_trainer import train
+
+class Burst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+true_losses, calls = train.sample_losses, []
+
+def sample_losses(*arguments):
+    calls.append(1)
+    losses = true_losses(*arguments)
+    return Burst.apply(losses) if len(calls) == 3 and os.environ["RANK"] == "1" else losses
+
+train.sample_losses = sample_losses
+command.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("engine", [{"kind": "zero", "stage": 2}, {"kind": "ddp"}], ids=["zero", "ddp"])
+def test_an_infinite_gradient_is_never_saved_and_the_remedy_works(
+    tmp_path: Path, engine: dict[str, object]
+) -> None:
+    learn = {"unet": {"rate": 1e-3}, "clip": None}
+    body = ranks.settings(
+        engine=engine, learn=learn, batch={"per_slot": 2}, checkpoints={"every_steps": 1, "keep": 1}, steps=4
+    )
+    script = tmp_path / "burst.py"
+    script.write_text(BURST)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    with ranks.gang(tmp_path / "first") as gang:
+        _, _, *argv = ranks.train_argv(tmp_path, body)
+        ranks.start(gang, [*torchrun, "--master-port", str(ranks.free_port()), str(script), *argv])
+        assert gang.wait() != [0], gang.text()
+        (failed,) = [r for rank in range(2) for r in gang.records(rank) if isinstance(r, progress.Failed)]
+        assert (
+            failed.failure == "nan" and "gradient of step 3" in failed.message and "Lower learn" in failed.remedy
+        )
+        assert set(gang.losses()) == {1, 2}
+    (found,) = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    assert found.state.step == 2
+    learn = {"unet": {"rate": 1e-4}, "clip": 0.5, "weight_decay": 0.0, "warmup_steps": 1}
+    with ranks.gang(tmp_path / "second") as gang:
+        ranks.start_torchrun(gang, tmp_path, body | {"learn": learn})
+        assert gang.wait() == [0], gang.text()
+        steps = [r for r in gang.records() if isinstance(r, progress.Step)]
+        assert [(r.step, r.rate) for r in steps] == [(3, 1e-4), (4, 1e-4)]
+        (told,) = [r.text for r in gang.records() if isinstance(r, progress.Notice) and "Changed" in r.text]
+        assert "learn.unet.rate is 0.0001 now, 0.001 before" in told and "learn.clip is 0.5 now" in told
+    check_settings_in(tmp_path / "run" / "checkpoints" / "step-00000004")
+
+
+def check_settings_in(folder: Path) -> None:
+    """The optimizer that was saved had the new settings, not those that the checkpoint before it brought along."""
+    import torch
+
+    (path,) = [
+        p
+        for p in folder.rglob("*")
+        if p.name
+        in (
+            "optimizer.bin",
+            "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        )
+    ]
+    body = torch.load(path, weights_only=False)
+    zero = body.get("optimizer_state_dict")
+    assert zero is None or zero["clip_grad"] == 0.5
+    for group in (zero["base_optimizer_state"] if zero else body)["param_groups"]:
+        assert (group["lr"], group["base"], group["weight_decay"]) == (1e-4, 1e-4, 0.0)
 
 
 @pytest.mark.parametrize(

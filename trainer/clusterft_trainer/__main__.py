@@ -121,6 +121,8 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in text:
         remedy = "Lower batch.per_slot (raise batch.accumulate instead) or data.resolution."
         return "oom", f"Memory ran out: {text.splitlines()[0]}", remedy
+    if isinstance(error, OSError) and error.errno in errors.FULL:
+        return "disk-full", f"A file could not be written: {text}", errors.MAKE_ROOM
     if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
         remedy = "Look for the first failure in the logs of the other ranks."
         return "peer-lost", f"Another rank is gone: {text.splitlines()[0]}", remedy

@@ -115,6 +115,15 @@ def join(place: Place) -> None:
             "Start every rank through the launcher, with one rendezvous address.",
             everywhere=False,
         )
+    runs = sorted(set(gather(os.environ.get("CLUSTERFT_RUN", ""))))
+    if len(runs) > 1:
+        # Two runs that chose one port on one machine can meet; their ranks would stop and spoil each other.
+        raise RunError(
+            "rendezvous",
+            f"Ranks of several runs met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
+            + ", ".join(runs),
+            "Set port: in one of the jobs to another number, then start it again.",
+        )
 
 
 def build_accelerator(config: TrainConfig, place: Place, parameters: int) -> Accelerator:
@@ -178,6 +187,13 @@ def gradient_norm(model: torch.nn.Module) -> float | None:
     """The norm before clipping that the ZeRO engine computed during its step."""
     norm = model.get_global_grad_norm() if hasattr(model, "get_global_grad_norm") else None
     return None if norm is None else float(norm)
+
+
+def set_clip(model: torch.nn.Module, clip: float | None) -> None:
+    """Make the settings' gradient limit count: a ZeRO checkpoint brings along the one that it was written with."""
+    zero = getattr(model, "optimizer", None)
+    if zero is not None and hasattr(zero, "clip_grad"):
+        zero.clip_grad = clip or 0.0
 
 
 def full_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:

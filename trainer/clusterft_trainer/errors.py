@@ -5,13 +5,27 @@
       DataError             the pictures, captions or model folder are not usable (exit code 2)
       RunError              training itself cannot go on: nan, resume, disk-full, rendezvous (exit code 5)
 
-Refuses to print or to exit: `__main__` does both, in one place.
+Also knows by which signs a disk refuses: `storing` stands around everything that a run writes. Refuses to print or
+to exit: `__main__` does both, in one place.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 USAGE = 2
 RUN_FAILED = 5
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "Make room there, then start again: the newest complete checkpoint is untouched."
+# torch's writer of archives raises a RuntimeError that names no cause, with one of these in it
+_TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "iostream error", "Parent directory")
+_PROBE_BYTES = 1 << 20
 
 
 class TrainerError(Exception):
@@ -54,6 +68,52 @@ class DataError(TrainerError):
 
 class RunError(TrainerError):
     """Training started and cannot go on."""
+
+
+@contextmanager
+def storing(what: str, path: Path) -> Iterator[None]:
+    """Tell a full or failing disk as one: it is the user's to mend, and no bug of the trainer."""
+    try:
+        yield
+    except Exception as error:
+        number = _disk_error(error, path)
+        if number is None:
+            raise
+        named = str(error) if isinstance(error, OSError) or not number else os.strerror(number)
+        raise RunError(
+            "disk-full" if number in FULL else "storage",
+            f"{what} {path} could not be written: {named}.",
+            MAKE_ROOM if number in FULL else "Check that directory on this node, then start again.",
+            everywhere=False,
+        ) from error
+
+
+def _disk_error(error: Exception, path: Path) -> int | None:
+    """The errno behind an error of writing, 0 where it is unknown; None if no disk is to blame."""
+    if isinstance(error, ConnectionError):
+        return None
+    if isinstance(error, OSError):
+        return error.errno or 0
+    text = str(error)
+    if type(error).__name__ == "SafetensorError":
+        found = re.search(r"os error (\d+)", text)
+        return int(found[1]) if found else None
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _TORCH_WRITER):
+        return _probe(path)
+    return None
+
+
+def _probe(path: Path) -> int:
+    """Ask the disk itself, by writing a little where a library failed without giving a reason."""
+    folder = next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def _restore(kind: type[TrainerError], failure: str, message: str, remedy: str, everywhere: bool) -> TrainerError:

@@ -16,7 +16,7 @@ import torch
 from clusterft_trainer import dist, layout, metrics
 from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.dist import Place
-from clusterft_trainer.errors import RunError
+from clusterft_trainer.errors import RunError, storing
 from clusterft_trainer.sdxl import Denoiser, Encoders
 
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ def write(path: Path, tensors: layout.Tensors, config: TrainConfig) -> None:
             f"{len(broken)} weights are not finite as {config.output.dtype}, {broken[0]} first.",
             "Set output.dtype to bf16 or fp32; the checkpoint holds the weights in full.",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")
-    save_file(cast, str(draft), metadata=header(config, time.time()))
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with storing("The export", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(cast, str(draft), metadata=header(config, time.time()))
+        draft.chmod(0o644)  # safetensors makes it private, but a model is for others to load
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
 
 
 def finish(

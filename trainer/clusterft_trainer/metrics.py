@@ -11,12 +11,19 @@ import json
 import math
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from clusterft_trainer import curve
+from clusterft_trainer.errors import storing
 from clusterft_trainer.progress import Done, Failed, Notice, Phase, Record, Saved, Step, encode
+
+# Characters of one text as JSON writes it. Whoever reads a log cuts lines of many thousands, and a progress line
+# that is cut is none: the reason why a run ended would be lost.
+LONGEST = 2_000
+_CUT = " ... "
 
 
 def tell(record: Record) -> None:
@@ -31,12 +38,12 @@ def phase(name: str) -> None:
 
 def notice(text: str) -> None:
     """Tell something that does not stop the run."""
-    tell(Notice(text, time.time()))
+    tell(Notice(_bounded(text), time.time()))
 
 
 def failed(failure: str, message: str, remedy: str) -> None:
     """Say why training stops."""
-    tell(Failed(failure, message, remedy, time.time()))
+    tell(Failed(failure, _bounded(message), _bounded(remedy), time.time()))
 
 
 def saved(what: str, path: Path, step: int, began: float) -> None:
@@ -51,16 +58,21 @@ class Journal:
         self._run_dir = run_dir
         self._path = run_dir / "metrics.jsonl"
         self._resumed_from = resumed_from
-        self.losses = self._rewind(resumed_from or 0)
-        self._file = self._path.open("a", encoding="utf-8")
         self._board: Any = None
+        with self._storing():
+            self.losses = self._rewind(resumed_from or 0)
+            self._file = self._path.open("a", encoding="utf-8")
 
     def step(self, record: Step) -> None:
         """Write one finished step everywhere."""
         tell(record)
-        self._file.write(json.dumps(_plain(record)) + "\n")
-        self._file.flush()
         self.losses.append(record.loss)
+        with self._storing():
+            self._file.write(json.dumps(_plain(record)) + "\n")
+            self._file.flush()
+            self._chart(record)
+
+    def _chart(self, record: Step) -> None:
         board = self._open_board()
         board.add_scalar("loss", record.loss, record.step)
         board.add_scalar("rate", record.rate, record.step)
@@ -74,8 +86,9 @@ class Journal:
         began, step = time.monotonic(), len(self.losses)
         path = self._run_dir / "loss.svg"
         draft = path.with_suffix(".svg.new")
-        draft.write_text(curve.draw(self.losses, name), encoding="utf-8")
-        draft.replace(path)
+        with self._storing():
+            draft.write_text(curve.draw(self.losses, name), encoding="utf-8")
+            draft.replace(path)
         self.close()
         saved("curve", path, step, began)
         saved("tensorboard", self._run_dir / "tensorboard", step, began)
@@ -87,11 +100,15 @@ class Journal:
         """Put everything on the disk."""
         if self._file.closed:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._storing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+    def _storing(self) -> AbstractContextManager[None]:
+        return storing("The account of the run in", self._run_dir)
 
     def _open_board(self) -> Any:
         if self._board is None:
@@ -125,6 +142,15 @@ class Journal:
 def _plain(record: Step) -> dict[str, object]:
     body = asdict(record)
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in body.items()}
+
+
+def _bounded(text: str) -> str:
+    """Both ends of a text that is too long: the beginning says what failed, the end often why."""
+    kept, short = (LONGEST - len(_CUT) - 2) // 2, text
+    while len(json.dumps(short)) > LONGEST:
+        short = f"{text[:kept]}{_CUT}{text[-kept:]}"
+        kept = kept * 3 // 4
+    return short
 
 
 def _mean(values: list[float]) -> float:

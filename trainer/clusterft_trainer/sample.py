@@ -18,6 +18,7 @@ from PIL import Image
 from clusterft_trainer import dist, metrics, objective
 from clusterft_trainer.config import Samples
 from clusterft_trainer.dist import Place
+from clusterft_trainer.errors import storing
 from clusterft_trainer.sdxl import Conditioning, Denoiser, Encoders
 
 GUIDANCE = 4.0  # how far the picture is pushed away from the empty prompt's
@@ -51,12 +52,9 @@ class Sampler:
         pictures: dict[int, np.ndarray] = {}
         for part in dist.gather(drawn):
             pictures |= part
+        path = self._folder / f"step-{step:08d}.png"
+        dist.on_lead(self._place, lambda: write(path, [pictures[i] for i in sorted(pictures)]))
         if self._place.leads:
-            path = self._folder / f"step-{step:08d}.png"
-            self._folder.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(".new")
-            grid([pictures[i] for i in sorted(pictures)]).save(draft, format="PNG")
-            draft.replace(path)
             metrics.saved("sample", path, step, began)
 
     def _picture(self, model: Denoiser, encoders: Encoders, number: int) -> np.ndarray:
@@ -70,6 +68,15 @@ class Sampler:
             noise = _guided(model, latents, now, given)
             latents = objective.denoise(latents, noise, now, then, encoders.schedule)
         return encoders.decode(latents)[0].numpy()
+
+
+def write(path: Path, pictures: list[np.ndarray]) -> None:
+    """One grid on disk, under its name only when it is whole."""
+    draft = path.with_suffix(".new")
+    with storing("The samples", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid(pictures).save(draft, format="PNG")
+        draft.replace(path)
 
 
 def grid(pictures: list[np.ndarray]) -> Image.Image:

@@ -1,12 +1,11 @@
 """A training run from its settings to the exported file; the loop that joins all other modules.
 
 Owns the order of things: model, data, resume, steps, checkpoints, samples, export, and stopping at
-a step boundary when asked to. Refuses to go on after a loss that is not a number.
+a step boundary when asked to. Refuses to go on after a loss or a gradient that is not a number.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import time
@@ -18,11 +17,11 @@ import torch
 
 from clusterft_trainer import builtin, checkpoint, dist, export, metrics, objective, optim, sdxl
 from clusterft_trainer.buckets import Epochs, Position, Shape
-from clusterft_trainer.checkpoint import Keeper, State
-from clusterft_trainer.config import BuiltinSource, TrainConfig, Zero
+from clusterft_trainer.checkpoint import Found, Keeper, State
+from clusterft_trainer.config import BuiltinSource, Learn, TrainConfig, Zero
 from clusterft_trainer.dataset import Batch, Pictures, Work, stream
 from clusterft_trainer.dist import Place
-from clusterft_trainer.errors import RunError
+from clusterft_trainer.errors import RunError, storing
 from clusterft_trainer.metrics import Journal
 from clusterft_trainer.progress import Step
 from clusterft_trainer.records import Record, digest, scan
@@ -72,14 +71,16 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     """
     stop = StopSignal()
     dist.join(place)
-    dist.on_lead(place, lambda: run_dir.mkdir(parents=True, exist_ok=True))
+    dist.on_lead(place, lambda: make_folder(run_dir))
     built = build(config, run_dir, place)
     found = built.keeper.newest()
     state = State(0, Position())
     if found is not None:
-        built.keeper.restore(built.accelerator, found)
         state = found.state
+        changed = resume(built, found)
         _say(place, f"Training continues from step {state.step} ({found.folder}).")
+        if changed:
+            _say(place, f"Changed since that step: {'; '.join(changed)}.")
     journal = Journal(run_dir, state.step if found else None) if place.leads else None
     finished = loop(built, state, journal, stop)
     if finished:
@@ -91,6 +92,19 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     elif journal is not None:
         journal.close()
     return built
+
+
+def resume(run: Run, found: Found) -> list[str]:
+    """Load a checkpoint, but for how fast the weights move: that is the settings' to say.
+
+    Otherwise a run that failed because its rate was too high would go on failing with a lower one.
+    """
+    own = [{k: group[k] for k in ("base", "weight_decay")} for group in run.optimizer.param_groups]
+    changed = run.keeper.restore(run.accelerator, found)
+    for group, settings in zip(run.optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    dist.set_clip(run.model, run.config.learn.clip)
+    return changed
 
 
 def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
@@ -119,10 +133,10 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         data=digest(records) + f":{config.data.resolution}",
         engine=f"zero-{config.engine.stage}" if isinstance(config.engine, Zero) else "ddp",
         precision=config.precision,
-        learn=hashlib.sha256(config.learn.model_dump_json().encode()).hexdigest()[:16],
+        learn=f"{'+'.join(part for part, _ in trained(config.learn))} {config.learn.optimizer}",
         model=config.model,
     )
-    keeper = Keeper(run_dir / "checkpoints", config.checkpoints.keep, identity, place)
+    keeper = Keeper(run_dir / "checkpoints", config.checkpoints.keep, identity, tuning(config.learn), place)
     sampler = None
     if config.samples is not None:
         sampler = Sampler(
@@ -151,17 +165,13 @@ def loop(run: Run, state: State, journal: Journal | None, stop: StopSignal) -> b
         waited = time.monotonic() - began
         rate = optim.set_rates(run.optimizer, optim.warmup(state.step + 1, run.config.learn.warmup_steps))
         loss, norm = train_step(run, job)
-        # One small meeting for all: the global loss, who was asked to stop, who waited for data.
-        loss, asked, waits = dist.sum_all([loss, float(stop.asked), waited])
+        # One small meeting for all: the global loss, who was asked to stop, who waited for data,
+        # who saw a gradient that is no number. All decide by the same sums, so none waits in vain.
+        broken = float(norm is not None and not math.isfinite(norm))
+        loss, asked, waits, broken = dist.sum_all([loss, float(stop.asked), waited, broken])
         stopping = asked > 0
         state = State(state.step + 1, run.epochs.after(job.position))
-        if not math.isfinite(loss):
-            raise RunError(
-                "nan",
-                f"The loss of step {state.step} is {loss}; its weights are not saved.",
-                "Lower learn.*.rate, or raise learn.warmup_steps; then start again: training "
-                "continues from the last checkpoint.",
-            )
+        refuse_nan(state.step, loss, broken > 0)
         seconds = time.monotonic() - began
         if journal is not None:
             journal.step(
@@ -183,6 +193,21 @@ def loop(run: Run, state: State, journal: Journal | None, stop: StopSignal) -> b
     if stopping and state.step < total:
         _say(run.place, f"Stopped as asked after step {state.step}; a checkpoint is written.")
     return state.step >= total
+
+
+def refuse_nan(step: int, loss: float, broken_gradient: bool) -> None:
+    """Raise before a step is saved whose weights are, or will be, no numbers."""
+    if math.isfinite(loss) and not broken_gradient:
+        return
+    what = (
+        f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} is not finite"
+    )
+    raise RunError(
+        "nan",
+        f"The {what}; its weights are not saved.",
+        "Lower learn.*.rate, or raise learn.warmup_steps; then start again: training "
+        "continues from the last checkpoint.",
+    )
 
 
 def train_step(run: Run, work: Work) -> tuple[float, float | None]:
@@ -235,6 +260,25 @@ def draw_samples(run: Run, step: int, total: int) -> None:
         run.sampler.draw(run.accelerator.unwrap_model(run.model), run.encoders, step)
 
 
+def trained(learn: Learn) -> list[tuple[str, float]]:
+    """Name and full rate of each part that moves."""
+    parts = (("unet", learn.unet), ("text_encoders", learn.text_encoders))
+    return [(name, part.rate) for name, part in parts if part is not None]
+
+
+def tuning(learn: Learn) -> dict[str, Any]:
+    """The settings that may change when training continues: the remedy for a loss that is no number is here."""
+    rates: dict[str, Any] = {f"learn.{name}.rate": rate for name, rate in trained(learn)}
+    names = ("warmup_steps", "clip", "weight_decay")
+    return rates | {f"learn.{name}": getattr(learn, name) for name in names}
+
+
+def make_folder(folder: Path) -> None:
+    """The run's own folder."""
+    with storing("The run's folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def total_steps(run: Run) -> int:
     """Optimizer steps of the whole run."""
     if run.config.steps is not None:
@@ -247,7 +291,9 @@ def gather_records(config: TrainConfig, home: Path) -> list[Record]:
     records: list[Record] = []
     for source in config.data.sources:
         if isinstance(source, BuiltinSource):
-            records += scan(builtin.materialise("shapes", source.images, home))
+            with storing("The builtin pictures in", home):
+                folder = builtin.materialise("shapes", source.images, home)
+            records += scan(folder)
         else:
             records += scan(source.folder)
     return records
@@ -256,7 +302,8 @@ def gather_records(config: TrainConfig, home: Path) -> list[Record]:
 def model_folder(model: str, home: Path) -> Path:
     """Where the model lies; the builtin one is made first."""
     if model == builtin.MODEL:
-        return builtin.materialise("tiny", 0, home)
+        with storing("The builtin model in", home):
+            return builtin.materialise("tiny", 0, home)
     return sdxl.check_folder(model)
 
 

@@ -25,6 +25,8 @@ _FINAL = 20.0  # seconds after which a part that was told to die and says nothin
 _PATIENCE = 300.0  # seconds a node may be unreachable before it counts as lost
 _RETRY = 2.0
 
+_WAIT_FOR = 'for i in 1 2 3 4 5 6 7 8 9 10; do [ -s "$1" ] && exit 0; sleep 1; done; exit 1'
+
 _Work = Callable[[NodePlan, Remote], None]
 
 
@@ -39,16 +41,29 @@ class Gang:
         self._failed_at: float | None = None
         self._told = 0
         self._told_at = 0.0
+        self._silent: set[str] = set()
 
     def start(self, secrets: dict[str, str]) -> Iterator[Event]:
         """Put the files, then start all supervisors; on any failure nothing is left running."""
         nodes = {node.node.name: node for node in self._plan.nodes}
         try:
             yield self._stage("files on all nodes", lambda node, remote: process.put(node, remote, secrets))
+            yield self._stage("shared directory seen by all", self._sees_share)
             yield self._stage("supervisors started", process.start)
         except BaseException:
             self._fleet.each(lambda name, remote: _kept(process.discard, nodes[name], remote))
             raise
+
+    def _sees_share(self, node: NodePlan, remote: Remote) -> None:
+        """fs.not-shared: what the head has written must be there on every node, if need be after NFS's caches."""
+        path = str(self._plan.places.dir / "run.json")
+        done = remote.run(("sh", "-c", _WAIT_FOR, "sh", path), seconds=60.0)
+        if done.code != 0:
+            head = self._plan.head.node.name
+            raise process.CannotStart(
+                f"fs.not-shared: {node.node.name} does not see {path}, which {head} has written",
+                remedy=f"mount the same directory on every node; on each: findmnt -T {self._plan.places.shared}",
+            )
 
     def events(self) -> Iterator[Event | None]:
         """Everything that happens until every part is over; None now and then, so that a caller can act."""
@@ -87,6 +102,10 @@ class Gang:
     def _note(self, event: Event) -> None:
         """Count the parts that are over, and remember the first that failed."""
         failed = isinstance(event, Gone)
+        if isinstance(event, Silent):
+            self._silent.add(event.node)
+        elif isinstance(event, (Said, HeardAgain)):
+            self._silent.discard(event.node)
         if isinstance(event, Said) and isinstance(event.line, stream.Ended):
             self._over.add(event.node)
             failed = event.line.end == "failed"
@@ -107,12 +126,14 @@ class Gang:
 
     def _give_up(self) -> Iterator[Event]:
         """Parts that were told to die and cannot be heard: their node is gone, or cut off."""
-        if self._told < 2 or time.monotonic() - self._told_at < _FINAL:
+        if self._told < 2:
             return
         for node in self._plan.nodes:
-            if node.node.name not in self._over:
+            # One that was silent before has had its time already.
+            patience = _RETRY if node.node.name in self._silent else _FINAL
+            if node.node.name not in self._over and time.monotonic() - self._told_at > patience:
                 self._over.add(node.node.name)
-                words = f"no answer for {_FINAL:.0f} s after being told to end; what runs there may still run"
+                words = "no answer after being told to end; what runs there may still run"
                 yield Gone(node.node.name, f"{words}: clusterft stop {self._plan.run} --now")
 
     def _listen(self, node: NodePlan) -> None:
@@ -143,7 +164,7 @@ class _Follower:
                 return
             if not self._silent:
                 self._silent = True
-                self._heard.put(Silent(self._name, words))
+                self._heard.put(Silent(self._name, f"{words}; it is given up after {_PATIENCE:.0f} s of silence"))
             if time.monotonic() - self._heard_at > _PATIENCE:
                 self._heard.put(Gone(self._name, f"unreachable for {_PATIENCE:.0f} s"))
                 return

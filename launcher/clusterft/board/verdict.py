@@ -126,7 +126,8 @@ def _lost(board: Board) -> Verdict | None:
     if not board.gone:
         return None
     node, words = next(iter(board.gone.items()))
-    return Verdict("failed", f"{node} is gone: {words}", failure="node-lost", node=node)
+    remedy = f"did {node} reboot, lose power, or kill the supervisor?  there: uptime; sudo dmesg -T | tail"
+    return Verdict("failed", f"{node} is gone: {words}", failure="node-lost", node=node, remedy=remedy)
 
 
 def _broke(board: Board) -> Verdict:

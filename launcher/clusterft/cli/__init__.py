@@ -81,6 +81,9 @@ def _print_json(error: ClusterftError) -> None:
 
 
 def _usage(error: Any, *, as_json: bool) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # no arguments at all: the help is the answer
+        sys.stderr.write(error.format_message() + "\n")
+        return USAGE
     context = getattr(error, "ctx", None)
     remedy = f"{context.command_path} --help tells more" if context else ""
     problem = ClusterftError(error.format_message(), remedy=remedy)

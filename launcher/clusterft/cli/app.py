@@ -51,7 +51,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
     as_json: _Json = False,
 ) -> int:
-    """Train: check the nodes, start a machine_rank on each, watch them, end with the export."""
+    """Check the nodes, train on all of them, watch."""
     from clusterft.cli import train as verb
 
     return verb.run(verb.Options(job, hosts, cluster, dry_run=dry_run, as_json=as_json))
@@ -63,7 +63,7 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
     as_json: _Json = False,
 ) -> int:
-    """Stop a run after a checkpoint, from the controller that started it."""
+    """Stop a run, after a checkpoint."""
     from clusterft.cli import stop as verb
 
     return verb.run(run, now=now, as_json=as_json)

@@ -27,7 +27,7 @@ from clusterft.plan import LaunchPlan
 from clusterft.spec import JobSpec
 from clusterft.ui import outcome, text, watch
 
-_SHARED_BYTES = 512 * 2**20  # until the trainer can estimate a run's checkpoints
+_SHARED_BYTES = 128 * 2**20  # until the trainer can estimate a run's checkpoints
 _LOCAL_BYTES = 64 * 2**20  # logs and files of a run
 
 

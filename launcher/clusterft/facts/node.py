@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class NodeFacts:
     disks: tuple[Disk, ...]
     routes: tuple[tuple[str, str, str], ...]
     controller_route: tuple[str, str] | None  # (interface, own address) towards the controller
+    login_address: str | None = None  # the node's own IP, on which this SSH login came in
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         disks=_disks(sections, asked.disks),
         routes=_routes(sections, asked.peers),
         controller_route=_route(sections["controller"]),
+        login_address=_login(sections["login"]),
     )
 
 
@@ -196,3 +199,13 @@ def _routes(sections: dict[str, str], peers: tuple[str, ...]) -> tuple[tuple[str
 def _route(text: str) -> tuple[str, str] | None:
     device, source = re.search(r"\bdev (\S+)", text), re.search(r"\bsrc (\S+)", text)
     return (device.group(1), source.group(1)) if device and source else None
+
+
+def _login(text: str) -> str | None:
+    """The own side in $SSH_CONNECTION, if other machines may use it: an IP, and not one of a single link."""
+    words = text.split()
+    try:
+        address = ipaddress.ip_address(words[2] if len(words) == 4 else "")
+    except ValueError:
+        return None
+    return None if address.is_unspecified or address.is_link_local else str(address)

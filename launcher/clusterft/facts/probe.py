@@ -25,6 +25,8 @@ _SECTIONS = {
     "listening": "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" {print $2}'",
     # The address that this very SSH connection came from is how the node reaches the controller.
     "controller": '[ -n "$SSH_CONNECTION" ] && ip -o route get "${SSH_CONNECTION%% *}"',
+    # Its third word is the node's own side of this connection; behind a bastion nothing else tells an address.
+    "login": 'printf "%s\\n" "$SSH_CONNECTION"',
     "gpus": (
         "command -v nvidia-smi >/dev/null && nvidia-smi --format=csv,noheader,nounits "
         "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version"

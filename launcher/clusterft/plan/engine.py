@@ -59,7 +59,8 @@ def accelerate_yaml(spec: JobSpec, meeting: Rendezvous, machine_rank: int) -> st
 def command(spec: JobSpec, meeting: Rendezvous, machine_rank: int, python: str, directory: str) -> tuple[str, ...]:
     """The argv that starts one node's ranks, up to the module they run."""
     if spec.launcher == "accelerate":
-        return (python, "-m", "accelerate.commands.launch", "--config_file", f"{directory}/accelerate.yaml", "-m")
+        config, logs = f"{directory}/accelerate.yaml", f"{directory}/elastic"
+        return (python, "-m", "accelerate.commands.launch", "--config_file", config, "--log_dir", logs, "-m")
     return (
         python,
         "-m",
@@ -69,5 +70,6 @@ def command(spec: JobSpec, meeting: Rendezvous, machine_rank: int, python: str, 
         f"--node-rank={machine_rank}",
         f"--master-addr={meeting.address}",
         f"--master-port={meeting.port}",
+        f"--log-dir={directory}/elastic",  # without it torch leaves a directory in /tmp for every run
         "-m",
     )

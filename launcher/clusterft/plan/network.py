@@ -5,6 +5,7 @@ DeepSpeed takes the first word of `hostname -I`, which is as often a bridge; her
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 from clusterft.checks import Survey
@@ -34,17 +35,24 @@ def solve(survey: Survey) -> dict[str, Address]:
 def _address(node: Node, survey: Survey) -> Address:
     facts = survey.facts[node.name]
     route = _towards_others(node, facts, survey)
-    if node.addr:
-        return Address(node.addr, route[0] if route else None)
-    if node.transport == "ssh":
-        return Address(survey.contacts[node.name], route[0] if route else None)
-    if route is None:
+    own = node.addr or (_contact(node, survey) if node.transport == "ssh" else route and route[1])
+    if own is None:
+        local = " transport=local" if node.transport == "local" else ""
         raise UsageError(
             f"the address of {node.name} towards the other nodes is not known",
             where=f"{survey.cluster.path}:{node.line}",
-            remedy=f"give it: {node.name} slots={node.slots} addr=ADDRESS transport=local",
+            remedy=f"give it: {node.name} slots={node.slots} addr=ADDRESS{local}",
         )
-    return Address(route[1], route[0])
+    return Address(own, route[0] if route else None)
+
+
+def _contact(node: Node, survey: Survey) -> str | None:
+    """The node's IP as SSH knows it; a loopback, from a forwarded port, leads other machines to themselves."""
+    contact = survey.contacts.get(node.name)
+    machines = {facts.boot_id for facts in survey.facts.values()}
+    if contact and len(machines) > 1 and ipaddress.ip_address(contact).is_loopback:
+        return None
+    return contact
 
 
 def _towards_others(node: Node, facts: NodeFacts, survey: Survey) -> tuple[str, str] | None:

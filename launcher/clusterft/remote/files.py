@@ -48,7 +48,10 @@ def write(remote: Remote, path: PurePosixPath, text: str, mode: int = 0o644) -> 
 def _check(done: tuple[int, str, str], path: str) -> None:
     code, _, err = done
     if code != 0:
-        raise CannotWrite(f"{path} cannot be written: {err.strip() or f'exit code {code}'}")
+        raise CannotWrite(
+            f"{path} cannot be written: {err.strip() or f'exit code {code}'}",
+            remedy="is its parent a directory that is mounted, writable for this user, and not full?",
+        )
 
 
 class CannotWrite(ClusterftError):

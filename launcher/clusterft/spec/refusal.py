@@ -104,7 +104,7 @@ _WORDS = {
     # The only patterns are those of names that become files, labels and directories.
     "string_pattern_mismatch": (
         "{name}: {given} is no plain name",
-        "at most 41 letters, digits, dots, dashes, underscores; no blanks",
+        "at most 41 of a-z, A-Z, 0-9, dot, dash, underscore",
     ),
     "too_short": ("{name} must not be empty", ""),
     "too_long": ("{name} must have at most {max_length} items", ""),

@@ -32,7 +32,7 @@ def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
     if board.done:
         yield (
             f"  loss {board.done.first_loss:.4f} → {board.done.last_loss:.4f}  "
-            f"{sparkline.draw(board.losses, 30)}  over {board.done.step} steps"
+            f"{sparkline.draw(board.losses, 30)}  means of the first and last tenth of {board.done.step} steps"
         )
     for what, label in _RESULTS:
         if what in board.saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from clusterft.errors import Blocked, ClusterftError, InvalidFile, RunFailed, UsageError
@@ -67,7 +68,7 @@ def plan(planned: LaunchPlan) -> Iterator[str]:
         yield ""
         interface = f" over {node.interface}" if node.interface else ""
         yield f"node {node.node.name} · machine_rank {node.machine_rank} · {node.address}{interface}"
-        yield "  command  " + " ".join(node.assignment.argv)
+        yield "  command  " + shlex.join(node.assignment.argv)
         for name, value in sorted(node.assignment.env.items()):
             yield f"  env      {name}={value}"
         for file in node.files:
