@@ -236,8 +236,10 @@ def test_a_frozen_bastion_ends_in_time(
     assert time.monotonic() - began < 25
 
 
+# Started deaf to SIGINT by a shell in the background, a test would hand that down: the script listens again.
 _HANGS = """\
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from clusterft import hosts
 from clusterft.fleet import Fleet
