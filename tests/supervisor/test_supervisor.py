@@ -350,10 +350,9 @@ def test_a_full_disk_costs_lines_but_leaves_no_process(bench: Bench) -> None:
         time.sleep(1)
         """
     )
-    limited = (
-        f"ulimit -f 2; trap '' XFSZ; exec {sys.executable} -m clusterft_trainer.supervisor start '{bench.dir}'"
-    )
-    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=60)
+    script = "ulimit -f 2; trap '' XFSZ; exec \"$@\""
+    argv = [sys.executable, "-m", "clusterft_trainer.supervisor", "start", str(bench.dir)]
+    done = subprocess.run(["sh", "-c", script, "sh", *argv], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     pid = json.loads(done.stdout)["pid"]
     assert eventually(lambda: start_time(pid) is None, 40)
