@@ -106,7 +106,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _in_this_run(item: pytest.Item, config: pytest.Config) -> bool:
-    if config.getoption("--all") or config.getoption("keyword") or len(config.args) > 1:
+    # Whoever names a file or a test means it.
+    if (
+        config.getoption("--all")
+        or config.getoption("keyword")
+        or config.args_source == pytest.Config.ArgsSource.ARGS
+    ):
         return True
     if item.get_closest_marker("lab_vm"):
         return False
