@@ -147,6 +147,15 @@ def test_all_that_ranks_say_arrives_in_order_and_is_mirrored(bench: Bench) -> No
     assert (bench.shared / "events" / "n1.jsonl").read_text().splitlines()[-1].count('"ended"') == 1
 
 
+def test_in_the_foreground_all_is_said_on_stdout_as_in_the_file(bench: Bench) -> None:
+    # PID 1 of a container: the engine's log must hold what `stream.jsonl` holds.
+    bench.write("print('hello')")
+    done = bench.verb("run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (bench.dir / "stream.jsonl").read_text()
+    assert '"hello"' in done.stdout and '"ended"' in done.stdout
+
+
 def test_ranks_see_the_planned_environment_and_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "stray")
     bench.write("import os; print(sorted(os.environ))")
