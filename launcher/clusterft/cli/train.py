@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
 
@@ -143,14 +144,19 @@ def _carry_out(
     with _Interrupts() as interrupts, watch.watcher(quiet=options.as_json) as watcher:
         try:
             record.begin()
-            for event in (first, *gang.start(values)):
-                _take(event, board, watcher)
-            for event in _until_over(gang, interrupts):
+            for event in chain((first,), gang.start(values)):  # each stage is shown when it is over
                 _take(event, board, watcher)
         except Exception as error:
-            # Not started, or a bug of ours: either way the record must not say that the run goes on.
+            # Nothing was left running, so the record must not say that the run goes on.
             remedy = error.remedy if isinstance(error, ClusterftError) else ""
             record.end(Verdict("failed", str(error), failure="start", remedy=remedy))
+            raise
+        try:
+            for event in _until_over(gang, interrupts):
+                _take(event, board, watcher)
+        except Exception:
+            # A bug of ours while watching is no reason to end a run that may be well.
+            watch.say(sys.stderr, f"! the run goes on unwatched; to end it: clusterft stop {planned.run}")
             raise
         verdict = boards.judge(board)
     _conclude(planned, board, verdict, as_json=options.as_json)
