@@ -38,7 +38,7 @@ Subsystem sftp internal-sftp
 # Lets the sshd of a node read its new host key, and waits until it presents it, without
 # a network that may be cut. To be followed by the path of the public key.
 TAKE_NEW_KEY = (
-    "pkill -HUP -o -x sshd; until ssh-keyscan -T 5 -t ed25519 127.0.0.1 2>/dev/null | "
+    'kill -HUP "$(cat /run/sshd.pid)"; until ssh-keyscan -T 5 -t ed25519 127.0.0.1 2>/dev/null | '
     "cut -d' ' -f3 | grep -qFf - {public}; do sleep 0.1; done"
 )
 
