@@ -53,4 +53,15 @@ class Stopping:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A node got on with one step of `up` or `push`; bytes where the step moves bytes."""
+
+    node: str  # "" for the controller's own steps, such as the build
+    stage: str
+    words: str = ""
+    done: int | None = None
+    total: int | None = None
+
+
 Event = StageDone | Said | Silent | HeardAgain | Gone | Stopping

@@ -34,3 +34,7 @@ class Finding:
 def blockers(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The findings that stop the work."""
     return tuple(finding for finding in findings if finding.status == "fail")
+
+
+# What one step of `up` came to on one node: what it changed there (nothing, if empty), or why it could not.
+Outcome = tuple[str, ...] | Finding

@@ -13,6 +13,44 @@ def controller_home() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterPlaces:
+    """What the controller keeps of one cluster."""
+
+    home: Path
+    cluster: str
+
+    @property
+    def dir(self) -> Path:
+        """All of it; 0700."""
+        return self.home / self.cluster
+
+    @property
+    def known_hosts(self) -> Path:
+        """The pins: the host keys that this cluster's nodes must present."""
+        return self.dir / "known_hosts"
+
+    @property
+    def key(self) -> Path:
+        """The controller's own key to this cluster, made when no other one opens a node."""
+        return self.dir / "id_ed25519"
+
+    @property
+    def hostfile(self) -> Path:
+        """The hostfile as it was when `up` last succeeded."""
+        return self.dir / "hostfile"
+
+    @property
+    def settings(self) -> Path:
+        """What `up` was told and what came of it: image, shared dir."""
+        return self.dir / "settings.json"
+
+
+def default_cluster(home: Path) -> Path:
+    """The file that names the cluster of the last `up`."""
+    return home / "default"
+
+
+@dataclass(frozen=True, slots=True)
 class NodePlaces:
     """One node's directories; `root` is its `~/.clusterft`, as an absolute path on that node."""
 
@@ -24,6 +62,31 @@ class NodePlaces:
     def base(self) -> PurePosixPath:
         """Of this node alone: homes may be one NFS directory for all nodes."""
         return self.root / self.cluster / "nodes" / self.node
+
+    @property
+    def relay(self) -> PurePosixPath:
+        """The forced command of the relay keys; one file for all nodes that share a home."""
+        return self.root / self.cluster / "relay.sh"
+
+    @property
+    def relay_key(self) -> PurePosixPath:
+        """This node's own relay key: made here, never leaves."""
+        return self.base / "relay_ed25519"
+
+    @property
+    def known_hosts(self) -> PurePosixPath:
+        """The host keys of the other nodes, from the controller's pins."""
+        return self.base / "known_hosts"
+
+    @property
+    def ssh_config(self) -> PurePosixPath:
+        """`ssh -F` this file reaches any other node's relay by its name."""
+        return self.base / "ssh_config"
+
+    @property
+    def hostfile(self) -> PurePosixPath:
+        """The hostfile for DeepSpeed: active nodes only."""
+        return self.base / "hostfile"
 
     @property
     def lock(self) -> PurePosixPath:
@@ -54,3 +117,12 @@ class RunPlaces:
     def events(self, node: str) -> PurePosixPath:
         """What one node's supervisor said; one writer a file, since appends of several corrupt on NFS."""
         return self.dir / "events" / f"{node}.jsonl"
+
+
+# In a container: this run's files only, put in with the engine's archive API.
+CONTAINER = PurePosixPath("/run/clusterft")
+
+
+def scratch(uid: int, cluster: str) -> PurePosixPath:
+    """Node-local room for what is under way: on the machine's own disk, also where homes are NFS."""
+    return PurePosixPath(f"/var/tmp/clusterft-{uid}") / cluster

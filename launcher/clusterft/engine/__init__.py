@@ -1,0 +1,1 @@
+"""Act: the Docker engine of one machine, through the way that `remote` holds open."""

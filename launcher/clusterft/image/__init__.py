@@ -1,0 +1,1 @@
+"""Act: the one image of a cluster: how it is made, that it works, what it is."""
