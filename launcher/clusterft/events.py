@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clusterft.findings import Outcome
 from clusterft_trainer import stream
 
 
@@ -62,6 +63,15 @@ class Progress:
     words: str = ""
     done: int | None = None
     total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A node is through with one stage of `up`, `down` or `push`: what changed there, or why it could not be."""
+
+    node: str
+    stage: str
+    outcome: Outcome
 
 
 Event = StageDone | Said | Silent | HeardAgain | Gone | Stopping

@@ -53,6 +53,10 @@ class Cluster:
         """The nodes a run uses, in machine_rank order; the first is the head."""
         return tuple(node for node in self.nodes if not node.spare)
 
+    def mustered(self) -> Cluster:
+        """The same with its spares as active nodes: `up` prepares them too, so that they can step in."""
+        return replace(self, nodes=tuple(replace(node, spare=False) for node in self.nodes))
+
     @property
     def all_local(self) -> bool:
         """Whether every active node is this machine."""

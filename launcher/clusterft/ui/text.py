@@ -40,13 +40,13 @@ def _mistake(problem: UsageError) -> Iterator[str]:
         yield f"  {problem.remedy}"
 
 
-def findings(found: tuple[Finding, ...]) -> Iterator[str]:
-    """The findings above ok, those that block first."""
+def findings(found: tuple[Finding, ...], *, effect: str = "blocks training") -> Iterator[str]:
+    """The findings above ok, those that block first; `effect` is what a failed check means here."""
     order = {"fail": 0, "warn": 1, "unknown": 2, "skipped": 3, "ok": 4}
-    effect = {"fail": "blocks training", "warn": "warning", "unknown": "not readable"}
+    effects = {"fail": effect, "warn": "warning", "unknown": "not readable"}
     for finding in sorted(found, key=lambda f: order[f.status]):
         nodes = " ".join(finding.nodes)
-        yield f"{_MARKS[finding.status]} {finding.id:<22} {nodes:<24} {effect.get(finding.status, '')}".rstrip()
+        yield f"{_MARKS[finding.status]} {finding.id:<22} {nodes:<24} {effects.get(finding.status, '')}".rstrip()
         yield f"  {finding.summary}"
         for line in finding.evidence.splitlines():
             yield f"    {line}"

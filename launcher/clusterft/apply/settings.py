@@ -1,0 +1,118 @@
+"""What the controller remembers of a cluster between commands: its hostfile, what `up` was told, what came of it.
+
+Only `up` writes here; `down` takes it away. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterft import hosts, places
+from clusterft.errors import UsageError
+from clusterft.hosts import Cluster
+from clusterft.places import ClusterPlaces
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The contents of settings.json."""
+
+    image: dict[str, Any] | None = None  # the image: block, as ImageSpec wrote it
+    tag: str | None = None  # what every node that is up calls the image
+    config_digest: str | None = None
+    layers: tuple[str, ...] = ()
+    shared: str | None = None
+    nodes: tuple[str, ...] = ()  # up at last sight
+    by_password: tuple[str, ...] = ()  # opened by a password once; the cluster key is there now
+
+
+def cluster_places(cluster: str) -> ClusterPlaces:
+    """Where this controller keeps a cluster."""
+    return ClusterPlaces(places.controller_home(), cluster)
+
+
+def load(where: ClusterPlaces) -> Settings | None:
+    """What `up` left; None before the first one."""
+    try:
+        body = json.loads(where.settings.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot be read: {error}", where=str(where.settings), remedy="clusterft up   writes it anew"
+        ) from None
+    if body.get("schema") != SCHEMA:
+        raise UsageError("was written by another version", where=str(where.settings), remedy="clusterft up")
+    fields: dict[str, Any] = {name: body[name] for name in ("image", "tag", "config_digest", "shared")}
+    fields |= {name: tuple(body[name]) for name in ("layers", "nodes", "by_password")}
+    return Settings(**fields)
+
+
+def save(where: ClusterPlaces, settings: Settings) -> bool:
+    """Write it down; whether that changed anything."""
+    return write(where.settings, json.dumps({"schema": SCHEMA, **asdict(settings)}, indent=2) + "\n")
+
+
+def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
+    """Keep the hostfile, and make this the cluster of commands that name none; what changed."""
+    changes = []
+    if write(where.hostfile, cluster.path.read_text(encoding="utf-8-sig")):
+        changes.append("hostfile kept")
+    if write(places.default_cluster(places.controller_home()), where.cluster + "\n"):
+        changes.append(f"{where.cluster} is the default cluster")
+    return tuple(changes)
+
+
+def find(path: Path | None, name: str | None) -> Cluster:
+    """The cluster that a command means: a hostfile, a name that `up` knows, or the one of the last `up`."""
+    if path is not None:
+        return hosts.load(path, name=name)
+    chosen = name or _default()
+    if chosen is None:
+        raise UsageError("no cluster is named", remedy="give --hosts FILE, or run: clusterft up --hosts FILE")
+    where = cluster_places(chosen)
+    if not where.hostfile.is_file():
+        known = sorted(p.parent.name for p in places.controller_home().glob("*/hostfile"))
+        remedy = f"known: {', '.join(known)}" if known else "run: clusterft up --hosts FILE"
+        raise UsageError(f'no cluster "{chosen}" was brought up from here', remedy=remedy)
+    return hosts.load(where.hostfile, name=chosen)
+
+
+def forget(where: ClusterPlaces) -> tuple[str, ...]:
+    """Take it all away but the pins: a host key once compared stays compared."""
+    changes = []
+    for path in (where.settings, where.hostfile, where.key, where.key.with_suffix(".pub")):
+        if path.exists():
+            path.unlink()
+            changes.append(f"{path.name} removed")
+    default = places.default_cluster(places.controller_home())
+    if _default() == where.cluster:
+        default.unlink()
+        changes.append(f"{where.cluster} is no longer the default cluster")
+    return tuple(changes)
+
+
+def write(path: Path, text: str) -> bool:
+    """Write a private file so that it is there whole or not at all; False if it said that already."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(path.name + ".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(path)
+    return True
+
+
+def _default() -> str | None:
+    path = places.default_cluster(places.controller_home())
+    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None

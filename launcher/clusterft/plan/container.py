@@ -1,0 +1,119 @@
+"""ContainerPlan: one container of a run, decided before the engine is asked. Pure; speaks no SDK's language.
+
+The container's name is fixed by node and cards: creating it is the lock that keeps two runs off the same cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from clusterft.facts import NodeFacts
+from clusterft.hosts import Node
+
+_LOG_BYTES, _LOG_FILES = "50m", "3"  # what the engine keeps of a container's stdout
+_STACK = 8 << 20  # bytes; an unlimited stack makes NCCL's threads fail
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What an engine is asked by: the state of a run is its containers' labels."""
+
+    cluster: str
+    run: str
+    node: str
+    machine_rank: int
+    attempt: int = 0
+    config_digest: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """As the engine keeps them."""
+        return {
+            "clusterft.cluster": self.cluster,
+            "clusterft.run": self.run,
+            "clusterft.node": self.node,
+            "clusterft.machine-rank": str(self.machine_rank),
+            "clusterft.attempt": str(self.attempt),
+            "clusterft.config-digest": self.config_digest,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who a container runs as: one numeric UID:GID on all nodes."""
+
+    uid: int
+    gid: int
+    name: str
+
+    def passwd_line(self) -> str:
+        """Without an entry, ssh, sshd and getpass refuse to work."""
+        return f"{self.name}:x:{self.uid}:{self.gid}::{HOME}:/bin/bash\n"
+
+    def group_line(self) -> str:
+        """The same for the group."""
+        return f"{self.name}:x:{self.gid}:\n"
+
+
+HOME = PurePosixPath("/home/clusterft")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """Everything about one container but the files that are put into it."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    labels: Labels
+    person: Person
+    gpus: tuple[str, ...] = ()  # card numbers or UUIDs; ("all",) for every card
+    binds: tuple[str, ...] = ()  # the same path inside as outside
+    devices: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The engine's own create request (API 1.41)."""
+        host: dict[str, Any] = {
+            "NetworkMode": "host",
+            "IpcMode": "host",
+            "Init": True,
+            "Binds": [f"{path}:{path}:rw,rslave" for path in self.binds],
+            "Devices": [
+                {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in self.devices
+            ],
+            "Ulimits": [
+                {"Name": "memlock", "Soft": -1, "Hard": -1},
+                {"Name": "stack", "Soft": _STACK, "Hard": -1},
+            ],
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
+            "RestartPolicy": {"Name": "no"},
+        }
+        if self.gpus:
+            cards = {"Count": -1} if self.gpus == ("all",) else {"DeviceIDs": list(self.gpus)}
+            host["DeviceRequests"] = [{"Capabilities": [["gpu"]], **cards}]
+        return {
+            "Image": self.image,
+            "Cmd": list(self.command),
+            "Entrypoint": [],
+            "User": f"{self.person.uid}:{self.person.gid}",
+            "Env": [f"{name}={value}" for name, value in sorted(self.env.items())],
+            "Labels": self.labels.to_dict(),
+            "WorkingDir": str(HOME),
+            "HostConfig": host,
+        }
+
+
+def name(node: Node) -> str:
+    """The one name that the containers on these cards of this node can have."""
+    cards = hashlib.sha256(",".join(sorted(node.gpus)).encode()).hexdigest()[:8] if node.gpus else "all"
+    return f"clusterft-{node.name}-{cards}"
+
+
+def cards(node: Node, facts: NodeFacts) -> tuple[str, ...]:
+    """Which cards the container sees: the hostfile's, else all, none where there are none."""
+    if not facts.gpus:
+        return ()
+    return node.gpus or ("all",)
