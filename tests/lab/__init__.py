@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .errors import LabError, LabUnavailable
-from .full import FullLab, FullNode, full_available
+from .full import FullLab, full_available
+from .full_node import FullNode
 from .light import LightLab, LightNode, light_available
 from .vm import VmLab, VmNode, vm_available
 

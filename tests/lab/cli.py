@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     weight.add_argument("--light", type=int, metavar="N", help="namespaces with an sshd")
     weight.add_argument("--full", type=int, metavar="N", help="containers with a Docker engine")
     weight.add_argument("--vm", type=int, metavar="N", help="virtual machines with kernel NFS")
-    up.add_argument("--engine", choices=sorted(ENGINES), help="the engine of full nodes")
+    about = f"the engine of full nodes, or several for nodes in turn: {', '.join(ENGINES)}"
+    up.add_argument("--engine", metavar="VERSION[,...]", help=about)
     up.set_defaults(verb=_up)
 
     verbs.add_parser("status", help="what is up, and what could be").set_defaults(verb=_status)
@@ -103,7 +104,7 @@ def _up(chosen: argparse.Namespace) -> None:
     if chosen.light is not None:
         lab = LightLab.up(chosen.light)
     elif chosen.full is not None:
-        lab = FullLab.up(chosen.full, engine=chosen.engine or "20.10")
+        lab = FullLab.up(chosen.full, engine=(chosen.engine or "20.10").split(","))
     else:
         lab = VmLab.up(chosen.vm)
     lab.keep()

@@ -1,39 +1,29 @@
-"""Full nodes: containers with an sshd and a Docker engine of their own.
+"""The full lab: nodes that are containers with an sshd and a Docker engine of their own.
 
-Owns the containers, their volumes and their network, which all carry the lab's label.
-The version of the engine can be chosen. Refuses to need root on this machine: all it
-asks of it is an engine; faults are made inside the nodes.
+Owns their network and their volumes, which all carry the lab's label, and which engine
+each node has. Refuses to need root on this machine: all it asks of it is an engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any, ClassVar, Self
 
 from . import packages
-from .access import SSHD_CONFIG, TAKE_NEW_KEY, Endpoint, make_key, public_half
-from .base import FILLER, Lab, LabNode, in_parallel
+from .access import Endpoint, make_key
+from .base import Lab, in_parallel
 from .engine import LABEL, docker, engine_available, ensure_engine
 from .errors import LabError, LabUnavailable
+from .full_node import SHARED, FullNode
 from .journal import Journal
 from .node_image import node_image
-from .proc import run, which
+from .proc import which
 from .switch import Switch
 
 _NEEDS = ("ssh", "ssh-keygen")
 _HOME_MIB = 256
 _MOST = 16
-_SHARED = "/shared"
-_READY = (
-    "until docker version >/dev/null 2>&1 && grep -q ':0016 .* 0A ' /proc/net/tcp; "
-    "do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
-)
-_MAY = (
-    "--cap-add=SYS_ADMIN",
-    "--cap-add=NET_ADMIN",
-    "--security-opt=seccomp=unconfined",
-    "--security-opt=apparmor=unconfined",
-)
 
 
 def full_available() -> LabUnavailable | None:
@@ -41,219 +31,41 @@ def full_available() -> LabUnavailable | None:
     return engine_available() or packages.lacking(_NEEDS)
 
 
-class FullNode(LabNode):
-    """A container that looks like a machine with a Docker engine."""
-
-    def __init__(self, name: str, address: str, lab: FullLab) -> None:
-        super().__init__(name, address, lab.state / "nodes" / name, lab.access)
-        self.container = f"{lab.prefix}-{name}"
-        self._journal = lab.journal
-        self._label = f"{LABEL}={lab.id}"
-        self._image = lab.image
-
-    # -- bring-up ------------------------------------------------------------
-
-    def create(self, network: str, neighbours: Sequence[str]) -> str:
-        """Make the container with its disks and keys; returns its public host key."""
-        self.state.mkdir(parents=True)
-        engine = f"{self.container}-engine"
-        self._journal.note("volume", engine)
-        docker("volume", "create", "--label", self._label, engine)
-        self._journal.note("container", self.container)
-        docker(
-            "create",
-            "--name",
-            self.container,
-            "--hostname",
-            self.name,
-            "--label",
-            self._label,
-            "--init",
-            "--cgroupns=host",
-            *_MAY,
-            "--network",
-            network,
-            "--ip",
-            self.address,
-            *(f"--add-host={one}" for one in neighbours),
-            "--shm-size=512m",
-            "--tmpfs=/run:exec,mode=755,size=64m",
-            "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
-            f"--volume={engine}:/var/lib/docker",
-            f"--volume={self.container}-home:/root",
-            f"--volume={network}-shared:{_SHARED}",
-            self._image,
-        )
-        self._give_host_key()
-        keys, settings = self.state / "authorized_keys", self.state / "sshd_config"
-        keys.write_text(public_half(self.access.key) + "\n")
-        settings.write_text(SSHD_CONFIG.format(state="/etc/lab"))
-        docker("cp", "--quiet", str(keys), f"{self.container}:/etc/lab/authorized_keys")
-        docker("cp", "--quiet", str(settings), f"{self.container}:/etc/ssh/sshd_config")
-        return public_half(self.state / "ssh_host_ed25519_key")
-
-    def _give_host_key(self) -> None:
-        key = self.state / "ssh_host_ed25519_key"
-        make_key(key, f"root@{self.name}")
-        for half in (key, key.with_suffix(".pub")):
-            docker("cp", "--quiet", str(half), f"{self.container}:/etc/lab/{half.name}")
-
-    def boot(self) -> None:
-        """Start the container and wait for its sshd and its engine."""
-        docker("start", self.container)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Wait until the node is ready, and put the network's faults in force again."""
-        try:
-            boot_id = self.inside(["sh", "-c", _READY], timeout=60)
-        except LabError as error:
-            last = run(["docker", "logs", "--tail", "20", self.container], check=False)
-            raise LabError(f"{self.name} did not boot: {error}\n{last.stderr}") from error
-        (self.state / "boot_id").write_text(boot_id + "\n")
-        # An engine gives a container a new network at every start, without our faults.
-        self._block_again()
-        if rate := self._remembered("rate"):
-            self.throttle(rate)
-        if self._remembered("cut"):
-            self.cut_link()
-
-    def inside(self, argv: Sequence[str], timeout: float = 30) -> str:
-        """Run a command in the node without its network; what it prints."""
-        return docker("exec", self.container, *argv, timeout=timeout)
-
-    # -- network ---------------------------------------------------------------
-
-    def _remembered(self, fault: str) -> str:
-        path = self.state / fault
-        return path.read_text() if path.exists() else ""
-
-    def _network(self, argv: Sequence[str]) -> None:
-        self.inside(argv)
-
-    def cut_link(self) -> None:
-        """Take the card down."""
-        (self.state / "cut").write_text("yes")
-        self.inside(["ip", "link", "set", "eth0", "down"])
-
-    def restore_link(self) -> None:
-        """Bring the card up again, with the default route that went with it."""
-        (self.state / "cut").unlink(missing_ok=True)
-        gateway = self.address.rpartition(".")[0] + ".1"
-        self.inside(["sh", "-c", f"ip link set eth0 up && ip route replace default via {gateway}"])
-
-    def throttle(self, rate: str) -> None:
-        """Shape both directions."""
-        self._shape(f"qdisc replace dev CARD root tbf rate {rate} burst 64kb latency 100ms")
-        (self.state / "rate").write_text(rate)
-
-    def unthrottle(self) -> None:
-        """Take the limits away."""
-        (self.state / "rate").unlink(missing_ok=True)
-        self._shape("qdisc replace dev CARD root noqueue")
-
-    def _shape(self, words: str) -> None:
-        """Run tc on the node's card, and on the other end of its cable.
-
-        The other end is a card of the engine's machine, which only a container in that
-        machine's network can change without root here.
-        """
-        index = self.inside(["cat", "/sys/class/net/eth0/iflink"])
-        find = f"$(ip -o link | sed -n 's/^{index}: \\([^@:]*\\).*/\\1/p')"
-        self.inside(["tc", *words.replace("CARD", "eth0").split()])
-        docker(
-            "run",
-            "--rm",
-            "--network=host",
-            "--cap-add=NET_ADMIN",
-            "--label",
-            self._label,
-            self._image,
-            "sh",
-            "-c",
-            "tc " + words.replace("CARD", find),
-        )
-
-    # -- power -----------------------------------------------------------------
-
-    def pause(self) -> None:
-        """Freeze the container and all that its engine runs."""
-        docker("pause", self.container)
-
-    def resume(self) -> None:
-        """Thaw it."""
-        docker("unpause", self.container)
-
-    def kill(self) -> None:
-        """Power off; the link goes first, so that no peer hears the sockets close."""
-        if docker("inspect", "--format", "{{.State.Paused}}", self.container) == "true":
-            self.resume()
-        self.inside(["ip", "link", "set", "eth0", "down"])
-        docker("kill", self.container)
-
-    def start(self) -> None:
-        """Power on after `kill`."""
-        if docker("inspect", "--format", "{{.State.Running}}", self.container) == "true":
-            raise LabError(f"{self.name} is on already")
-        self.boot()
-
-    def reboot(self) -> None:
-        """Restart the container."""
-        docker("restart", "--time", "1", self.container)
-        self._settle()
-
-    # -- disk and keys -----------------------------------------------------------
-
-    def fill_disk(self, leave_kb: int = 0) -> None:
-        """Fill the node's home."""
-        room = "$(($(stat -c %s {0}) - {1}))"
-        filler = f"/root/{FILLER}"
-        script = f"cat /dev/zero >>{filler} 2>/dev/null; "
-        script += f"truncate -s {room.format(filler, int(leave_kb) * 1024)} {filler}"
-        self.inside(["sh", "-c", script])
-
-    def free_disk(self) -> None:
-        """Take back what `fill_disk` wrote."""
-        self.inside(["rm", "-f", f"/root/{FILLER}"])
-
-    def swap_host_key(self) -> None:
-        """Make a new host key and let sshd read it."""
-        self._give_host_key()
-        public = "/etc/lab/ssh_host_ed25519_key.pub"
-        take = f"chmod 600 {public.removesuffix('.pub')}; " + TAKE_NEW_KEY.format(public=public)
-        self.inside(["sh", "-c", take])
-
-
 class FullLab(Lab[FullNode]):
     """Full nodes on one network of this machine's engine."""
 
     weight: ClassVar[str] = "full"
     journal: Journal
-    shared = _SHARED
+    shared = SHARED
 
-    def __init__(self, journal: Journal, subnet: str, count: int, image: str) -> None:
+    def __init__(self, journal: Journal, subnet: str, images: Sequence[str]) -> None:
         super().__init__(journal)
-        self.image = image
+        self.images = images
         self.journal = journal
         self.prefix = f"cfl-{journal.id}"
         self.subnet = subnet
         base = subnet.rpartition(".")[0]
-        self.nodes = [FullNode(f"n{i}", f"{base}.{10 + i}", self) for i in range(1, count + 1)]
+        self.nodes = [FullNode(f"n{i}", f"{base}.{10 + i}", image, self) for i, image in enumerate(images, 1)]
 
     @classmethod
-    def up(cls, count: int = 2, engine: str = "20.10") -> Self:
-        """Bring up that many nodes with that engine; on any failure nothing of them stays."""
+    def up(cls, count: int = 2, engine: str | Sequence[str] = "20.10") -> Self:
+        """Bring up that many nodes; on any failure nothing of them stays.
+
+        Of several engine versions, each node gets the next in turn.
+        """
         if why := full_available():
             raise why
         if not 1 <= count <= _MOST:
             raise LabError(f"{count} full nodes: from 1 to {_MOST} fit into one lab")
         packages.ensure(_NEEDS)
         ensure_engine()
-        image = node_image(engine)
+        versions = [engine] if isinstance(engine, str) else list(engine)
+        kinds = {version: node_image(version) for version in versions[:count]}
+        images = [kinds[version] for version in islice(cycle(versions), count)]
         with cls._begun() as journal:
             subnet = str(journal.claim_subnet(_taken()))
-            journal.describe({"subnet": subnet, "count": count, "image": image})
-            lab = cls(journal, subnet, count, image)
+            journal.describe({"subnet": subnet, "images": images})
+            lab = cls(journal, subnet, images)
             lab._raise_up()
         return lab
 
@@ -261,7 +73,7 @@ class FullLab(Lab[FullNode]):
     def attach(cls, journal: Journal) -> Self:
         """The lab that another process brought up."""
         facts: dict[str, Any] = journal.described()
-        return cls(journal, facts["subnet"], facts["count"], facts["image"])
+        return cls(journal, facts["subnet"], facts["images"])
 
     def _raise_up(self) -> None:
         make_key(self.key, f"clusterft-lab-{self.id}")
@@ -306,7 +118,7 @@ class FullLab(Lab[FullNode]):
             "--network=none",
             "--init",
             *mounts,
-            self.image,
+            self.images[0],
             "sleep",
             "infinity",
         )

@@ -150,3 +150,10 @@ def test_a_failure_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(LabError, match="made to fail"):
         FullLab.up(count=3)
     assert everything(seen[0]) == []
+
+
+def test_engines_of_several_versions_in_one_lab() -> None:
+    with FullLab.up(count=4, engine=("20.10", "26.1", "28.5")) as lab:
+        ask = ["docker", "version", "--format", "{{.Server.Version}}"]
+        found = [node.run(ask).stdout.rpartition(".")[0] for node in FullLab.attach(lab.journal).nodes]
+    assert found == ["20.10", "26.1", "28.5", "20.10"]
