@@ -203,7 +203,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-spots = st.sampled_from(["name", "shared", "env", "secrets", "port", "resources", "train", "python", "zzz"])
+spots = st.sampled_from(
+    ["name", "shared", "env", "secrets", "port", "resources", "image", "train", "python", "zzz"]
+)
 inner_spots = st.sampled_from(
     ["model", "output", "data", "learn", "engine", "batch", "samples", "steps", "seed", "zzz"]
 )
@@ -227,6 +229,31 @@ def test_no_value_anywhere_breaks_the_judgement(
             assert "pydantic" not in told and "dictionary" not in told and "instance of" not in told
         target.clear()
         target.update(kept)
+
+
+def test_an_image_is_a_name_or_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    digest = f"registry.lan:5000/team/clusterft@sha256:{'0a' * 32}"
+    assert scenes.job(scenes.JOB + f"image: {digest}\n", tmp_path).image.use == digest
+    recipe = (
+        "image: {base: 'debian:13', pip: ['a[b,c]>=1,<2', 'd @ https://host/d.whl'], packages: ['x1:arm64=1:2~3']}"
+    )
+    image = scenes.job(f"{scenes.JOB}{recipe}\n", tmp_path).image
+    assert image.foundation == "debian:13" and image.pip[1].endswith(".whl") and image.use is None
+    recipe = "image: {ca_bundle: ~/ca.pem, wheelhouse: ../wheels}\n"
+    image = scenes.job(scenes.JOB + recipe, tmp_path).image
+    assert (image.ca_bundle, image.wheelhouse) == (Path("/home/someone/ca.pem"), tmp_path.parent / "wheels")
+    assert scenes.job(scenes.JOB + "image: {dockerfile: my/Dockerfile}\n", tmp_path).image.dockerfile == (
+        tmp_path / "my" / "Dockerfile"
+    )
+
+
+def test_the_variant_follows_the_device_until_it_is_given(tmp_path: Path) -> None:
+    on_cards = scenes.JOB.replace("resources: {device: cpu}\n", "")
+    assert scenes.job(scenes.JOB, tmp_path).image.variant == "cpu"
+    assert scenes.job(scenes.JOB + "image: {packages: [git]}\n", tmp_path).image.variant == "cpu"
+    assert scenes.job(scenes.JOB + "image: {variant: cuda}\n", tmp_path).image.variant == "cuda"
+    assert scenes.job(on_cards, tmp_path).image.foundation.startswith("nvidia/cuda:13.0")
 
 
 def test_the_schema_for_editors_is_one() -> None:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from clusterft.errors import InvalidFile, UsageError
 from clusterft.spec import positions, refusal
+from clusterft.spec.image import ImageSpec
 from clusterft_trainer.config import BuiltinSource, FolderSource, TrainConfig
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -52,6 +53,14 @@ class Resources(_Section):
     )
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    """In the JSON Schema: `image: NAME` is short for `image: {use: NAME}`."""
+    about: dict[str, Any] = {key: schema.pop(key) for key in ("description", "default") if key in schema}
+    whole = dict(schema)
+    schema.clear()
+    schema.update(about, anyOf=[whole, {"type": "string"}])
+
+
 class JobSpec(_Section):
     """One training job: the same on every node but for its machine_rank."""
 
@@ -70,6 +79,11 @@ class JobSpec(_Section):
         29500, description="first rendezvous port to try on the head"
     )
     resources: Resources = Resources()
+    image: ImageSpec = Field(
+        ImageSpec(),
+        description="what containers are made from; a name alone means use",
+        json_schema_extra=_or_text,
+    )
     env: dict[str, str] = Field(default_factory=dict, description="set in every training process")
     secrets: tuple[str, ...] = Field(
         (), description="names only; values come from this machine's environment and travel in 0600 files"
@@ -82,6 +96,14 @@ class JobSpec(_Section):
         if python is not None and not python.startswith("/"):
             raise ValueError("give the whole path on the nodes, from / on")
         return python
+
+    @field_validator("image")
+    @classmethod
+    def _fits_device(cls, image: ImageSpec, info: ValidationInfo) -> ImageSpec:
+        device = info.data["resources"].device if "resources" in info.data else "cpu"
+        if device == "cuda" and image.variant == "cpu":
+            raise ValueError("the cpu variant has no CUDA, and resources.device is cuda: change one of the two")
+        return image
 
     @field_validator("env")
     @classmethod
@@ -114,18 +136,27 @@ def load(path: Path) -> JobSpec:
     if not isinstance(raw, dict):
         place = document.where(())
         raise document.problem(place, "a job file is a mapping of keys", "", "clusterft init writes one")
+    if isinstance(raw.get("image"), str):
+        raw = {**raw, "image": {"use": raw["image"]}}
     try:
         # As JSON, since only there pydantic is strict about numbers and words and still takes a list for a tuple.
         spec = JobSpec.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         raise InvalidFile(refusal.explain(document, error, JobSpec)) from None
-    return _with_absolute_paths(spec, path.resolve().parent)
+    return _with_absolute_paths(_with_variant(spec), path.resolve().parent)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of job.yaml, for editors."""
     schema = JobSpec.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "clusterft job"}
+
+
+def _with_variant(spec: JobSpec) -> JobSpec:
+    """Who says `device: cpu` need not say it again for the image."""
+    if "variant" in spec.image.model_fields_set:
+        return spec
+    return spec.model_copy(update={"image": spec.image.model_copy(update={"variant": spec.resources.device})})
 
 
 def _with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
@@ -138,7 +169,11 @@ def _with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
         update={"model": model, "data": spec.train.data.model_copy(update={"sources": sources})}
     )
     hosts = None if spec.hosts is None else _absolute(spec.hosts, base)
-    return spec.model_copy(update={"shared": _absolute(spec.shared, base), "hosts": hosts, "train": train})
+    files = {key: getattr(spec.image, key) for key in ("dockerfile", "ca_bundle", "wheelhouse")}
+    here = {key: _absolute(path, base) for key, path in files.items() if path is not None}
+    image = spec.image.model_copy(update=here)
+    shared = _absolute(spec.shared, base)
+    return spec.model_copy(update={"shared": shared, "hosts": hosts, "train": train, "image": image})
 
 
 def _absolute_source(source: FolderSource | BuiltinSource, base: Path) -> FolderSource | BuiltinSource:

@@ -17,7 +17,6 @@ from clusterft.spec.positions import Document, Steps
 PLANNED = {
     ("script",): "running your own script",
     ("restarts",): "restarting a failed run by itself",
-    ("image",): "containers",
     ("mounts",): "containers",
     ("user",): "containers",
     ("min_nodes",): "continuing on fewer nodes",
