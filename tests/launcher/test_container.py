@@ -1,0 +1,60 @@
+"""Proves what an engine is asked for one container of a run: the whole request as a golden file, names, cards."""
+
+from __future__ import annotations
+
+import json
+
+import scenes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterft.hosts import Node
+from clusterft.plan import container
+from clusterft.plan.container import ContainerPlan, Labels, Person
+
+ME = Person(1000, 1001, "ann")
+
+
+def plan(**given_: object) -> ContainerPlan:
+    """One container on a node with two cards."""
+    whole: dict[str, object] = {
+        "name": "clusterft-gpu1-all",
+        "image": "clusterft/rack:3f2a91c0",
+        "command": ("/usr/sbin/sshd", "-D", "-e", "-f", "/run/clusterft/ssh/sshd_config"),
+        "labels": Labels("rack", "open-20261120-1432-7f3a", "gpu1", 1),
+        "person": ME,
+        "gpus": ("all",),
+        "binds": ("/mnt/out",),
+        "devices": ("/dev/infiniband",),
+        "env": {"PATH": "/opt/bin:/usr/bin", "HOME": "/home/clusterft"},
+    }
+    return ContainerPlan(**(whole | given_))  # type: ignore[arg-type]
+
+
+def test_the_whole_request() -> None:
+    """Host network and IPC, limits for InfiniBand, bounded logs, labels, one UID:GID; nothing privileged."""
+    text = json.dumps(plan().to_dict(), indent=2) + "\n"
+    scenes.same_as_golden(text, scenes.GOLDEN / "plan" / "container.json")
+    assert "Privileged" not in text and "docker.sock" not in text
+
+
+def test_cards_of_the_hostfile() -> None:
+    """Named cards are asked for by name, and no cards means no request for any."""
+    asked = plan(gpus=("0", "2")).to_dict()["HostConfig"]["DeviceRequests"]
+    assert asked == [{"Capabilities": [["gpu"]], "DeviceIDs": ["0", "2"]}]
+    assert "DeviceRequests" not in plan(gpus=()).to_dict()["HostConfig"]
+
+
+def test_which_cards() -> None:
+    """A node without cards gets none, whatever its slots; else the hostfile's choice, else all."""
+    node = Node("rig", 2, gpus=("0", "1"))
+    assert container.cards(node, scenes.facts("rig")) == ()
+    assert container.cards(node, scenes.facts("rig", gpus=(scenes.card(0),))) == ("0", "1")
+    assert container.cards(Node("rig", 1), scenes.facts("rig", gpus=(scenes.card(0),))) == ("all",)
+
+
+@given(st.lists(st.integers(0, 15).map(str), unique=True), st.lists(st.integers(0, 15).map(str), unique=True))
+def test_the_name_is_the_lock(one: list[str], other: list[str]) -> None:
+    """The same cards of a node give the same name in whatever order; other cards give another."""
+    names = [container.name(Node("rig", max(1, len(cards)), gpus=tuple(cards))) for cards in (one, other)]
+    assert (names[0] == names[1]) == (set(one) == set(other))
