@@ -1,1 +1,6 @@
 """Act: the one image of a cluster: how it is made, that it works, what it is."""
+
+from clusterft.image.build import Made, make
+from clusterft.image.identity import Identity, differences, from_inspect, identify
+
+__all__ = ["Identity", "Made", "differences", "from_inspect", "identify", "make"]
