@@ -1,5 +1,5 @@
-"""One interface to a node: run a command, follow one. The only users of subprocess and of SSH."""
+"""One interface to a node: run a command, follow one, talk with one. The only users of subprocess and of SSH."""
 
-from clusterft.remote.protocol import Completed, Lines, Remote, Unreachable
+from clusterft.remote.protocol import Asker, Completed, Lines, Remote, Stream, Unreachable
 
-__all__ = ["Completed", "Lines", "Remote", "Unreachable"]
+__all__ = ["Asker", "Completed", "Lines", "Remote", "Stream", "Unreachable"]

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from clusterft.errors import ClusterftError
+from clusterft.remote.stream import Stream
+from clusterft.remote.unreachable import Unreachable
+
+__all__ = ["Asker", "Completed", "Lines", "Remote", "Stream", "Unreachable"]
+
+SILENCE_SECONDS = 45.0  # a follower says something every 10 s; beyond this the line is dead
 
 
 class Completed(NamedTuple):
@@ -16,22 +21,16 @@ class Completed(NamedTuple):
     err: str
 
 
-class Unreachable(ClusterftError):
-    """The node did not answer, or not in time; `id` is the catalogue's name of the reason."""
-
-    exit_code = 3
-    kind = "unreachable"
-
-    def __init__(self, identity: str, words: str, *, fix: tuple[str, ...] = ()) -> None:
-        super().__init__(words, remedy="; ".join(fix))
-        self.id = identity
-        self.fix = fix
-
-
 class Lines(Protocol):
     """The output of a running command, line by line; ends when the command does or after close()."""
 
     def __iter__(self) -> Iterator[str]: ...
+
+    def code(self, seconds: float) -> int:
+        """The command's exit code, once all lines are read; Unreachable when the connection broke before it."""
+
+    def complaint(self) -> str:
+        """The end of what it said on stderr."""
 
     def close(self) -> None:
         """Stop reading; safe from another thread, and more than once."""
@@ -43,8 +42,21 @@ class Remote(Protocol):
     def run(self, argv: tuple[str, ...], *, stdin: bytes = b"", seconds: float = 30.0) -> Completed:
         """Run to the end; Unreachable when the deadline passes or the connection breaks."""
 
-    def lines(self, argv: tuple[str, ...]) -> Lines:
-        """Start a command and follow its stdout."""
+    def lines(self, argv: tuple[str, ...], *, silence: float | None = SILENCE_SECONDS) -> Lines:
+        """Start a command and follow its stdout; Unreachable when nothing is heard for so long."""
+
+    def stream(self, argv: tuple[str, ...]) -> Stream:
+        """Start a command and talk with it, both ways."""
 
     def close(self) -> None:
         """Let go of the connection."""
+
+
+class Asker(Protocol):
+    """The person at the terminal. What they type is held in memory, for this command alone."""
+
+    def passphrase(self, key: str) -> str | None:
+        """The passphrase of an encrypted key file; None gives the key up."""
+
+    def password(self, user: str) -> str | None:
+        """The password of a user of the nodes; None gives up."""

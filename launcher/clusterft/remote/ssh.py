@@ -6,6 +6,7 @@ argv becomes shell text here, and only here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -13,8 +14,8 @@ import select
 import shlex
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fabric
 import paramiko
@@ -29,11 +30,11 @@ from paramiko.ssh_exception import (
 
 from clusterft.hosts import Node
 from clusterft.remote import hostkeys, way
-from clusterft.remote.protocol import Completed, Unreachable
+from clusterft.remote.protocol import SILENCE_SECONDS, Completed, Unreachable
+from clusterft.remote.stream import Deadline, Lines, Stream, Tail, until_ready
 
 _KEEPALIVE_SECONDS = 15
 _CHUNK = 1 << 16
-_SILENCE_SECONDS = 45.0  # a follower says something every 10 s; beyond this the line is dead
 
 # Without a handler, Python would print paramiko's tracebacks into the live screen; what went wrong is told by us.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -74,9 +75,13 @@ class SshRemote:
         finally:
             channel.close()
 
-    def lines(self, argv: tuple[str, ...]) -> SshLines:
+    def lines(self, argv: tuple[str, ...], *, silence: float | None = SILENCE_SECONDS) -> Lines:
         """Follow a command's stdout on a channel of its own."""
-        return SshLines(self._open(argv))
+        return Lines(self.stream(argv), silence)
+
+    def stream(self, argv: tuple[str, ...]) -> SshStream:
+        """Talk with a command on a channel of its own."""
+        return SshStream(self._open(argv))
 
     def close(self) -> None:
         """Close the connection and all its channels, then the bastion's."""
@@ -92,22 +97,75 @@ class SshRemote:
         return channel
 
 
-class SshLines:
-    """A running command on a node."""
+class SshStream(Stream):
+    """A running command on a node; closing the channel ends it when it next writes."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
+        super().__init__()
         self._channel = channel
-        channel.settimeout(_SILENCE_SECONDS)
+        self._tail = Tail()
 
-    def __iter__(self) -> Iterator[str]:
-        rest = b""
-        while chunk := self._channel.recv(_CHUNK):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                yield line.decode("utf-8", errors="backslashreplace")
+    def recv(self, size: int) -> bytes:
+        """What it has written; stderr is emptied meanwhile, as both share one window."""
+        deadline = Deadline(self._timeout)
+        while not self._channel.recv_ready():
+            self._drain()
+            if self._channel.closed or self._channel.eof_received:
+                break
+            until_ready(deadline.left(), self.fileno())
+        self._drain()
+        # recv_ready() is not asked again: what came just before the end is taken, else recv() answers at once.
+        data: bytes = self._channel.recv(size)
+        if not data:
+            self._check_whole()
+        return data
 
-    def close(self) -> None:
-        """Close the channel; sshd then ends the command when it next writes."""
+    def sendall(self, data: Any) -> None:
+        """Write to its stdin, in pieces that paramiko does not copy again and again."""
+        left = memoryview(data).cast("B")
+        self._channel.settimeout(self._timeout)
+        while left:
+            try:
+                if self._channel.eof_sent:
+                    raise BrokenPipeError("its end has been sent already")
+                left = left[self._channel.send(bytes(left[:_CHUNK])) :]
+            except TimeoutError:
+                raise
+            except (OSError, SSHException, EOFError):
+                self._check_whole()
+                raise BrokenPipeError("the command no longer reads") from None
+
+    def fileno(self) -> int:
+        """paramiko's stand-in for a socket."""
+        return self._channel.fileno()
+
+    def code(self, seconds: float) -> int:
+        """Wait for the exit code."""
+        if not self._channel.status_event.wait(seconds):
+            raise Unreachable("ssh.timeout", f"it did not end within {seconds:g} s")
+        self._check_whole()
+        return self._channel.recv_exit_status()
+
+    def complaint(self) -> str:
+        """The end of what it has said on stderr."""
+        self._drain()
+        return str(self._tail)
+
+    def _check_whole(self) -> None:
+        """A connection that broke looks like an end; only the transport knows better."""
+        transport = self._channel.transport
+        if self._channel.exit_status == -1 and not (transport and transport.is_active()):
+            raise Unreachable("ssh.timeout", "the connection broke")
+
+    def _drain(self) -> None:
+        while self._channel.recv_stderr_ready():
+            self._tail.add(self._channel.recv_stderr(_CHUNK))
+
+    def _end_writing(self) -> None:
+        with contextlib.suppress(OSError, SSHException, EOFError):  # it is closed, and recv() tells
+            self._channel.shutdown_write()
+
+    def _hang_up(self) -> None:
         self._channel.close()
 
 

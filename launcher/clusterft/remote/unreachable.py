@@ -1,0 +1,22 @@
+"""Unreachable: why a node did not do what it was asked, in the catalogue's terms."""
+
+from __future__ import annotations
+
+from clusterft.errors import ClusterftError
+from clusterft.findings import Finding
+
+
+class Unreachable(ClusterftError):
+    """The node did not answer, or not in time; `id` is the catalogue's name of the reason."""
+
+    exit_code = 3
+    kind = "unreachable"
+
+    def __init__(self, identity: str, words: str, *, fix: tuple[str, ...] = ()) -> None:
+        super().__init__(words, remedy="; ".join(fix))
+        self.id = identity
+        self.fix = fix
+
+    def finding(self, node: str) -> Finding:
+        """The same as a node's outcome."""
+        return Finding(self.id, "fail", (node,), f"{node}: {self.what}", fix=self.fix)
