@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clusterft import facts
-from clusterft.facts import Asked, Disk, NodeFacts, Unreadable
+from clusterft.facts import Asked, Disk, Mount, NodeFacts, Unreadable
 
 WORD = "5eed5eed5eed5eed"
 ASKED = Asked(WORD, ("10.0.0.11",), ("/mnt/out",), sent=1699999999.0, received=1700000001.0)
@@ -45,7 +45,8 @@ def test_a_healthy_answer_is_read_whole() -> None:
     assert (found.uid, found.user, found.home, found.cores) == (1000, "ubuntu", "/home/ubuntu", 32)
     assert found.memory == 131890232 * 1024 and found.shm == 65945116 * 1024
     assert [(card.index, card.memory, card.used) for card in found.gpus] == [(0, 24576, 312), (1, 24576, 4)]
-    assert found.disks == (Disk("/mnt/out", "/dev/nvme0n1p2", "/", 857902096 * 1024, 60515923, True),)
+    root = Mount("/dev/nvme0n1p2", "/", "ext4", "rw,relatime")
+    assert found.disks == (Disk("/mnt/out", "/dev/nvme0n1p2", "/", 857902096 * 1024, 60515923, True, root),)
     assert found.routes == (("10.0.0.11", "enp65s0", "10.0.0.12"),)
     assert found.controller_route == ("eno1", "10.0.0.12") and found.login_address == "10.0.0.12"
 
@@ -57,7 +58,8 @@ def test_noise_before_and_between_the_frames_changes_no_later_answer() -> None:
 
 def test_what_a_bare_node_cannot_tell_is_unknown_and_never_a_default() -> None:
     known = {name: value for name, value in dataclasses.asdict(read("bare")).items() if value not in (None, ())}
-    assert known == {"node": "gpu1", "hostname": "gpu1", "kernel": "Linux 6.8.0-48-generic x86_64"}
+    kernel = "Linux 6.8.0-48-generic x86_64"
+    assert known == {"node": "gpu1", "hostname": "gpu1", "kernel": kernel, "arch": "x86_64"}
 
 
 def test_filesystems_without_a_count_of_inodes_are_not_full() -> None:

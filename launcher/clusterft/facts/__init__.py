@@ -1,6 +1,33 @@
-"""What is true on a node: one POSIX-sh probe (`probe`) and the pure parser of what it prints (`node`)."""
+"""What is true on a node: one POSIX-sh probe (`probe`) and the pure parsers of its answer."""
 
-from clusterft.facts.node import Asked, Disk, Gpu, NodeFacts, Unreadable, parse
-from clusterft.facts.probe import HOME, script
+from clusterft.facts.docker import Docker
+from clusterft.facts.frames import Asked, Unreadable
+from clusterft.facts.gpu import Gpu, GpuProcess, Nvidia
+from clusterft.facts.network import Address, Firewall, InfiniBand, Link
+from clusterft.facts.node import UNLIMITED, DockerGroup, Limits, NodeFacts, System, parse
+from clusterft.facts.probe import HOME, SCRATCH, script
+from clusterft.facts.storage import Disk, Mount
 
-__all__ = ["HOME", "Asked", "Disk", "Gpu", "NodeFacts", "Unreadable", "parse", "script"]
+__all__ = [
+    "HOME",
+    "SCRATCH",
+    "UNLIMITED",
+    "Address",
+    "Asked",
+    "Disk",
+    "Docker",
+    "DockerGroup",
+    "Firewall",
+    "Gpu",
+    "GpuProcess",
+    "InfiniBand",
+    "Limits",
+    "Link",
+    "Mount",
+    "NodeFacts",
+    "Nvidia",
+    "System",
+    "Unreadable",
+    "parse",
+    "script",
+]

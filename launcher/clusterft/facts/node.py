@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from dataclasses import dataclass
 
-from clusterft.facts.probe import FRAME, section_names
+from clusterft.facts import docker, gpu, network, storage
+from clusterft.facts.frames import Asked, sections, whole
+from clusterft.facts.probe import HOME, SCRATCH
 
-
-class Unreadable(ValueError):
-    """The output holds no complete answer of the probe."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One NVIDIA card as nvidia-smi describes it; memory in MiB, None where the driver does not tell."""
-
-    index: int
-    uuid: str
-    name: str
-    memory: int | None
-    used: int | None
-    driver: str
+UNLIMITED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """Room in a directory (or in the parent it would be made in)."""
+class System:
+    """The operating system, as /etc/os-release names it."""
 
-    directory: str
-    device: str
-    mounted_on: str
-    free_bytes: int
-    free_inodes: int | None
-    writable: bool
+    name: str | None  # Debian GNU/Linux 12 (bookworm)
+    family: tuple[str, ...]  # its id, then what it is like: ("ubuntu", "debian")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Soft limits of a login, sizes in bytes; UNLIMITED where there is none."""
+
+    nofile: int | None
+    memlock: int | None
+    stack: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DockerGroup:
+    """The docker group: who is in it by now, and whether this login already knows."""
+
+    gid: int
+    listed: bool  # the user is named as a member
+    held: bool  # this very login has the group
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,74 +57,103 @@ class NodeFacts:
     memory_available: int | None
     shm: int | None  # bytes
     listening: frozenset[int] | None
-    gpus: tuple[Gpu, ...]
-    disks: tuple[Disk, ...]
+    gpus: tuple[gpu.Gpu, ...]
+    disks: tuple[storage.Disk, ...]
     routes: tuple[tuple[str, str, str], ...]
     controller_route: tuple[str, str] | None  # (interface, own address) towards the controller
     login_address: str | None = None  # the node's own IP, on which this SSH login came in
+    shm_free: int | None = None
+    arch: str | None = None  # as uname says it: x86_64, aarch64
+    system: System | None = None
+    limits: Limits | None = None
+    groups: tuple[str, ...] | None = None
+    docker_group: DockerGroup | None = None
+    docker: docker.Docker | None = None
+    nvidia: gpu.Nvidia | None = None
+    addresses: tuple[network.Address, ...] | None = None
+    links: tuple[network.Link, ...] | None = None
+    infiniband: tuple[network.InfiniBand, ...] | None = None
+    mounts: tuple[storage.Mount, ...] | None = None
+    firewall: network.Firewall | None = None
+    tools: frozenset[str] | None = None  # of probe.TOOLS, those found
+    home_room: storage.Disk | None = None
+    scratch_room: storage.Disk | None = None
 
+    @property
+    def zstd(self) -> bool:
+        """Whether zstd can be used; where that is unknown it cannot."""
+        return bool(self.tools and "zstd" in self.tools)
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the probe was given and when it was away, both needed to read its answer."""
+    @property
+    def home_shared(self) -> bool | None:
+        """Whether the home lies on a kind of filesystem that other nodes may see as well."""
+        return self.home_room.mount.shared if self.home_room and self.home_room.mount else None
 
-    word: str
-    peers: tuple[str, ...] = ()
-    disks: tuple[str, ...] = ()
-    sent: float = 0.0  # unix seconds on the controller
-    received: float = 0.0
+    @property
+    def os_name(self) -> str | None:
+        """The system's own name for itself."""
+        return self.system.name if self.system else None
+
+    @property
+    def mtus(self) -> dict[str, int]:
+        """Interface -> MTU, of those known."""
+        return {link.name: link.mtu for link in self.links or ()}
 
 
 def parse(node: str, output: str, asked: Asked) -> NodeFacts:
     """Read one node's answer; Unreadable when the frames are not all there."""
-    sections = _sections(output, asked)
-    user = sections["user"].splitlines()  # a name from a directory service may hold spaces
-    if len(user) != 3 or not (user[0].isdecimal() and user[1].isdecimal()):
-        user = []
-    memory = dict(re.findall(r"(\w+):\s+(\d+) kB", sections["memory"]))
+    said = sections(output, asked)
+    uid, gid, user = _user(said["user"])
+    memory = dict(re.findall(r"(\w+):\s+(\d{1,18}) kB", said["memory"]))
+    kernel = said["kernel"].strip() or None
+    mounts = storage.mounts(said["mounts"])
+    rooms = ((disk, f"disk.{index}") for index, disk in enumerate(asked.disks))
+    disks = (storage.disk(directory, said[section], mounts or ()) for directory, section in rooms)
+    routes = ((peer, network.route(said[f"route.{index}"])) for index, peer in enumerate(asked.peers))
     return NodeFacts(
         node=node,
-        clock_offset=_offset(sections["clock"], asked),
-        boot_id=sections["boot"].strip() or None,
-        hostname=sections["hostname"].strip() or None,
-        kernel=sections["kernel"].strip() or None,
-        uid=int(user[0]) if user else None,
-        gid=int(user[1]) if user else None,
-        user=user[2] if user else None,
-        home=sections["home"].rstrip("\n") or None,
-        cores=_whole(sections["cpu"]),
+        clock_offset=_offset(said["clock"], asked),
+        boot_id=said["boot"].strip() or None,
+        hostname=said["hostname"].strip() or None,
+        kernel=kernel,
+        uid=uid,
+        gid=gid,
+        user=user,
+        home=said["home"].rstrip("\n") or None,
+        cores=whole(said["cpu"]),
         memory=_kilobytes(memory.get("MemTotal")),
         memory_available=_kilobytes(memory.get("MemAvailable")),
-        shm=_df(sections["shm"], 1),
-        listening=_ports(sections["listening"]),
-        gpus=tuple(_gpus(sections["gpus"])),
-        disks=_disks(sections, asked.disks),
-        routes=_routes(sections, asked.peers),
-        controller_route=_route(sections["controller"]),
-        login_address=_login(sections["login"]),
+        shm=storage.size(said["shm"], 1),
+        listening=network.ports(said["listening"]),
+        gpus=gpu.cards(said),
+        disks=tuple(disk for disk in disks if disk),
+        routes=tuple((peer, *route) for peer, route in routes if route),
+        controller_route=network.route(said["controller"]),
+        login_address=network.login(said["login"]),
+        shm_free=storage.size(said["shm"], 3),
+        arch=kernel.split()[-1] if kernel and len(kernel.split()) == 3 else None,
+        system=_system(said["os"]),
+        limits=_limits(said["limits"]),
+        groups=_groups(said["groups"]),
+        docker_group=_docker_group(said["groups"], user),
+        docker=docker.parse(said),
+        nvidia=gpu.nvidia(said),
+        addresses=network.addresses(said["addresses"]),
+        links=network.links(said["links"], said["speeds"]),
+        infiniband=network.infiniband(said["infiniband"]),
+        mounts=mounts,
+        firewall=network.firewall(said["firewall"]),
+        tools=_tools(said["tools"]),
+        home_room=storage.disk(HOME, said["room.home"], mounts or ()),
+        scratch_room=storage.disk(SCRATCH, said["room.scratch"], mounts or ()),
     )
 
 
-def _sections(output: str, asked: Asked) -> dict[str, str]:
-    frame = FRAME.format(word=asked.word)
-    sections: dict[str, str] = {}
-    name = None
-    for line in output.splitlines(keepends=True):
-        # A .bashrc may print without a newline, so a frame is looked for at the end of a line too.
-        before, found, after = line.partition(frame)
-        if found:
-            if name is not None and before:
-                sections[name] += before
-            name = after.strip()
-            sections[name] = ""
-        elif name is not None:
-            sections[name] += line
-    if name != "end":
-        raise Unreadable(f"the probe's answer ends after section {name!r}")
-    missing = set(section_names(asked.peers, asked.disks)) - sections.keys()
-    if missing:
-        raise Unreadable(f"the probe's answer lacks {', '.join(sorted(missing))}")
-    return sections
+def _user(text: str) -> tuple[int | None, int | None, str | None]:
+    lines = text.splitlines()  # a name from a directory service may hold spaces
+    if len(lines) != 3 or whole(lines[0]) is None or whole(lines[1]) is None:
+        return None, None, None
+    return whole(lines[0]), whole(lines[1]), lines[2]
 
 
 def _offset(text: str, asked: Asked) -> float | None:
@@ -136,76 +166,42 @@ def _offset(text: str, asked: Asked) -> float | None:
     return there - (asked.sent + asked.received) / 2
 
 
-def _whole(text: str) -> int | None:
-    text = text.strip()
-    return int(text) if text.isdecimal() else None
-
-
 def _kilobytes(text: str | None) -> int | None:
     return None if text is None else int(text) * 1024
 
 
-def _df(text: str, column: int) -> int | None:
-    """A figure of the last line of `df -Pk`, in bytes; counted from the percent sign, as names may hold spaces."""
-    match = re.search(r"(\d+)\s+(\d+)\s+(-?\d+)\s+\d+%\s+/.*\Z", text.rstrip("\n").rpartition("\n")[2])
-    return int(match.group(column)) * 1024 if match else None
-
-
-def _ports(text: str) -> frozenset[int] | None:
-    ports = frozenset(int(port, 16) for port in re.findall(r"^[0-9A-F]+:([0-9A-F]{4})$", text, re.MULTILINE))
-    return ports or None  # no listener at all means that it could not be read
-
-
-def _gpus(text: str) -> list[Gpu]:
-    cards = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 6 and fields[0].isdecimal():
-            memory, used = _whole(fields[3]), _whole(fields[4])  # "[N/A]" on some boards, and under MIG
-            cards.append(Gpu(int(fields[0]), fields[1], fields[2], memory, used, fields[5]))
-    return cards
-
-
-def _disks(sections: dict[str, str], directories: tuple[str, ...]) -> tuple[Disk, ...]:
-    found = []
-    for index, directory in enumerate(directories):
-        lines = sections[f"disk.{index}"].splitlines()
-        blocks = re.match(r"(.+?)\s+\d+\s+\d+\s+(-?\d+)\s+\S+\s+(/.*)", lines[2]) if len(lines) in (3, 5) else None
-        if blocks:
-            # A filesystem that makes inodes as it goes (btrfs) says 0 of 0, which is not "full".
-            inodes = re.match(r".+?\s+0*[1-9]\d*\s+\d+\s+(\d+)\s+\S+\s+/", lines[-1] if len(lines) == 5 else "")
-            found.append(
-                Disk(
-                    directory=directory,
-                    device=blocks.group(1),
-                    mounted_on=blocks.group(3),
-                    free_bytes=int(blocks.group(2)) * 1024,
-                    free_inodes=int(inodes.group(1)) if inodes else None,
-                    writable=lines[0] == "yes",
-                )
-            )
-    return tuple(found)
-
-
-def _routes(sections: dict[str, str], peers: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
-    found = []
-    for index, peer in enumerate(peers):
-        route = _route(sections[f"route.{index}"])
-        if route:
-            found.append((peer, *route))
-    return tuple(found)
-
-
-def _route(text: str) -> tuple[str, str] | None:
-    device, source = re.search(r"\bdev (\S+)", text), re.search(r"\bsrc (\S+)", text)
-    return (device.group(1), source.group(1)) if device and source else None
-
-
-def _login(text: str) -> str | None:
-    """The own side in $SSH_CONNECTION, if other machines may use it: an IP, and not one of a single link."""
-    words = text.split()
-    try:
-        address = ipaddress.ip_address(words[2] if len(words) == 4 else "")
-    except ValueError:
+def _system(text: str) -> System | None:
+    said = dict(re.findall(r'^(PRETTY_NAME|ID|ID_LIKE)=["\']?(.*?)["\']?$', text, re.MULTILINE))
+    if not said:
         return None
-    return None if address.is_unspecified or address.is_link_local else str(address)
+    family = f"{said.get('ID', '')} {said.get('ID_LIKE', '')}".split()
+    return System(said.get("PRETTY_NAME"), tuple(dict.fromkeys(family)))
+
+
+def _limits(text: str) -> Limits | None:
+    line = re.compile(r"^Max (open files|locked memory|stack size) +(\d{1,18}|unlimited) ", re.MULTILINE)
+    said = dict(line.findall(text))
+    if not said:
+        return None
+    figures = {key: UNLIMITED if value == "unlimited" else int(value) for key, value in said.items()}
+    return Limits(figures.get("open files"), figures.get("locked memory"), figures.get("stack size"))
+
+
+def _tools(text: str) -> frozenset[str] | None:
+    first, *paths = text.splitlines() or [""]
+    return frozenset(path.rpartition("/")[2] for path in paths) if first == "seen" else None
+
+
+def _groups(text: str) -> tuple[str, ...] | None:
+    return tuple(text.split("\n", 1)[0].split()) or None
+
+
+def _docker_group(text: str, user: str | None) -> DockerGroup | None:
+    """By numbers, as names from a directory service may hold spaces."""
+    lines = text.splitlines()
+    fields = lines[2].split(":") if len(lines) == 3 else []
+    gid = whole(fields[2]) if len(fields) == 4 else None
+    if gid is None or user is None:
+        return None
+    held = {whole(word) for word in lines[1].split()}
+    return DockerGroup(gid, listed=user in fields[3].split(","), held=gid in held)

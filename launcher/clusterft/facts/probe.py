@@ -1,7 +1,10 @@
-"""The text of the probe: plain POSIX sh, one round trip, nothing changed on the node.
+"""The text of the probe: plain POSIX sh, one round trip, nothing changed or left behind on the node.
 
 Every section is framed by a line with a random word, so that a noisy .bashrc cannot be taken for an answer. A
 section that cannot be read stays empty and becomes unknown; it is never guessed.
+
+What is slow (an engine, a driver) runs beside the rest, without a temporary file: each is a stage of one pipeline,
+which holds its own answer back, passes on what came before it, and then says its own.
 """
 
 from __future__ import annotations
@@ -9,7 +12,43 @@ from __future__ import annotations
 import shlex
 
 HOME = "~"  # as a directory to look at: the login directory of whoever the probe runs as
+SCRATCH = "/var/tmp"  # below it lies the node-local scratch
 FRAME = "--clusterft-{word}-"
+
+# What later steps may use of a node, if it is there.
+TOOLS = ("zstd", "sshd", "sudo", "nvidia-ctk", "nvidia-container-runtime-hook", "nvidia-container-cli")
+CARD_FIELDS = (
+    *("index", "uuid", "name", "memory.total", "memory.used", "driver_version", "pci.bus_id", "display_active"),
+    *("pcie.link.gen.current", "pcie.link.gen.max", "pcie.link.width.current", "pcie.link.width.max"),
+)
+_KERNEL_FILESYSTEMS = (
+    "autofs|binfmt_misc|bpf|cgroup|cgroup2|configfs|debugfs|devpts|devtmpfs|efivarfs|fusectl|hugetlbfs|mqueue|nsfs|"
+    "proc|pstore|ramfs|rpc_pipefs|securityfs|selinuxfs|squashfs|sysfs|tracefs|fuse.snapfuse|fuse.lxcfs|fuse.gvfsd-fuse"
+)
+
+_TOOLS = r"""
+LC_ALL=C; export LC_ALL
+PATH=$PATH:/usr/sbin:/sbin  # where some systems keep ip and sshd, and do not tell other users
+if timeout -s KILL 1 true; then
+  limit() { timeout -s KILL "$@"; }
+else  # none, or one of an old busybox with a syntax of its own
+  limit() {
+    s=$1; shift
+    { "$@" <&3 3<&- & } 3<&0
+    c=$!
+    ( trap 'kill "$z"; exit' TERM; sleep "$s" & z=$!; wait "$z" && kill -9 "$c" ) >/dev/null 2>&1 &
+    d=$!
+    wait "$c"; r=$?
+    kill "$d" 2>/dev/null; wait "$d"; return "$r"
+  }
+fi 2>/dev/null
+room() {
+  d=$1
+  while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done
+  [ -w "$d" ] && echo yes || echo no
+  limit 5 df -Pk -- "$d"; limit 5 df -Pi -- "$d"
+}
+"""
 
 # Section -> commands. Each runs in its own subshell, so that one failure leaves the others alone.
 _SECTIONS = {
@@ -17,47 +56,110 @@ _SECTIONS = {
     "boot": "cat /proc/sys/kernel/random/boot_id",
     "hostname": "uname -n",
     "kernel": "uname -srm",
+    "os": "cat /etc/os-release || cat /usr/lib/os-release",
     "user": "id -u; id -g; id -un",
+    "groups": "id -Gn; id -G; getent group docker || grep '^docker:' /etc/group",
     "home": 'printf "%s\\n" "$HOME"',
     "cpu": "nproc",
     "memory": "grep -E '^(MemTotal|MemAvailable):' /proc/meminfo",
     "shm": "df -Pk /dev/shm",
+    "limits": "grep -E '^Max (open files|locked memory|stack size) ' /proc/self/limits",
     "listening": "cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" {print $2}'",
     # The address that this very SSH connection came from is how the node reaches the controller.
     "controller": '[ -n "$SSH_CONNECTION" ] && ip -o route get "${SSH_CONNECTION%% *}"',
     # Its third word is the node's own side of this connection; behind a bastion nothing else tells an address.
     "login": 'printf "%s\\n" "$SSH_CONNECTION"',
-    "gpus": (
-        "command -v nvidia-smi >/dev/null && nvidia-smi --format=csv,noheader,nounits "
-        "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version"
-    ),
+    "addresses": "ip -o addr",
+    "links": "ip -o link",
+    "speeds": "grep -s . /sys/class/net/*/speed /dev/null",  # a virtual interface has none and refuses
+    "infiniband": "[ -d /sys/class/net ] && echo seen; cd /sys/class/infiniband && "
+    "grep -s . */ports/*/state */ports/*/rate */ports/*/link_layer */ports/*/gid_attrs/ndevs/0 /dev/null",
+    # The engine's own overlays, one for each container, say nothing about the node.
+    "mounts": f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == "/")\' /proc/mounts',
+    # Only what the managers themselves say, and the kernel's input chains where root may read them.
+    "firewall": "grep -s '^ENABLED=' /etc/ufw/ufw.conf; "
+    'command -v firewall-cmd >/dev/null && echo "firewalld $(systemctl is-active firewalld)"; '
+    'command -v nft >/dev/null && rules=$(limit 5 nft list ruleset) && echo "nft" && '
+    "printf '%s\\n' \"$rules\" | grep 'hook input'",
+    "tools": f"echo seen; for t in {' '.join(TOOLS)}; do command -v $t; done",
+    "nvidia": "cat /proc/driver/nvidia/version",
+    # Display controllers (class 03) of NVIDIA: what is plugged in, whatever the driver makes of it.
+    "pci": "[ -d /sys/bus/pci/devices ] && echo seen; grep -ls 0x10de /sys/bus/pci/devices/*/vendor | "
+    'while read -r v; do read -r c <"${v%vendor}class"; case $c in 0x03*) echo "$c";; esac; done',
+    "room.home": 'room "$HOME"',
+    "room.scratch": f"room {SCRATCH}",
 }
+
+# Whoever may not speak to the engine is asked about once more, as root where sudo wants no password. That process
+# cannot be killed by its user, so it is the reader that gives up.
+_DOCKER = r"""
+with=docker v='' i=''
+p=$(command -v docker || ls /snap/bin/docker) && printf '%s\n' "$p" && readlink -f "$p" || echo none
+ask() {
+  s=$1; shift
+  case $with in
+    sudo) { sudo -n docker "$@" 2>&1 & } | limit "$s" cat ;;
+    *) limit "$s" docker "$@" 2>&1 ;;
+  esac
+}
+echo {frame}docker.version
+[ "$p" ] && v=$(ask 4 version -f '{{json .Server}}')
+case $v in
+  *'"ApiVersion"'*) ;;
+  *'permission denied'*)
+    if command -v sudo >/dev/null; then
+      with=sudo; w=$(ask 4 version -f '{{json .Server}}')
+      case $w in *'"ApiVersion"'*) v=$w ;; *) with=docker ;; esac
+    fi ;;
+esac
+printf '%s\n' "$with" "$v"
+echo {frame}docker.info
+case $v in *'"ApiVersion"'*) i=$(ask 8 info -f '{{json .}}'); printf '%s\n' "$i" ;; esac
+echo {frame}docker.root
+r=$(printf '%s\n' "$i" | sed -n 's/.*"DockerRootDir":"\([^"]*\)".*/\1/p')
+[ "$r" ] && room "$r"
+echo {frame}docker.store
+[ "$r" ] && [ -S /run/containerd/containerd.sock ] && room /var/lib/containerd
+"""
+
+# An unknown field fails the whole query, and drivers before 495 do not know the compute capability.
+_CARDS = (
+    "command -v nvidia-smi >/dev/null && { "
+    f"q='--format=csv,noheader,nounits --query-gpu={','.join(CARD_FIELDS)}'; "
+    "c=$(limit 15 nvidia-smi $q,compute_cap); "
+    "case $c in *'is not a valid field'*) c=$(limit 15 nvidia-smi $q) ;; esac; printf '%s\\n' \"$c\"; }"
+)
+_STAGES = {
+    "docker.path": _DOCKER,
+    "gpus": _CARDS,
+    "gpu.processes": "command -v nvidia-smi >/dev/null && limit 15 nvidia-smi -q -d PIDS",
+}
+_WITHIN = ("docker.version", "docker.info", "docker.root", "docker.store")  # framed by the stage of docker.path
 
 
 def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = ()) -> str:
     """The probe for one node. `peers` are addresses to route to, `disks` directories whose room matters."""
-    texts = (
-        *_SECTIONS.values(),
-        *(f"ip -o route get {shlex.quote(peer)}" for peer in peers),
-        *(_disk(disk) for disk in disks),
-    )
     frame = FRAME.format(word=word)
-    named = zip(section_names(peers, disks), texts, strict=True)
-    body = "".join(f"echo {frame}{name}; ( {text} ) 2>/dev/null\n" for name, text in named)
-    return f"LC_ALL=C; export LC_ALL\n{body}echo {frame}end\n"
+    asked = {
+        **_SECTIONS,
+        **{f"route.{index}": f"ip -o route get {shlex.quote(peer)}" for index, peer in enumerate(peers)},
+        **{f"disk.{index}": f"room {_directory(disk)}" for index, disk in enumerate(disks)},
+    }
+    quick = "".join(f"echo {frame}{name}; ( {text} )\n" for name, text in asked.items())
+    slow = "".join(
+        f" | {{ x=$(\necho {frame}{name}\n{text.replace('{frame}', frame)}\n); cat; printf '%s\\n' \"$x\"; }}"
+        for name, text in _STAGES.items()
+    )
+    # One compound command: nothing runs before all of the text has come, and nothing reads it as its input.
+    return f"{_TOOLS}{{ {{\n{quick}}} </dev/null{slow}; }} 2>/dev/null\necho {frame}end\n"
 
 
 def section_names(peers: tuple[str, ...], disks: tuple[str, ...]) -> tuple[str, ...]:
     """What every complete answer holds. Numbers, not values, name the last ones: a path may hold anything."""
     routes = (f"route.{index}" for index in range(len(peers)))
-    return (*_SECTIONS, *routes, *(f"disk.{index}" for index in range(len(disks))))
+    rooms = (f"disk.{index}" for index in range(len(disks)))
+    return (*_SECTIONS, *_STAGES, *_WITHIN, *routes, *rooms)
 
 
-def _disk(directory: str) -> str:
-    """Room where a directory is, or will be: the nearest parent that exists answers for it."""
-    given = '"$HOME"' if directory == HOME else shlex.quote(directory)
-    return (
-        f"d={given}; "
-        'while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done; '
-        '[ -w "$d" ] && echo yes || echo no; df -Pk -- "$d"; df -Pi -- "$d"'
-    )
+def _directory(directory: str) -> str:
+    return '"$HOME"' if directory == HOME else shlex.quote(directory)

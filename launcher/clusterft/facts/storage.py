@@ -1,0 +1,81 @@
+"""What df and /proc/mounts tell -> Disk and Mount. Pure; counts columns from the end, as names hold spaces."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_SHARED_KINDS = frozenset(
+    "nfs nfs4 cifs smb3 ceph lustre gpfs beegfs glusterfs afs 9p fuse.glusterfs fuse.ceph fuse.sshfs".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mounted filesystem of those that hold files."""
+
+    source: str
+    target: str
+    fstype: str
+    options: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether its kind is one that other machines see too."""
+        return self.fstype in _SHARED_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Room in a directory (or in the parent it would be made in)."""
+
+    directory: str
+    device: str
+    mounted_on: str
+    free_bytes: int
+    free_inodes: int | None
+    writable: bool
+    mount: Mount | None = None
+
+
+def disk(directory: str, text: str, mounts: tuple[Mount, ...] = ()) -> Disk | None:
+    """Read what the probe's `room` says of one directory."""
+    lines = text.splitlines()
+    blocks = re.match(r"(.+?)\s+\d+\s+\d+\s+(-?\d{1,18})\s+\S+\s+(/.*)", lines[2] if len(lines) in (3, 5) else "")
+    if not blocks:
+        return None
+    # A filesystem that makes inodes as it goes (btrfs) says 0 of 0, which is not "full".
+    inodes = re.match(r".+?\s+0*[1-9]\d*\s+\d+\s+(\d{1,18})\s+\S+\s+/", lines[-1] if len(lines) == 5 else "")
+    over = [mount for mount in mounts if mount.target == blocks.group(3)]
+    return Disk(
+        directory=directory,
+        device=blocks.group(1),
+        mounted_on=blocks.group(3),
+        free_bytes=int(blocks.group(2)) * 1024,
+        free_inodes=int(inodes.group(1)) if inodes else None,
+        writable=lines[0] == "yes",
+        mount=over[-1] if over else None,  # the last one mounted lies on top
+    )
+
+
+def size(text: str, column: int) -> int | None:
+    """A figure of the last line of `df -Pk`, in bytes; counted from the percent sign."""
+    last = text.rstrip("\n").rpartition("\n")[2]
+    match = re.search(r"(\d{1,18})\s+(\d{1,18})\s+(-?\d{1,18})\s+\d+%\s+/.*\Z", last)
+    return int(match.group(column)) * 1024 if match else None
+
+
+def mounts(text: str) -> tuple[Mount, ...] | None:
+    """Lines of /proc/mounts; None if there are none, as a machine has at least its root."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) == 6:
+            source, target, fstype, options = (_plain(field) for field in fields[:4])
+            found.append(Mount(source, target, fstype, options))
+    return tuple(found) or None
+
+
+def _plain(field: str) -> str:
+    """The kernel writes blanks and backslashes as three octal digits."""
+    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match.group(1), 8)), field)
