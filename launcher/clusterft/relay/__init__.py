@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clusterft.relay.script import SCRIPT, VERSION
 
-__all__ = ["SCRIPT", "VERSION", "Heard", "heard", "hello", "serve", "serving"]
+__all__ = ["SCRIPT", "VERSION", "Heard", "heard", "hello", "serve", "serve_around", "serving", "serving_before"]
 
 
 class Heard(NamedTuple):
@@ -44,3 +44,14 @@ def serve(session: str, digest: str, offset: int, total: int) -> str:
 def serving(digest: str, offset: int) -> str:
     """The line after which the bytes begin."""
     return f"clusterft-relay {VERSION} blob {digest} {offset}"
+
+
+def serve_around(session: str, digest: str, total: int) -> tuple[str, str]:
+    """The same request before and after its offset, which only the node that asks knows."""
+    before, after = serve(session, digest, 0, total).rsplit(" 0 ", 1)
+    return before, after
+
+
+def serving_before(digest: str) -> str:
+    """The line that leads the bytes, but for the offset at its end."""
+    return serving(digest, 0).removesuffix(" 0")
