@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
+import urllib3
 from docker import APIClient
 from docker.errors import APIError, ImageNotFound
 
@@ -100,8 +101,10 @@ def _build(api: APIClient, wanted: Recipe, report: Report) -> None:
                 report(shown)
     except APIError as error:
         transcript.error = str(error.explanation)
-    except requests.exceptions.ReadTimeout:
-        transcript.error = f"the builder said nothing for {_SILENCE_SECONDS // 60} minutes"
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        transcript.error = (
+            f"the way to the builder broke, or it said nothing for {_SILENCE_SECONDS // 60} min: {error}"
+        )
     if transcript.error:
         what = f"the image cannot be built: its {wanted.part} failed"
         raise _blocked(what, transcript.evidence(), _mend(transcript))

@@ -1,7 +1,7 @@
 """ImageSpec -> what the engine is asked to build: two steps, each with its context, arguments and key.
 
-First the foundation (ours, or the user's Dockerfile), then the last layers with the trainer. The key is a digest of what
-goes in: an engine that has an image with that key has nothing to do. Nothing here talks to an engine.
+First the foundation (ours, or the user's Dockerfile), then the last layers with the trainer. The key is a digest
+of what goes in: an engine that has an image with that key has nothing to do. Talks to no engine.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _ours(spec: ImageSpec, needs: tuple[str, ...], environ: Mapping[str, str]) -
         "SYSTEM_PACKAGES": " ".join([*_SYSTEM, *(_COMPILER if cuda else ())]),
         "BUILD_PACKAGES": " ".join(_COMPILER),
         "PACKAGES": " ".join(spec.packages),
-        "PIP_SOURCE": "--no-index --find-links /wheelhouse" if offline else "",
+        "PIP_NO_INDEX": "1" if offline else "",
+        "PIP_FIND_LINKS": "/wheelhouse" if offline else "",
         "TORCH_SOURCE": "" if offline or cuda else f"--extra-index-url {_CPU_INDEX}",
         "DEEPSPEED_OPS": _OPS[spec.variant],
         "DS_ACCELERATOR": spec.variant,
