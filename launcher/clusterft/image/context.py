@@ -39,10 +39,10 @@ class Entry:
             return self.source.stat().st_size
         return len(self.source or b"")
 
-    def header(self) -> bytes:
+    def header(self, size: int) -> bytes:
         """The tar header. Time and owner are fixed: a file's age is no part of an image."""
         info = tarfile.TarInfo(self.name)
-        info.mode, info.size = self.mode, self.size
+        info.mode, info.size = self.mode, size
         if self.link:
             info.type, info.linkname = tarfile.SYMTYPE, self.link
         elif self.source is None:
@@ -84,16 +84,18 @@ class Context:
         """The tar, in pieces; `sent` hears how many bytes of content have gone."""
         gone = 0
         for entry in self.entries:
-            yield entry.header()
-            wanted = entry.size
+            size = left = entry.size
+            yield entry.header(size)
             for piece in entry.content():
+                left -= len(piece)
+                if left < 0:
+                    break
                 gone += len(piece)
-                wanted -= len(piece)
                 yield piece
                 sent(gone)
-            if wanted:
+            if left:
                 raise UsageError("the file changed while it was being sent", where=str(entry.source))
-            yield b"\0" * (-entry.size % _BLOCK)
+            yield b"\0" * (-size % _BLOCK)
         yield _END
 
 

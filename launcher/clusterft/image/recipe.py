@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -93,13 +94,6 @@ def text(name: str) -> str:
     raise ClusterftError(f"this installation of clusterft lacks {name}")
 
 
-def wheelhouse_command(spec: ImageSpec, needs: tuple[str, ...]) -> str:
-    """What fills a wheelhouse on a machine that has an index; DeepSpeed must stay source to be compiled."""
-    return "pip download --dest WHEELHOUSE --constraint constraints.txt " + " ".join(
-        f"'{need}'" for need in (*needs, *_BUILD, *spec.pip)
-    )
-
-
 def _ours(spec: ImageSpec, needs: tuple[str, ...], environ: Mapping[str, str]) -> Recipe:
     offline = spec.wheelhouse is not None
     cuda = spec.variant == "cuda"
@@ -117,7 +111,7 @@ def _ours(spec: ImageSpec, needs: tuple[str, ...], environ: Mapping[str, str]) -
     }
     entries = [Entry("Dockerfile", text("Dockerfile").encode()), *_python(spec, needs, offline)]
     entries += [folder("ca"), *_certificates(spec.ca_bundle)]
-    entries += [folder("wheelhouse"), *(wheels(spec.wheelhouse) if spec.wheelhouse else ())]
+    entries += [folder("wheelhouse"), *_wheelhouse(spec, needs)]
     ways = _proxies(environ) if offline else {**_proxies(environ), **_pip_settings(environ)}
     return _recipe(FOUNDATION, "Dockerfile", _with_folders(entries), arguments, {VARIANT: spec.variant}, ways)
 
@@ -143,6 +137,22 @@ def _python(spec: ImageSpec, needs: tuple[str, ...], offline: bool) -> list[Entr
     }
     entries = [Entry(name, _lines(lines)) for name, lines in listed.items()]
     return entries + [Entry(f"stack/portable/{name}", compiler, mode=0o755) for name in ("gcc", "g++")]
+
+
+def _wheelhouse(spec: ImageSpec, needs: tuple[str, ...]) -> tuple[Entry, ...]:
+    """All its files; DeepSpeed must be there as source, since its kernels are compiled in the build."""
+    if spec.wheelhouse is None:
+        return ()
+    found = wheels(spec.wheelhouse)
+    pinned = next(need for need in needs if _name(need) == "deepspeed").replace("==", "-")
+    if not any(entry.name == f"wheelhouse/{pinned}.tar.gz" for entry in found):
+        wanted = " ".join(f"'{need}'" for need in (*needs, *_BUILD, *spec.pip))
+        raise UsageError(
+            f"the wheelhouse lacks {pinned}.tar.gz",
+            where=str(spec.wheelhouse),
+            remedy=f"fill it: pip download --dest {shlex.quote(str(spec.wheelhouse))} {wanted}",
+        )
+    return found
 
 
 def _users(path: Path, spec: ImageSpec, environ: Mapping[str, str]) -> Recipe:

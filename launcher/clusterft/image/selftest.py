@@ -74,7 +74,7 @@ def run(api: APIClient, tag: str) -> SelfTest | Finding:
 
 
 def _ended(api: APIClient, identity: str) -> int | None:
-    """The exit code, or None at the deadline. Polled: a call that lasts minutes looks like an engine that hangs."""
+    """The exit code, or None at the deadline. Polled: a call of minutes looks like an engine that hangs."""
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
         state = api.inspect_container(identity)["State"]
