@@ -142,7 +142,7 @@ def test_cards_are_counted_against_slots(line: str, cards: tuple[str, ...], summ
         return
     finding = one(found)
     assert (finding.id, finding.status, finding.nodes) == ("gpu.count", "fail", ("a",))
-    assert finding.summary == summary and finding.fix == ("correct slots= or gpus= of a in rack",)
+    assert finding.summary == summary and finding.fix == ("correct slots= or gpus= in rack",)
     assert finding.evidence == (
         "\n".join(f"card {i}: {name}, 24576 MiB" for i, name in enumerate(cards)) or "nvidia-smi lists no card"
     )

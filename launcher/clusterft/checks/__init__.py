@@ -1,6 +1,7 @@
 """Facts -> findings: pure judgement, one module per layer of the check catalogue."""
 
-from clusterft.checks.judge import Demand, judge
+from clusterft.checks.gathering import blocked_nodes
+from clusterft.checks.judge import Demand, UpDemand, judge, judge_room, judge_up
 from clusterft.checks.survey import Survey, Unreached
 
-__all__ = ["Demand", "Survey", "Unreached", "judge"]
+__all__ = ["Demand", "Survey", "Unreached", "UpDemand", "blocked_nodes", "judge", "judge_room", "judge_up"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from clusterft.checks.survey import Survey, Unreached
+from clusterft.facts import NodeFacts
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 
@@ -47,6 +48,27 @@ def same_host_twice(survey: Survey, *, share_cards: bool) -> Iterator[Finding]:
                 cause="the machine is listed under several names or addresses",
                 fix=(f"delete all but one of {', '.join(names)} from {survey.cluster.path}",),
                 blast_radius="the hostfile",
+            )
+
+
+def same_hostname(survey: Survey) -> Iterator[Finding]:
+    """ctl.same-hostname: machines with one name, which some NCCL versions take for one machine."""
+    named: dict[str, list[NodeFacts]] = defaultdict(list)
+    for facts in survey.facts.values():
+        if facts.hostname:
+            named[facts.hostname].append(facts)
+    for hostname, nodes in named.items():
+        if len({facts.boot_id for facts in nodes if facts.boot_id}) > 1:
+            yield Finding(
+                id="ctl.same-hostname",
+                status="warn",
+                nodes=tuple(facts.node for facts in nodes),
+                summary="are different machines with the same hostname",
+                evidence=f"hostname {hostname} on each, boot ids differ",
+                cause="machines were cloned from one image",
+                fix=tuple(f"on {facts.node}: sudo hostnamectl set-hostname {facts.node}" for facts in nodes),
+                needs_root=True,
+                blast_radius="the machine's name",
             )
 
 

@@ -1,8 +1,9 @@
-"""Checks of the operating system of each node: clock and room on disk."""
+"""Checks of the operating system of each node: clock, users, memory for sharing and room on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from clusterft.checks.survey import Survey
 from clusterft.facts import Disk
@@ -10,6 +11,9 @@ from clusterft.findings import Finding
 
 _CLOCK_WARN, _CLOCK_FAIL = 2.0, 60.0  # seconds; own thresholds: file times mislead, certificates fail
 _FEW_INODES = 1000
+_NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk".split())
+_SHM_WARN = 2**30  # one rank's loader with a few workers fills less
+_OWN_FILES = 16 * 2**20  # keys, known_hosts and the files of a run
 
 
 def clock(survey: Survey) -> Iterator[Finding]:
@@ -39,6 +43,72 @@ def disks(survey: Survey, wanted: dict[str, int], elsewhere: int) -> Iterator[Fi
             yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
         for disk in facts.disks:
             yield from _disk(name, disk, wanted.get(disk.directory, elsewhere))
+
+
+def users(survey: Survey) -> Iterator[Finding]:
+    """os.uid: files on a share that one node writes and another one may not, as numbers decide and not names."""
+    known = [(name, facts.uid, facts.gid) for name, facts in survey.facts.items() if facts.uid is not None]
+    if not known:
+        return
+    head, *measure = known[0]
+    for name, *own in known[1:]:
+        if own != measure:
+            yield Finding(
+                id="os.uid",
+                status="warn",
+                nodes=(name,),
+                summary=f"the SSH user has another UID:GID than on {head}, {measure[0]}:{measure[1]}",
+                evidence=f"{own[0]}:{own[1]}",
+                cause="accounts were made by hand on each machine",
+                fix=(f"log in as users with one UID:GID on all nodes: user= in {survey.cluster.path}",),
+                blast_radius="the hostfile",
+            )
+
+
+def shm(survey: Survey) -> Iterator[Finding]:
+    """os.shm: containers share the host's /dev/shm, which loaders and NCCL fill."""
+    for name, facts in survey.facts.items():
+        if facts.shm is not None and facts.shm < _SHM_WARN:
+            yield Finding(
+                id="os.shm",
+                status="warn",
+                nodes=(name,),
+                summary="/dev/shm is small: training may end in `Bus error`",
+                evidence=f"{_mib(facts.shm)}, {_mib(facts.shm_free or 0)} of it free",
+                fix=("sudo mount -o remount,size=50% /dev/shm",),
+                needs_root=True,
+                blast_radius="memory that programs of the node may share",
+            )
+
+
+def homes(survey: Survey) -> Iterator[Finding]:
+    """os.disk-full and fs.squash for the login directory, which holds the node's keys and files of runs."""
+    for name, facts in survey.facts.items():
+        if facts.home_room is None:
+            yield Finding("os.disk-full", "unknown", (name,), "the room in the home directory could not be read")
+        else:
+            home = replace(facts.home_room, directory=facts.home or facts.home_room.directory)
+            yield from _disk(name, home, _OWN_FILES)
+
+
+def share(survey: Survey, directory: str) -> Iterator[Finding]:
+    """The shared dir: writable, with inodes, on a filesystem that knows renames and locks."""
+    for name, facts in survey.facts.items():
+        for disk in facts.disks:
+            if disk.directory != directory:
+                continue
+            yield from _disk(name, disk, _OWN_FILES)
+            kind = disk.mount.fstype if disk.mount else ""
+            if kind in _NO_POSIX:
+                yield Finding(
+                    id="fs.type",
+                    status="warn",
+                    nodes=(name,),
+                    summary=f"{directory} lies on {kind}, which lacks permissions, safe renames or locks",
+                    evidence=f"{disk.device} on {disk.mounted_on}",
+                    fix=("choose a directory on ext4, xfs or NFS for shared:",),
+                    blast_radius="job.yaml",
+                )
 
 
 def _disk(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:

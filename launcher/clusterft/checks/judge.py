@@ -1,11 +1,13 @@
-"""Runs every check that a training job needs over a Survey, in order of dependency."""
+"""Runs every check that `train` or `up` needs over a Survey, in order of dependency."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from clusterft.checks import controller, gpu, host
+from clusterft.checks import controller, docker, docker_room, gpu, host
+from clusterft.checks.gathering import gathered
 from clusterft.checks.survey import Survey
 from clusterft.findings import Finding
 
@@ -20,6 +22,19 @@ class Demand:
     local_bytes: int  # room for logs and files on each node
 
 
+@dataclass(frozen=True, slots=True)
+class UpDemand:
+    """What `up` asks of every node."""
+
+    device: Literal["cpu", "cuda"]
+    with_docker: bool = True  # False: nodes are made reachable, and no more
+    shared: str | None = None
+    arch: str | None = None  # of the image, as images name it; None where no image is known yet
+    image_bytes: Mapping[str, int] = field(
+        default_factory=dict
+    )  # node -> room that the image takes there, if known
+
+
 def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
     """All findings above ok; a node that was not reached is judged by that alone."""
     return (
@@ -27,5 +42,43 @@ def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
         *controller.same_host_twice(survey, share_cards=demand.device == "cpu"),
         *host.clock(survey),
         *host.disks(survey, {demand.shared: demand.shared_bytes}, demand.local_bytes),
-        *(gpu.count(survey) if demand.device == "cuda" else ()),
+        *((*gpu.mismatch(survey), *gpu.count(survey)) if demand.device == "cuda" else ()),
     )
+
+
+def judge_up(survey: Survey, demand: UpDemand) -> tuple[Finding, ...]:
+    """All findings above ok, one for each reason with all its nodes; each blocks only the nodes that it names."""
+    return gathered(_for_up(survey, demand))
+
+
+def judge_room(survey: Survey, image_bytes: Mapping[str, int]) -> tuple[Finding, ...]:
+    """The room for an image, for when its size is known later than the rest; node -> bytes."""
+    return gathered(docker_room.images(survey, image_bytes))
+
+
+def _for_up(survey: Survey, demand: UpDemand) -> Iterator[Finding]:
+    cuda = demand.device == "cuda"
+    checks: tuple[Iterable[Finding], ...] = (
+        controller.unreached(survey),
+        controller.same_host_twice(survey, share_cards=not cuda),
+        controller.same_hostname(survey),
+        host.clock(survey),
+        host.users(survey),
+        host.homes(survey),
+        host.share(survey, demand.shared) if demand.shared else (),
+        host.shm(survey) if cuda else (),
+        docker.subnet(survey),
+        _docker(survey, demand) if demand.with_docker else (),
+        (*gpu.mismatch(survey), *gpu.count(survey), *gpu.mixed(survey)) if cuda else (),
+    )
+    for findings in checks:
+        yield from findings
+
+
+def _docker(survey: Survey, demand: UpDemand) -> Iterator[Finding]:
+    cuda = demand.device == "cuda"
+    yield from docker.usable(survey, cuda=cuda)
+    yield from docker.arch(survey, demand.arch)
+    yield from docker_room.images(survey, demand.image_bytes)
+    if cuda:
+        yield from docker.cards(survey)
