@@ -1,13 +1,14 @@
 """Logging in to nodes: keys, pins, and the files that ssh and clusterft read.
 
-Owns the lab's key, the host keys of the nodes, known_hosts, ssh_config and the
-hostfile. Refuses every shortcut around host key checking: the pins come from the
+Owns the lab's keys and password, the host keys of the nodes, known_hosts, ssh_config
+and the hostfile. Refuses every shortcut around host key checking: the pins come from the
 keys that the lab made, never from asking the network.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import socket
 import subprocess
@@ -16,31 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .proc import environment, run
-
-# Every node's sshd: keys only, and patience for many logins at once. `state` holds its host key.
-SSHD_CONFIG = """\
-Port 22
-HostKey {state}/ssh_host_ed25519_key
-PidFile none
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
-UseDNS no
-PrintMotd no
-X11Forwarding no
-MaxStartups 100:30:200
-LoginGraceTime 30
-Subsystem sftp internal-sftp
-"""
-
-
-# Lets the sshd of a node read its new host key, and waits until it presents it, without
-# a network that may be cut. To be followed by the path of the public key.
-TAKE_NEW_KEY = (
-    'kill -HUP "$(cat /run/sshd.pid)"; until ssh-keyscan -T 5 -t ed25519 127.0.0.1 2>/dev/null | '
-    "cut -d' ' -f3 | grep -qFf - {public}; do sleep 0.1; done"
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +27,7 @@ class Endpoint:
     address: str
     port: int
     slots: int = 1
+    jump: str = ""
 
 
 def make_key(path: Path, comment: str) -> None:
@@ -58,6 +35,10 @@ def make_key(path: Path, comment: str) -> None:
     for old in (path, path.with_name(path.name + ".pub")):
         old.unlink(missing_ok=True)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)])
+
+
+# Says the secret of the file that LAB_SECRET names to an ssh that asks for one.
+_ASKPASS = '#!/bin/sh\nexec cat "$LAB_SECRET"\n'
 
 
 def public_half(path: Path) -> str:
@@ -70,9 +51,48 @@ class Access:
 
     def __init__(self, state: Path) -> None:
         self.key = state / "id_ed25519"
+        self.encrypted_key = state / "id_encrypted"
+        self.passphrase_file = state / "passphrase"
+        self.password_file = state / "password"
         self.known_hosts = state / "known_hosts"
         self.ssh_config = state / "ssh_config"
         self.hostfile = state / "hostfile"
+        self._askpass = state / "askpass"
+
+    def make_secrets(self, comment: str) -> None:
+        """The two keys that nodes know, one of them encrypted, and the typist's password."""
+        make_key(self.key, comment)
+        for path in (self.passphrase_file, self.password_file):
+            private_file(path, secrets.token_urlsafe(12) + "\n")
+        self._askpass.write_text(_ASKPASS)
+        self._askpass.chmod(0o700)
+        # One round of the slow hash is enough for a key that dies with the lab.
+        words = ["-t", "ed25519", "-a", "1", "-C", f"{comment}-encrypted", "-f", str(self.encrypted_key)]
+        run(["ssh-keygen", "-q", *words], env=self._telling(self.passphrase_file))
+
+    @property
+    def passphrase(self) -> str:
+        """What opens `encrypted_key`."""
+        return self.passphrase_file.read_text().strip()
+
+    @property
+    def password(self) -> str:
+        """What the user `typist` types."""
+        return self.password_file.read_text().strip()
+
+    @property
+    def authorized(self) -> str:
+        """The authorized_keys of every user but `typist`."""
+        return f"{public_half(self.key)}\n{public_half(self.encrypted_key)}\n"
+
+    def hostfile_for(self, user: str) -> Path:
+        """The hostfile with another user than root."""
+        other = self.hostfile.with_name(f"hostfile-{user}")
+        other.write_text(self.hostfile.read_text().replace(" user=root ", f" user={user} "))
+        return other
+
+    def _telling(self, secret: Path) -> dict[str, str]:
+        return {"SSH_ASKPASS": str(self._askpass), "SSH_ASKPASS_REQUIRE": "force", "LAB_SECRET": str(secret)}
 
     def write(self, nodes: Iterable[tuple[Endpoint, str]]) -> None:
         """Write hostfile, ssh config and pins for nodes with these public host keys."""
@@ -88,15 +108,16 @@ class Access:
         self.hostfile.write_text("".join(self._line(node) for node in hosts))
 
     def _line(self, node: Endpoint) -> str:
-        return (
-            f"{node.name} slots={node.slots} addr={node.address} user=root port={node.port} identity={self.key}\n"
-        )
+        words = f"{node.name} slots={node.slots} addr={node.address} user=root port={node.port}"
+        return f"{words} identity={self.key}" + (f" jump={node.jump}" if node.jump else "") + "\n"
 
     def _config(self, nodes: Iterable[Endpoint]) -> Iterable[str]:
         for node in nodes:
             yield f"Host {node.name}"
             yield f"  HostName {node.address}"
             yield f"  Port {node.port}"
+            if node.jump:
+                yield f"  ProxyJump {node.jump}"
         yield "Host *"
         yield "  User root"
         yield f"  IdentityFile {self.key}"
@@ -117,13 +138,19 @@ class Access:
         timeout: float,
         options: Sequence[str] = (),
         stdin: str | None = None,
+        secret: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a node through the real ssh; does not judge its exit status."""
-        environ = environment()
+        """Run a command on a node through the real ssh; does not judge its exit status.
+
+        `secret` is the file that holds what ssh will ask for.
+        """
+        environ = environment(self._telling(secret) if secret else None)
+        # The lab's ssh_config lets nothing be asked; the first setting that ssh meets counts.
+        asking = ["-o", "BatchMode=no"] if secret else []
         # An agent of the person's own would offer keys that no node knows.
         environ.pop("SSH_AUTH_SOCK", None)
         return subprocess.run(
-            ["ssh", "-F", str(self.ssh_config), *options, name, "--", shlex.join(argv)],
+            ["ssh", "-F", str(self.ssh_config), *asking, *options, name, "--", shlex.join(argv)],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,

@@ -21,11 +21,26 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import ClassVar, Generic, Self, TypeVar
 
-from .access import Access
+from .access import Access, Endpoint
 from .errors import LabError
 from .journal import Journal, undo_orphans
 
 FILLER = ".lab-filler"
+# What a shell leaves of itself is not told.
+_TREE = r"""
+set -e
+skip='-name .bash_history -o -name .cache'
+for path; do
+    if ! words=$(LC_ALL=C stat -- "$path" 2>&1); then
+        case $words in *"No such file"*) printf '%s\tabsent\n' "$path"; continue ;; esac
+        echo "$words" >&2
+        exit 1
+    fi
+    find "$path" \( $skip \) -prune -o -type d -printf '%p\td %#m %u:%g\n' \
+        -o -type f -printf '%p\tf %#m %u:%g %s\n' -o -printf '%p\t%y %#m %u:%g %l\n'
+    find "$path" \( $skip \) -prune -o -type f -exec sha256sum {} + | sed 's/^\([0-9a-f]*\)  /\1\t/'
+done
+"""
 
 
 class LabNode(ABC):
@@ -81,7 +96,6 @@ class LabNode(ABC):
         self._remember_blocked([])
 
     def _block_again(self) -> None:
-        """Put the rules back on a node whose restart forgot them."""
         for rule in self._blocked():
             self._network(["iptables", "-w", "-I", "INPUT", *rule])
 
@@ -94,6 +108,70 @@ class LabNode(ABC):
 
     def _remember_blocked(self, rules: list[list[str]]) -> None:
         (self.state / "blocked").write_text(json.dumps(rules))
+
+    def hide(self) -> None:
+        """Be silent to the controller, for good: other nodes are the only way in."""
+        (self.state / "hidden").touch()
+        self._network(["iptables", "-w", "-I", "INPUT", "-s", self._host(1), "-j", "DROP"])
+
+    def behind_nat(self) -> None:
+        """Give connections from here another address, as others see it; inbound ones stay right."""
+        (self.state / "nat").touch()
+        outer, subnet = self._outer(), f"{self._host(0)}/24"
+        # The node says that the address is its own, though it has no such address: a route
+        # that leads away from the card makes the kernel answer for it.
+        steps = f"""
+            [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || echo 1 >/proc/sys/net/ipv4/ip_forward
+            ip route replace {outer}/32 dev lo && ip neigh replace proxy {outer} dev eth0 &&
+            iptables -w -t nat -I POSTROUTING -o eth0 -d {subnet} -j SNAT --to-source {outer}
+        """
+        self._network(["sh", "-ec", steps])
+
+    def leave_nat(self) -> None:
+        """Take it back; connections that are open keep the address they have."""
+        outer, subnet = self._outer(), f"{self._host(0)}/24"
+        rule = ["POSTROUTING", "-o", "eth0", "-d", subnet, "-j", "SNAT", "--to-source", outer]
+        self._network(["iptables", "-w", "-t", "nat", "-D", *rule])
+        self._network(["ip", "neigh", "del", "proxy", outer, "dev", "eth0"])
+        self._network(["ip", "route", "del", f"{outer}/32", "dev", "lo"])
+        (self.state / "nat").unlink()
+
+    def endpoint(self, bastion: LabNode) -> Endpoint:
+        """Where its sshd answers, and behind which node if the controller cannot reach it."""
+        hidden = (self.state / "hidden").exists()
+        return Endpoint(self.name, self.address, self.port, jump=f"root@{bastion.address}" if hidden else "")
+
+    def _host(self, number: int) -> str:
+        return f"{self.address.rpartition('.')[0]}.{number}"
+
+    def _outer(self) -> str:
+        """The address that peers see when the node is behind NAT."""
+        return self._host(100 + int(self.address.rpartition(".")[2]))
+
+    def _bewitch_again(self) -> None:
+        """Put the network's faults back on a node whose restart forgot them."""
+        self._block_again()
+        if (self.state / "nat").exists():
+            self.behind_nat()
+        if (self.state / "hidden").exists():
+            self.hide()
+
+    def tree(self, *paths: str, person: str = "root") -> dict[str, str]:
+        """What is below these directories, to compare before and after.
+
+        A path leads to its type, mode, owner, and size and hash or what it points to. What a
+        shell leaves of itself (.bash_history, .cache) is not told. A path that is not there is.
+        """
+        done = self.access.ssh(self.name, ["sh", "-c", _TREE, "tree", *paths], timeout=60, options=["-l", person])
+        if done.returncode != 0:
+            raise LabError(f"{self.name}: {done.stderr.strip()}")
+        told: dict[str, str] = {}
+        for one, other in (line.split("\t", 1) for line in done.stdout.splitlines()):
+            if one[0] == "/":
+                told[one] = other
+            else:
+                told[other] += f" {one}"
+        return dict(sorted(told.items()))
 
     def _arriving(self) -> list[str]:
         """What narrows a firewall rule to traffic from others."""

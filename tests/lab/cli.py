@@ -17,9 +17,11 @@ from .base import Lab
 from .engine import stop_engine
 from .errors import LabError, LabUnavailable
 from .full import FullLab, full_available
+from .full_node import HOMES
 from .journal import Journal, undo_orphans
 from .light import LightLab, light_available
 from .node_image import ENGINES
+from .sshd import PATIENT
 from .vm import VmLab, vm_available
 
 _WEIGHTS = {lab.weight: lab for lab in (LightLab, FullLab, VmLab)}
@@ -39,6 +41,14 @@ _FAULTS: dict[str, tuple[str, str | None, str]] = {
     "reboot": ("reboot", None, "new boot id, processes gone, files kept"),
     "fill-disk": ("fill_disk", None, "no space left in the home"),
     "free-disk": ("free_disk", None, "space again"),
+    "behind-nat": ("behind_nat", None, "let others see connections from another address"),
+    "leave-nat": ("leave_nat", None, "let them see its own again"),
+    "stop-engine": ("stop_engine", None, "no Docker engine answers (full nodes)"),
+    "start-engine": ("start_engine", None, "it answers again"),
+    "remove-docker": ("remove_docker", None, "no docker program (full nodes)"),
+    "install-docker": ("install_docker", None, "it is back"),
+    "snap-docker": ("snap_docker", None, "docker leads into /snap (full nodes)"),
+    "engine-disk": ("engine_disk", "MIB", "an empty disk of that size for the engine (full nodes)"),
     "swap-host-key": ("swap_host_key", None, "present another key than the pinned one"),
 }
 
@@ -72,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     weight.add_argument("--vm", type=int, metavar="N", help="virtual machines with kernel NFS")
     about = f"the engine of full nodes, or several for nodes in turn: {', '.join(ENGINES)}"
     up.add_argument("--engine", metavar="VERSION[,...]", help=about)
+    up.add_argument("--homes", choices=HOMES, default="own", help="where full nodes' /home/worker is")
+    up.add_argument(
+        "--nat", default="", metavar="NODE[,...]", help="full nodes that others see by another address"
+    )
+    up.add_argument("--bastion", action="store_true", help="only n1 is reached directly (light and full)")
+    up.add_argument("--max-startups", default=PATIENT, metavar="N:PERCENT:N", help="of sshd (light and full)")
     up.set_defaults(verb=_up)
 
     verbs.add_parser("status", help="what is up, and what could be").set_defaults(verb=_status)
@@ -99,12 +115,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(chosen: argparse.Namespace) -> None:
     lab: Lab[Any]
-    if chosen.engine and not chosen.full:
-        raise LabError("--engine is for --full nodes")
+    if not chosen.full and (chosen.engine or chosen.nat or chosen.homes != "own"):
+        raise LabError("--engine, --homes and --nat are for --full nodes")
+    gate = {"bastion": chosen.bastion, "max_startups": chosen.max_startups}
     if chosen.light is not None:
-        lab = LightLab.up(chosen.light)
+        lab = LightLab.up(chosen.light, **gate)
     elif chosen.full is not None:
-        lab = FullLab.up(chosen.full, engine=(chosen.engine or "20.10").split(","))
+        engines = (chosen.engine or "20.10").split(",")
+        lab = FullLab.up(
+            chosen.full, engines, homes=chosen.homes, nat=list(filter(None, chosen.nat.split(","))), **gate
+        )
     else:
         lab = VmLab.up(chosen.vm)
     lab.keep()
@@ -156,7 +176,10 @@ def _fault(chosen: argparse.Namespace) -> None:
     most = 2 if chosen.fault == "block-port" else int(value is not None)
     if len(chosen.value) > most or (value is not None and not chosen.value):
         raise LabError(f"{chosen.fault} takes {value or 'no value'}")
-    methodcaller(method, *chosen.value)(_attached(chosen.lab).node(chosen.node))
+    node = _attached(chosen.lab).node(chosen.node)
+    if not hasattr(node, method):
+        raise LabError(f"{chosen.fault}: not for a {type(node).__name__}")
+    methodcaller(method, *chosen.value)(node)
     _say(f"{chosen.node}: {chosen.fault} {' '.join(chosen.value)}".rstrip())
 
 

@@ -6,19 +6,21 @@ each node has. Refuses to need root on this machine: all it asks of it is an eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from . import packages
-from .access import Endpoint, make_key
 from .base import Lab, in_parallel
 from .engine import LABEL, docker, engine_available, ensure_engine
 from .errors import LabError, LabUnavailable
-from .full_node import SHARED, FullNode
+from .full_node import HOMES, SHARED, FullNode
 from .journal import Journal
 from .node_image import node_image
 from .proc import which
+from .sshd import PATIENT
 from .switch import Switch
 
 _NEEDS = ("ssh", "ssh-keygen")
@@ -31,6 +33,21 @@ def full_available() -> LabUnavailable | None:
     return engine_available() or packages.lacking(_NEEDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What shall differ from plain nodes; see `FullLab.up`."""
+
+    homes: str = "own"
+    bastion: bool = False
+    max_startups: str = PATIENT
+
+    def __post_init__(self) -> None:
+        if self.homes not in HOMES:
+            raise LabError(f"homes {self.homes!r}: one of {', '.join(HOMES)}")
+        if self.homes == "squashed" and not Path("/dev/fuse").exists():
+            raise LabUnavailable("squashed homes need FUSE, and there is no /dev/fuse", "load the fuse module")
+
+
 class FullLab(Lab[FullNode]):
     """Full nodes on one network of this machine's engine."""
 
@@ -38,8 +55,9 @@ class FullLab(Lab[FullNode]):
     journal: Journal
     shared = SHARED
 
-    def __init__(self, journal: Journal, subnet: str, images: Sequence[str]) -> None:
+    def __init__(self, journal: Journal, subnet: str, images: Sequence[str], wishes: Wishes) -> None:
         super().__init__(journal)
+        self.wishes = wishes
         self.images = images
         self.journal = journal
         self.prefix = f"cfl-{journal.id}"
@@ -48,15 +66,28 @@ class FullLab(Lab[FullNode]):
         self.nodes = [FullNode(f"n{i}", f"{base}.{10 + i}", image, self) for i, image in enumerate(images, 1)]
 
     @classmethod
-    def up(cls, count: int = 2, engine: str | Sequence[str] = "20.10") -> Self:
+    def up(
+        cls,
+        count: int = 2,
+        engine: str | Sequence[str] = "20.10",
+        *,
+        homes: str = "own",
+        nat: Collection[str] = (),
+        bastion: bool = False,
+        max_startups: str = PATIENT,
+    ) -> Self:
         """Bring up that many nodes; on any failure nothing of them stays.
 
-        Of several engine versions, each node gets the next in turn.
+        Of several engine versions, each node gets the next in turn. `homes` is about
+        /home/worker: "own", "shared" by all nodes, or "squashed", which is shared and
+        closed to root. `nat` names nodes that others see under another address. With
+        `bastion`, the controller reaches n1, and the rest through it.
         """
         if why := full_available():
             raise why
         if not 1 <= count <= _MOST:
             raise LabError(f"{count} full nodes: from 1 to {_MOST} fit into one lab")
+        wishes = Wishes(homes, bastion, max_startups)
         packages.ensure(_NEEDS)
         ensure_engine()
         versions = [engine] if isinstance(engine, str) else list(engine)
@@ -64,19 +95,21 @@ class FullLab(Lab[FullNode]):
         images = [kinds[version] for version in islice(cycle(versions), count)]
         with cls._begun() as journal:
             subnet = str(journal.claim_subnet(_taken()))
-            journal.describe({"subnet": subnet, "images": images})
-            lab = cls(journal, subnet, images)
-            lab._raise_up()
+            journal.describe({"subnet": subnet, "images": images, "wishes": asdict(wishes)})
+            lab = cls(journal, subnet, images, wishes)
+            for name in nat:
+                lab.node(name)
+            lab._raise_up(nat)
         return lab
 
     @classmethod
     def attach(cls, journal: Journal) -> Self:
         """The lab that another process brought up."""
         facts: dict[str, Any] = journal.described()
-        return cls(journal, facts["subnet"], facts["images"])
+        return cls(journal, facts["subnet"], facts["images"], Wishes(**facts["wishes"]))
 
-    def _raise_up(self) -> None:
-        make_key(self.key, f"clusterft-lab-{self.id}")
+    def _raise_up(self, nat: Collection[str]) -> None:
+        self.access.make_secrets(f"clusterft-lab-{self.id}")
         label = f"{LABEL}={self.id}"
         self.journal.note("network", self.prefix)
         docker("network", "create", "--label", label, "--subnet", self.subnet, self.prefix)
@@ -87,10 +120,13 @@ class FullLab(Lab[FullNode]):
         def one(node: FullNode) -> None:
             publics[node.name] = node.create(self.prefix, neighbours)
             node.boot()
+            if node.name in nat:
+                node.behind_nat()
+            if self.wishes.bastion and node is not self.nodes[0]:
+                node.hide()
 
         in_parallel(one, self.nodes, width=4)
-        ends = [(Endpoint(n.name, n.address, n.port), publics[n.name]) for n in self.nodes]
-        self.access.write(ends)
+        self.access.write((node.endpoint(self.nodes[0]), publics[node.name]) for node in self.nodes)
 
     def _make_disks(self, label: str) -> None:
         """The shared volume, and a small disk for each home that survives reboots.
@@ -100,6 +136,9 @@ class FullLab(Lab[FullNode]):
         """
         self.journal.note("volume", f"{self.prefix}-shared")
         docker("volume", "create", "--label", label, f"{self.prefix}-shared")
+        if self.wishes.homes != "own":
+            self.journal.note("volume", f"{self.prefix}-home")
+            docker("volume", "create", "--label", label, f"{self.prefix}-home")
         homes = [f"{node.container}-home" for node in self.nodes]
         small = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={_HOME_MIB}m"]
         for home in homes:

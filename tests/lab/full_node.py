@@ -9,19 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .access import SSHD_CONFIG, TAKE_NEW_KEY, make_key, public_half
+from .access import make_key, private_file, public_half
 from .base import FILLER, LabNode
 from .engine import LABEL, docker
 from .errors import LabError
-from .proc import run
+from .proc import run, until
+from .sshd import TAKE_NEW_KEY, settings
 
 if TYPE_CHECKING:
     from .full import FullLab
 
 SHARED = "/shared"
+# Where the home of `worker` comes from. What a volume holds is made by the node at its boot,
+# so an engine need not copy the image's into it, which several nodes at once would do.
+_HOMES = {
+    "own": "",
+    "shared": "--volume={volume}:/home/worker:nocopy",
+    "squashed": "--volume={volume}:/export/worker:nocopy --device=/dev/fuse",
+}
+HOMES = tuple(_HOMES)
 _READY = (
-    "until docker version >/dev/null 2>&1 && grep -q ':0016 .* 0A ' /proc/net/tcp; "
-    "do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
+    "until [ ! -e /usr/sbin/dockerd ] || docker version >/dev/null 2>&1; do sleep 0.1; done; "
+    "until grep -q ':0016 .* 0A ' /proc/net/tcp; do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
 )
 _MAY = (
     "--cap-add=SYS_ADMIN",
@@ -40,6 +49,7 @@ class FullNode(LabNode):
         self._journal = lab.journal
         self._label = f"{LABEL}={lab.id}"
         self._image = image
+        self._wishes = lab.wishes
 
     # -- bring-up ------------------------------------------------------------
 
@@ -72,15 +82,22 @@ class FullNode(LabNode):
             f"--volume={engine}:/var/lib/docker",
             f"--volume={self.container}-home:/root",
             f"--volume={network}-shared:{SHARED}",
+            *_HOMES[self._wishes.homes].format(volume=f"{network}-home").split(),
             self._image,
         )
         self._give_host_key()
-        keys, settings = self.state / "authorized_keys", self.state / "sshd_config"
-        keys.write_text(public_half(self.access.key) + "\n")
-        settings.write_text(SSHD_CONFIG.format(state="/etc/lab"))
-        docker("cp", "--quiet", str(keys), f"{self.container}:/etc/lab/authorized_keys")
-        docker("cp", "--quiet", str(settings), f"{self.container}:/etc/ssh/sshd_config")
+        squashed = self._wishes.homes == "squashed"
+        self._give("authorized_keys", self.access.authorized)
+        self._give("password", self.access.password)
+        self._give("sshd_config", settings("/etc/lab", self._wishes.max_startups, squashed=squashed), "/etc/ssh")
         return public_half(self.state / "ssh_host_ed25519_key")
+
+    def _give(self, name: str, text: str, place: str = "/etc/lab") -> None:
+        path = self.state / name
+        private_file(path, text)
+        # Each user copies the keys for himself; the password is for root to read.
+        path.chmod(0o600 if name == "password" else 0o644)
+        docker("cp", "--quiet", str(path), f"{self.container}:{place}/{name}")
 
     def _give_host_key(self) -> None:
         key = self.state / "ssh_host_ed25519_key"
@@ -102,7 +119,7 @@ class FullNode(LabNode):
             raise LabError(f"{self.name} did not boot: {error}\n{last.stderr}") from error
         (self.state / "boot_id").write_text(boot_id + "\n")
         # An engine gives a container a new network at every start, without our faults.
-        self._block_again()
+        self._bewitch_again()
         if rate := self._remembered("rate"):
             self.throttle(rate)
         if self._remembered("cut"):
@@ -191,6 +208,48 @@ class FullNode(LabNode):
         """Restart the container."""
         docker("restart", "--time", "1", self.container)
         self._settle()
+
+    # -- engine ------------------------------------------------------------------
+
+    def stop_engine(self) -> None:
+        """Stop the engine and its containers; a reboot starts it again."""
+        self.inside(["sh", "-c", "[ ! -e /run/docker.pid ] || kill $(cat /run/docker.pid)"])
+        gone = ["sh", "-c", "[ -e /run/docker.pid ] || echo gone"]
+        until(lambda: self.inside(gone) == "gone", 30, f"the engine of {self.name} to stop")
+
+    def start_engine(self) -> None:
+        """Start it after `stop_engine`, and wait until it answers."""
+        self.inside(["lab-engine"])
+        self.inside(["sh", "-c", _READY], timeout=60)
+
+    def remove_docker(self) -> None:
+        """Take the engine and its programs off the node; a reboot does not bring them back."""
+        self.stop_engine()
+        self.inside(["sh", "-c", "mkdir /opt/docker; mv /usr/bin/docker /usr/sbin/dockerd /opt/docker"])
+
+    def install_docker(self) -> None:
+        """Bring them back; the images are still there."""
+        self.inside(["sh", "-c", "cd /opt/docker; mv docker /usr/bin/; mv dockerd /usr/sbin/; rmdir /opt/docker"])
+        self.start_engine()
+
+    def snap_docker(self) -> None:
+        """Let `docker` lead into /snap, as the snap package does; the engine stays what it is."""
+        steps = "mkdir -p /snap/docker/current/bin /snap/bin; mv /usr/bin/docker /snap/docker/current/bin/"
+        links = "ln -s /snap/docker/current/bin/docker /snap/bin/docker; ln -s /snap/bin/docker /usr/bin/docker"
+        self.inside(["sh", "-ec", f"{steps}; {links}"])
+
+    def engine_disk(self, limit_mb: int | None) -> None:
+        """Put the engine's files on an empty disk of that size, or None: back where they were.
+
+        The small disk is memory: a reboot empties it.
+        """
+        self.stop_engine()
+        undo = (
+            "rm -f /etc/lab/engine_mib; ! grep -q '^lab /var/lib/docker ' /proc/mounts || umount /var/lib/docker"
+        )
+        limit = "" if limit_mb is None else f"; echo {int(limit_mb)} >/etc/lab/engine_mib"
+        self.inside(["sh", "-ec", undo + limit])
+        self.start_engine()
 
     # -- disk and keys -----------------------------------------------------------
 

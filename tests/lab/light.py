@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from . import packages
-from .access import SSHD_CONFIG, Endpoint, make_key, private_file, public_half
+from .access import make_key, private_file, public_half
 from .base import FILLER, Lab, LabNode, fill, fresh_boot_id, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal, labs_root
 from .proc import ProcessId, children_of, environment, in_namespace, run, until, which
+from .sshd import PATIENT, TYPIST, settings
 from .switch import Switch
 
-_NEEDS = ("ip", "tc", "iptables", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare", "mount")
+_NEEDS = ("ip", "tc", "iptables", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare", "mount", "openssl")
 _BOOT = Path(__file__).with_name("light_boot.sh")
 _HOME_MIB = 256
 _MOST = 200
+# Nobody's on Debian, Ubuntu, Fedora: above the people, below the overflow id.
+_TYPIST_ID = 64321
 
 
 def light_available() -> LabUnavailable | None:
@@ -54,23 +57,27 @@ class LightNode(LabNode):
         self._shared = lab.shared
         self._journal = lab.journal
         self._switch = lab.switch
+        self._max_startups = lab.max_startups
         self._netns = lab.switch.name_of(name)
         self._child: subprocess.Popen[bytes] | None = None
 
     # -- bring-up ------------------------------------------------------------
 
-    def prepare(self, authorized: str) -> str:
-        """Make the node's files; returns its public host key."""
+    def prepare(self, authorized: str, typed: str) -> str:
+        """Make the node's files, with the typist's password hashed; returns its public host key."""
         self.home.mkdir(parents=True)
         self._journal.note("mount", str(self.home))
         size = f"size={_HOME_MIB}m,mode=700"
         run(["mount", "-t", "tmpfs", "-o", size, "clusterft-lab", str(self.home)])
         (self.home / ".ssh").mkdir(mode=0o700)
-        private_file(self.home / ".ssh" / "authorized_keys", authorized + "\n")
+        private_file(self.home / ".ssh" / "authorized_keys", authorized)
         make_key(self.state / "ssh_host_ed25519_key", f"root@{self.name}")
-        (self.state / "sshd_config").write_text(SSHD_CONFIG.format(state=self.state))
-        (self.state / "passwd").write_text(_passwd(self.home))
-        private_file(self.state / "shadow", "root:*:19000:0:99999:7:::\n")
+        (self.state / "sshd_config").write_text(settings(self.state, self._max_startups))
+        (self.state / "passwd").write_text(_passwd(self.home, self.state / TYPIST))
+        (self.state / TYPIST).mkdir(mode=0o700)
+        os.chown(self.state / TYPIST, _TYPIST_ID, _TYPIST_ID)
+        lines = f"root:*:19000:0:99999:7:::\n{TYPIST}:{typed}:19000:0:99999:7:::\n"
+        private_file(self.state / "shadow", lines)
         # No name server can be reached: an empty file fails at once instead of after 10 s.
         (self.state / "resolv.conf").write_text("")
         (self.state / "hostname").write_text(self.name + "\n")
@@ -247,8 +254,9 @@ class LightLab(Lab[LightNode]):
     journal: Journal
     switch: Switch
 
-    def __init__(self, journal: Journal, subnet: str, count: int) -> None:
+    def __init__(self, journal: Journal, subnet: str, count: int, max_startups: str = PATIENT) -> None:
         super().__init__(journal)
+        self.max_startups = max_startups
         self.journal = journal
         self.shared = str(self.state / "shared")
         self.switch = Switch(journal, subnet)
@@ -256,8 +264,11 @@ class LightLab(Lab[LightNode]):
         self.nodes = [LightNode(f"n{i}", at, self) for i, at in enumerate(addresses, 1)]
 
     @classmethod
-    def up(cls, count: int = 3) -> Self:
-        """Bring up that many nodes; on any failure nothing of them stays."""
+    def up(cls, count: int = 3, *, bastion: bool = False, max_startups: str = PATIENT) -> Self:
+        """Bring up that many nodes; on any failure nothing of them stays.
+
+        With `bastion`, the controller reaches n1, and the rest through it.
+        """
         if why := light_available():
             raise why
         if not 1 <= count <= _MOST:
@@ -265,20 +276,21 @@ class LightLab(Lab[LightNode]):
         packages.ensure(_NEEDS)
         with cls._begun() as journal:
             subnet = str(journal.claim_subnet(Switch.taken()))
-            journal.describe({"subnet": subnet, "count": count})
-            lab = cls(journal, subnet, count)
-            lab._raise_up()
+            journal.describe({"subnet": subnet, "count": count, "max_startups": max_startups})
+            lab = cls(journal, subnet, count, max_startups)
+            lab._raise_up(bastion)
         return lab
 
     @classmethod
     def attach(cls, journal: Journal) -> Self:
         """The lab that another process brought up."""
         facts: dict[str, Any] = journal.described()
-        return cls(journal, facts["subnet"], facts["count"])
+        return cls(journal, facts["subnet"], facts["count"], facts["max_startups"])
 
-    def _raise_up(self) -> None:
-        make_key(self.key, f"clusterft-lab-{self.id}")
-        authorized = public_half(self.key)
+    def _raise_up(self, bastion: bool) -> None:
+        self.access.make_secrets(f"clusterft-lab-{self.id}")
+        authorized = self.access.authorized
+        typed = run(["openssl", "passwd", "-6", "-stdin"], stdin=self.access.password).stdout.strip()
         Path(self.shared).mkdir(mode=0o755)
         self.switch.build()
         names = "".join(f"{node.address} {node.name}\n" for node in self.nodes)
@@ -286,24 +298,27 @@ class LightLab(Lab[LightNode]):
         turn = threading.Lock()
 
         def one(node: LightNode) -> None:
-            publics[node.name] = node.prepare(authorized)
+            publics[node.name] = node.prepare(authorized, typed)
             (node.state / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
             with turn:
                 # The kernel serialises changes of the network; queueing here is cheaper.
                 self.switch.plug(node.name, node.address)
             node.boot()
+            if bastion and node is not self.nodes[0]:
+                node.hide()
 
         in_parallel(one, self.nodes)
-        ends = [(Endpoint(n.name, n.address, n.port), publics[n.name]) for n in self.nodes]
-        self.access.write(ends)
+        self.access.write((node.endpoint(self.nodes[0]), publics[node.name]) for node in self.nodes)
 
 
-def _passwd(home: Path) -> str:
-    """This machine's accounts, with root at home in the node."""
+def _passwd(home: Path, typist: Path) -> str:
+    """This machine's accounts, with root at home in the node, and one who has a password only."""
     shell = "/bin/bash" if shutil.which("bash", path="/bin:/usr/bin") else "/bin/sh"
     lines = Path("/etc/passwd").read_text().splitlines()
     others = [line for line in lines if not line.startswith("root:")]
-    return "\n".join([f"root:x:0:0:root:{home}:{shell}", *others]) + "\n"
+    root = f"root:x:0:0:root:{home}:{shell}"
+    one_more = f"{TYPIST}:x:{_TYPIST_ID}:{_TYPIST_ID}::{typist}:{shell}"
+    return "\n".join([root, *others, one_more]) + "\n"
 
 
 def _bare_environment() -> dict[str, str]:

@@ -26,6 +26,7 @@ _PACKAGE_OF = {
     "nsenter": "util-linux",
     "unshare": "util-linux",
     "mount": "mount",
+    "openssl": "openssl",
     "docker": "docker.io",
     "dockerd": "docker.io",
     "debootstrap": "debootstrap debian-archive-keyring",

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from . import packages, serial
-from .access import SSHD_CONFIG, TAKE_NEW_KEY, Endpoint, make_key, public_half
+from .access import Endpoint, make_key, public_half
 from .base import FILLER, Lab, LabNode, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal
 from .proc import ProcessId, environment, run, until, which
+from .sshd import TAKE_NEW_KEY, settings
 from .switch import Switch
 from .vm_image import VmImage, vm_image
 
@@ -79,7 +80,7 @@ class VmNode(LabNode):
         (etc / "ssh").mkdir()
         shutil.copy(_BOOT, etc / "lab" / "boot")
         shutil.copy(key, etc / "lab" / key.name)
-        (etc / "ssh" / "sshd_config").write_text(SSHD_CONFIG.format(state="/etc/lab"))
+        (etc / "ssh" / "sshd_config").write_text(settings("/etc/lab"))
         (etc / "hostname").write_text(self.name + "\n")
         (etc / "hosts").write_text("127.0.0.1 localhost\n" + self._lab.names())
         (etc / "resolv.conf").write_text("")

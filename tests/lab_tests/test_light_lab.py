@@ -14,6 +14,7 @@ import pytest
 
 from lab import LabError, LightLab, LightNode
 from lab.journal import Journal
+from lab_tests.logins import Logins
 from lab_tests.promises import Promises, knock, traces
 
 pytestmark = pytest.mark.lab_light
@@ -30,6 +31,17 @@ class TestLightLab(Promises):
 
     def another(self, count: int) -> LightLab:
         return LightLab.up(count)
+
+
+@pytest.fixture(scope="class")
+def gated() -> Iterator[LightLab]:
+    with LightLab.up(count=2, bastion=True, max_startups="2:100:2") as lab:
+        yield lab
+    assert traces(lab.id) == []
+
+
+class TestGatedLightLab(Logins):
+    """A bastion, MaxStartups, passwords."""
 
 
 def test_a_node_sees_only_its_own_processes_and_cards(lab: LightLab) -> None:
@@ -125,8 +137,8 @@ def test_a_signal_in_the_middle_of_up_leaves_nothing(number: signal.Signals, del
     script = (
         "from lab import LightLab, LightNode\n"
         "prepare = LightNode.prepare\n"
-        "def tell(node, key):\n print(node.state.parent.parent.name, flush=True)\n"
-        " return prepare(node, key)\n"
+        "def tell(node, *keys):\n print(node.state.parent.parent.name, flush=True)\n"
+        " return prepare(node, *keys)\n"
         "LightNode.prepare = tell\n"
         "with LightLab.up(40) as lab: pass\n"
     )

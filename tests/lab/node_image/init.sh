@@ -1,19 +1,47 @@
 #!/bin/sh
-# Runs at every boot of a full node: a new boot id, sshd, then the Docker engine.
+# Runs at every boot of a full node: a new boot id, homes, sshd, then the Docker engine.
 # The node outlives its engine, as a real machine does.
 set -eu
 
 cat /proc/sys/kernel/random/uuid >/etc/lab/boot_id
 mount --bind /etc/lab/boot_id /proc/sys/kernel/random/boot_id
 
-install -d -m 700 /root /root/.ssh
-[ -e /root/.ssh/authorized_keys ] ||
-    install -m 600 /etc/lab/authorized_keys /root/.ssh/authorized_keys
-for person in worker sudoer guest; do
-    install -d -o "$person" -m 700 "/home/$person/.ssh"
-    [ -e "/home/$person/.ssh/authorized_keys" ] || install -o "$person" -m 600 \
-        /etc/lab/authorized_keys "/home/$person/.ssh/authorized_keys"
+# as PERSON COMMAND...
+as() {
+    who=$1
+    shift
+    setpriv --reuid "$who" --regid "$who" --init-groups --reset-env "$@"
+}
+
+# The volume behind worker's home, when all nodes share it.
+own_volume() { chown worker:worker "$1" && chmod 700 "$1"; }
+
+install -d -m 700 /root
+if mountpoint -q /export/worker; then
+    # What worker mounts is closed to root, as on a root-squashed export: without
+    # allow_other the kernel refuses it to everybody else.
+    own_volume /export/worker
+    chmod 666 /dev/fuse
+    mountpoint -q /home/worker || find /home/worker -mindepth 1 -delete
+    as worker bindfs --no-allow-other -o attr_timeout=0 -o entry_timeout=0 /export/worker /home/worker
+elif mountpoint -q /home/worker; then
+    own_volume /home/worker
+fi
+
+# Each file appears in one step: other nodes may do the same in the same home.
+let_in='
+set -e; cd
+[ -e .profile ] || cp /etc/skel/.[a-z]* .
+umask 077
+mkdir -p .ssh
+[ -e .ssh/authorized_keys ] || {
+    cp /etc/lab/authorized_keys ".ssh/.lab-$1" && mv ".ssh/.lab-$1" .ssh/authorized_keys
+}
+'
+for person in root worker sudoer guest; do
+    as "$person" sh -c "$let_in" sh "$(hostname)"
 done
+printf 'typist:%s\n' "$(cat /etc/lab/password)" | chpasswd
 install -d -m 755 /run/sshd
 chmod 600 /etc/lab/ssh_host_ed25519_key
 /usr/sbin/sshd
@@ -32,7 +60,7 @@ if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
 else
     own=$(sed -n 's/^[0-9]*:freezer://p' /proc/self/cgroup)
 fi
-dockerd --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent="$own/inner" \
-    >>/var/log/dockerd.log 2>&1 &
+echo "$own" >/etc/lab/cgroup
+[ ! -e /usr/sbin/dockerd ] || lab-engine
 
 exec sleep infinity
