@@ -55,7 +55,7 @@ def admit(
         word, out = run(remote, scripts.KEYS, given, edited.content)
         found = answers(out, word)
         if ("moved", "") not in found:
-            return edited, tuple(f"{rest} gone" for kind, rest in found if kind == "removed")
+            return edited, tuple(f"{rest}: empty, removed" for kind, rest in found if kind == "removed")
         seen = look_home(remote, places)
     raise Refused("~/.ssh/authorized_keys changes all the time")
 

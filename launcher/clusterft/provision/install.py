@@ -39,7 +39,8 @@ def apply(fleet: Fleet, order: Order, report: Report) -> Provisioned:
     _write(fleet, ground, ledger, report)
     ground = _admit(fleet, ground, ledger, report)
     left = tuple(name for name in remote_nodes if name not in ledger.failed)
-    return Provisioned(ledger.outcomes, proof.prove(fleet, ground, left, ledger, report))
+    proven = proof.prove(fleet, ground, left, ledger, report)
+    return Provisioned(ledger.outcomes, proven)
 
 
 def _look(fleet: Fleet, order: Order, ledger: wire.Ledger, report: Report) -> dict[str, Seen]:

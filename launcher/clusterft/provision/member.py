@@ -30,7 +30,7 @@ class Member:
     local: bool = False  # this machine, without SSH
 
     def __post_init__(self) -> None:
-        if self.address is not None and not (ip(self.address) or _HOST_NAME.match(self.address)):
+        if self.address is not None and not is_address(self.address):
             raise ValueError(f"{self.address!r} is not an address")
         if any(ip(source) != source for source in self.sources):
             raise ValueError(f"{self.sources!r} are not all addresses")
@@ -113,3 +113,8 @@ def ip(text: str) -> str | None:
         return str(ipaddress.ip_address(text)) if "%" not in text else None
     except ValueError:
         return None
+
+
+def is_address(text: str) -> bool:
+    """Whether it is an IP address or a name, of plain characters either way."""
+    return ip(text) is not None or _HOST_NAME.match(text) is not None

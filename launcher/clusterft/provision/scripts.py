@@ -32,8 +32,9 @@ if [ "$make" != no ]; then
     words=$(mkdir -p "$base" 2>&1) || refuse "$words"
     [ "$(stat -c %a "$base")" = 700 ] || { chmod 700 "$base" && say made 'directory: mode set right'; }
     if [ "$make" = fresh ] || [ ! -s "$base/place" ]; then
-        words=$(printf '%s\\n' "$token" 2>&1 >"$base/place.new" && mv -f "$base/place.new" "$base/place" 2>&1) ||
-            refuse "${words:-$base/place cannot be written}"
+        # cat, since a shell's own printf has no words for a full disk.
+        words=$({ printf '%s\\n' "$token" | cat >"$base/place.new" && mv -f "$base/place.new" "$base/place"; } 2>&1) ||
+            refuse "$words"
         say fresh
     fi
 fi
@@ -87,7 +88,8 @@ shift 2
 new=$(mktemp -d "$root/.new.XXXXXX" 2>&1) || refuse "$new"
 trap 'rm -rf "$new"' EXIT
 trap 'exit 1' HUP INT TERM
-words=$(tar -xpof - -C "$new" 2>&1) || refuse "$words"
+# Not -C: GNU tar takes a backslash in its argument for the start of something else.
+words=$(cd "$new" && tar -xpof - 2>&1) || refuse "$words"
 n=0
 for path in "$@"; do
     words=$({ sync "$new/$n" && mv -f "$new/$n" "$path"; } 2>&1) || refuse "$words"
@@ -130,7 +132,7 @@ if [ -e "$file" ]; then
     have=${have%% *}
 fi
 [ "$have" = "$expected" ] || { say moved; exit 0; }
-remember() { printf '%s\\n' "$1" >>"$made" || refuse "$made cannot be written"; }
+remember() { words=$({ printf '%s\\n' "$1" | cat >>"$made"; } 2>&1) || refuse "$words"; }
 if [ ! -e "$dir" ]; then
     remember ssh
     words=$(mkdir -m 700 "$dir" 2>&1) || refuse "$words"
@@ -138,18 +140,18 @@ fi
 [ "$have" != absent ] || remember keys
 temp=$file.clusterft.$$
 if [ "$have" = absent ]; then
-    words=$(: 2>&1 >"$temp") || refuse "${words:-$temp cannot be written}"
+    words=$({ : >"$temp"; } 2>&1) || refuse "$words"
 else
     words=$(cp -p "$file" "$temp" 2>&1) || refuse "$words"
 fi
-cat >"$temp" || refuse "$temp cannot be written"
+words=$({ cat >"$temp"; } 2>&1) || refuse "$words"
 got=$(sha256sum <"$temp")
 [ "${got%% *}" = "$sum" ] || refuse 'the new content did not arrive whole'
 words=$(sync "$temp" 2>&1 && mv -f "$temp" "$file" 2>&1) || refuse "$words"
 temp=
 if [ ! -s "$file" ] && grep -qx keys "$made" 2>/dev/null; then
-    rm -f "$file" && say removed 'authorized_keys, which was made for them'
-    if grep -qx ssh "$made" && rmdir "$dir" 2>/dev/null; then say removed '.ssh, which was made for them'; fi
+    rm -f "$file" && say removed 'authorized_keys'
+    if grep -qx ssh "$made" && rmdir "$dir" 2>/dev/null; then say removed '.ssh'; fi
     rm -f "$made"
 fi
 say end

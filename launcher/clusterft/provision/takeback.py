@@ -57,5 +57,5 @@ def _words(kind: str, rest: str) -> str:
         return "node-local scratch removed"
     if kind != "removed":
         return ""
-    runs = "" if rest == "0" else f", and in it the logs of {rest} {'run' if rest == '1' else 'runs'}"
+    runs = "" if rest == "0" else f", the logs of {rest} {'run' if rest == '1' else 'runs'} with them"
     return f"keys and files removed{runs}"
