@@ -70,6 +70,22 @@ def test_a_killed_node_has_no_processes(lab: LightLab) -> None:
     lab.nodes[2].start()
 
 
+def test_a_node_behind_nat_answers_for_an_address_that_it_does_not_have(lab: LightLab) -> None:
+    one, two = lab.nodes[:2]
+    outer = f"{two.address.rpartition('.')[0]}.112"
+    two.behind_nat()
+    try:
+        two.reboot()
+        assert knock(two, one.address, 22) == "open"
+        # The outer address leads to nobody unless the node answers for it.
+        assert f"{outer} dev eth0 lladdr" in one.run(["ip", "neigh", "show", outer]).stdout
+        assert outer not in two.run(["ip", "address"]).stdout
+        assert knock(one, two.address, 22) == "open"
+    finally:
+        two.leave_nat()
+    assert knock(two, one.address, 22) == "open"
+
+
 def test_two_labs_do_not_meet(lab: LightLab) -> None:
     with LightLab.up(count=1) as other:
         assert other.nodes[0].run(["hostname"]).stdout == "n1\n"
