@@ -48,10 +48,10 @@ class Made:
 
 
 @contextlib.contextmanager
-def made(reference: str, layers: list[bytes]) -> Iterator[Made]:
+def made(reference: str, layers: list[bytes], platform: str = "amd64") -> Iterator[Made]:
     """Load an image of these layers here, and remove it again."""
     config = {
-        "architecture": "amd64",
+        "architecture": platform,
         "os": "linux",
         "config": {"Cmd": ["/none"], "Labels": {"clusterft.test": reference}},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layout.digest_of(one)}" for one in layers]},

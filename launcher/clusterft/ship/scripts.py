@@ -18,6 +18,7 @@ say() { printf '+ship %s\\n' "$*"; }
 ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
 size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
 nap() { sleep "$1" 2>/dev/null || sleep 1; }
+free() { df -Pk -- "$1" 2>/dev/null | sed -n '$s/.* \\([0-9][0-9]*\\)  *[0-9][0-9]*% .*/\\1/p'; }
 """
 
 # $1 session directory, $2 owner word, $3... where else room is needed.
@@ -36,7 +37,7 @@ for at in "$session"/blobs/sha256/*; do
     [ -f "$at" ] && say blob "${at##*/}" "$(size "$at")"
 done
 room() {
-    rest=$(df -Pk -- "$2" 2>/dev/null | sed -n '$s/.* \\([0-9][0-9]*\\)  *[0-9][0-9]*% .*/\\1/p')
+    rest=$(free "$2")
     say room "$1" "${rest:-unknown}" "$(df -P -- "$2" 2>/dev/null | sed -n '$s/.*% *//p')"
 }
 room spool "$session"
@@ -98,8 +99,10 @@ while kill -0 "$child" 2>/dev/null; do
 done
 wait "$child"; child=
 size=$(size "$blob.part"); say at "$size"
-if grep -q 'No space left\\|quota exceeded' "$err"; then say full; exit 0; fi
 if [ "$size" -ne "$total" ]; then
+    # A disk without room has none for the words that would say so.
+    rest=$(free "$session")
+    if [ "${rest:-64}" -lt 64 ] || grep -q 'No space left\\|quota exceeded' "$err"; then say full; exit 0; fi
     said=$(cat "$err.way" "$err" 2>/dev/null | tail -n 3 | tr '\\n' ' ')
     say short "$said"; exit 0
 fi

@@ -1,0 +1,221 @@
+"""The image on real engines: every node gets it, only what it lacks travels, and whatever breaks, the others go on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from shipping import MIB, Harbour, Made, layer, made
+
+from clusterft.findings import Finding
+from clusterft.ship import Shipment, layout
+from lab import FullLab
+
+pytestmark = pytest.mark.lab_full
+
+BASE = layer("base", 6 * MIB, "base")
+LIBRARIES = layer("libraries", 3 * MIB, "libraries")
+_STORE = """
+mkdir -p /etc/docker && echo '{"features": {"containerd-snapshotter": true}}' >/etc/docker/daemon.json
+"""
+_WORK = "/var/tmp/clusterft-0/ship"  # root's scratch of the cluster
+
+
+@pytest.fixture(scope="module")
+def harbour() -> Iterator[Harbour]:
+    """Three nodes with an engine of each kind, and a person of each kind that may use it."""
+    with FullLab.up(count=4, engine=("20.10", "26.1", "28.5")) as lab:
+        store = lab.nodes[2]  # the newest engine with the store that newer ones have by default
+        store.inside(["sh", "-c", _STORE])
+        store.reboot()
+        yield Harbour(lab, {"n2": "worker", "n3": "sudoer"})
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Made]:
+    with made("clusterft-test:one", [BASE, LIBRARIES, layer("code", 20_000, 1)]) as one:
+        yield one
+
+
+@pytest.fixture
+def trio() -> Iterator[Harbour]:
+    """Three nodes to break."""
+    with FullLab.up(count=3) as lab:
+        yield Harbour(lab)
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[Made]:
+    """Large enough for a slow link to be broken half-way."""
+    with made("clusterft-test:large", [layer("large", 16 * MIB, "large"), layer("code", 20_000, 1)]) as one:
+        yield one
+
+
+def in_background(work: Callable[[], Shipment]) -> Callable[[], Shipment]:
+    """Begin, and return what waits for the end."""
+    found: list[Shipment | BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def wait() -> Shipment:
+        thread.join(120)
+        assert found, "the shipment did not end"
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    return wait
+
+
+def inside(harbour: Harbour, node: str, script: str) -> str:
+    """Run a shell line on a node without its network."""
+    return harbour.lab.node(node).inside(["sh", "-c", script])
+
+
+def under_way(harbour: Harbour, node: str, least: int) -> None:
+    """Wait until that many bytes are on the node."""
+    deadline = time.monotonic() + 60
+    script = f"cat {_WORK}/*/blobs/sha256/*.part 2>/dev/null | wc -c"
+    while int(inside(harbour, node, script)) < least:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def slow(harbour: Harbour, rate: str = "24mbit") -> None:
+    """Log in, then slow all links down."""
+    with harbour.fleet():
+        pass
+    for node in harbour.lab.nodes:
+        node.throttle(rate)
+
+
+def test_engines_of_all_kinds_get_the_same_image(harbour: Harbour, image: Made) -> None:
+    first = harbour.bring(image)
+    nodes = [node.name for node in harbour.lab.nodes]
+    assert all(isinstance(first.outcomes[node], tuple) and first.outcomes[node] for node in nodes), first
+    assert first.parts == image.parts
+    assert [node for node in nodes if not harbour.has(node, image)] == []
+    assert first.sent == image.size, "each byte once"
+    assert first.whole == {}, "no engine needed what it had"
+
+    again = harbour.bring(image, first.parts)
+    assert again.outcomes == dict.fromkeys(nodes, ()) and again.sent == 0
+    # Another controller, that knows nothing of the first time.
+    assert harbour.bring(image).outcomes == dict.fromkeys(nodes, ())
+
+    code = layer("code", 50_000, 2)
+    with made("clusterft-test:changed", [BASE, LIBRARIES, code]) as changed:
+        third = harbour.bring(changed, first.parts)
+        assert third.sent == len(code) and third.whole == {}
+        assert [node for node in nodes if not harbour.has(node, changed)] == []
+    assert {node: harbour.litter(node) for node in nodes} == {node: "" for node in nodes}
+    assert {event.node for event in harbour.said if event.done and event.done == event.total} == set(nodes)
+
+
+def test_a_node_that_lost_its_layers_gets_only_those(harbour: Harbour, image: Made) -> None:
+    harbour.bring(image)
+    harbour.on("n1", f"docker image rm -f {image.reference} && docker image prune -af")
+    with made("clusterft-test:two", [BASE, LIBRARIES, layer("other", 30_000, 3)]) as other:
+        done = harbour.bring(other)
+        assert done.sent == other.size and all(harbour.has(node.name, other) for node in harbour.lab.nodes)
+
+
+def test_half_an_image_under_its_name_is_mended(harbour: Harbour, image: Made) -> None:
+    """The containerd store says "Loaded image" although a layer is missing."""
+    harbour.bring(image)
+    harbour.on("n3", f"docker image rm -f {image.reference}; docker image prune -af")
+    half = layout.packed(image.parts.documents(image.reference)).decode("latin1")
+    node = harbour.lab.node("n3")
+    said = node.access.ssh("n3", ["docker", "load"], timeout=30, stdin=half).stdout
+    assert "Loaded image" in said, "the lie that this is about"
+    assert isinstance(harbour.bring(image).outcomes["n3"], tuple)
+    assert harbour.has("n3", image)
+
+
+def test_another_architecture_and_a_missing_engine_are_named(harbour: Harbour, image: Made) -> None:
+    harbour.lab.node("n4").stop_engine()
+    try:
+        outcome = harbour.bring(image).outcomes["n4"]
+    finally:
+        harbour.lab.node("n4").start_engine()
+    assert isinstance(outcome, Finding) and outcome.id == "dk.down", outcome
+    with made("clusterft-test:alien", [layer("a", 10, 1)], platform="s390x") as other:
+        found = harbour.bring(other).outcomes
+    assert {f.id for f in found.values() if isinstance(f, Finding)} == {"dk.arch"} and len(found) == 4
+
+
+def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
+    slow(trio)
+    wait = in_background(lambda: trio.bring(large))
+    under_way(trio, "n3", 3 * MIB)
+    trio.lab.node("n2").kill()
+    done = wait()
+    dead = done.outcomes["n2"]
+    assert isinstance(dead, Finding) and dead.nodes == ("n2",) and dead.id == "ssh.timeout", dead
+    assert all(trio.has(node, large) for node in ("n1", "n3"))
+    assert done.sent < 1.1 * large.size, "n3 went on from n1, not from the controller"
+    # Back again, it goes on from the bytes that it has.
+    trio.lab.node("n2").start()
+    trio.lab.node("n2").unthrottle()
+    again = trio.bring(large)
+    assert again.outcomes["n1"] == () and trio.has("n2", large)
+    assert 0 < again.sent < large.size - 2 * MIB
+    assert trio.litter("n2") == ""
+
+
+def test_a_node_that_freezes_half_way(trio: Harbour, large: Made) -> None:
+    slow(trio)
+    wait = in_background(lambda: trio.bring(large))
+    under_way(trio, "n3", 2 * MIB)
+    trio.lab.node("n1").pause()  # the one that all others hang on
+    try:
+        done = wait()
+    finally:
+        trio.lab.node("n1").resume()
+    frozen = done.outcomes["n1"]
+    assert isinstance(frozen, Finding) and frozen.id == "ssh.timeout" and "n1" in frozen.summary, frozen
+    assert all(trio.has(node, large) for node in ("n2", "n3"))
+
+
+def test_a_controller_that_dies_half_way_loads_nothing_and_goes_on_later(trio: Harbour, large: Made) -> None:
+    slow(trio)
+    # A process of its own, killed without a chance to clean up.
+    controller = multiprocessing.get_context("fork").Process(target=trio.bring, args=(large,))
+    controller.start()
+    under_way(trio, "n3", 4 * MIB)
+    assert controller.pid is not None
+    os.kill(controller.pid, signal.SIGKILL)
+    controller.join()
+    assert [trio.on(node.name, "docker image ls -aq") for node in trio.lab.nodes] == ["", "", ""]
+    done = trio.bring(large)
+    assert all(trio.has(node.name, large) for node in trio.lab.nodes), done
+    assert done.sent < large.size - 3 * MIB, "the bytes of the first time were used"
+    assert [trio.litter(node.name) for node in trio.lab.nodes] == ["", "", ""]
+
+
+def test_disks_without_room(trio: Harbour, large: Made) -> None:
+    slow(trio)
+    for name, size in (("n1", "8m"), ("n2", "200m")):
+        inside(trio, name, f"mount -t tmpfs -o size={size} tmpfs /var/tmp")
+    wait = in_background(lambda: trio.bring(large))
+    under_way(trio, "n2", 2 * MIB)
+    inside(trio, "n2", "cat /dev/zero >/var/tmp/others 2>/dev/null || :")
+    done = wait()
+    none, later = done.outcomes["n1"], done.outcomes["n2"]
+    assert isinstance(none, Finding) and none.id == "os.disk-full", none
+    assert "MiB free" in none.evidence and "needed" in none.evidence
+    assert isinstance(later, Finding) and later.id == "os.disk-full" and "half-way" in later.summary, later
+    assert trio.has("n3", large)
+    assert trio.on("n2", "ls /var/tmp") == "others\n"
