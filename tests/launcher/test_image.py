@@ -207,12 +207,19 @@ def test_a_build_is_asked_for_as_it_should(kind: str, tmp_path: Path, monkeypatc
 
 def _shown(one: recipe.Recipe) -> dict[str, Any]:
     listing = []
-    for entry in one.context.entries:
+    for entry in (inner for outer in one.context.entries for inner in _unpacked(outer)):
         small = isinstance(entry.source, bytes) and entry.name.endswith(".txt")
         text = entry.source.decode() if small and isinstance(entry.source, bytes) else None
         listing.append([entry.name, f"{entry.mode:o}", *([text] if text else ())])
     labels = {key: value for key, value in one.labels.items() if key != recipe.KEY}
     return {"arguments": dict(one.arguments), "ways": one.ways, "labels": labels, "context": listing}
+
+
+def _unpacked(entry: Entry) -> list[Entry]:
+    if not isinstance(entry.source, bytes) or not entry.name.endswith(".tar"):
+        return [entry]
+    with tarfile.open(fileobj=io.BytesIO(entry.source)) as tar:
+        return [entry, *(Entry(f"{entry.name}: {m.name}", mode=m.mode) for m in tar)]
 
 
 def test_only_what_is_inside_makes_another_image(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ _OPS = {
 }
 # Ampere to Blackwell; newer cards compile the last one's PTX.
 _CARDS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+_TRAINER = "opt/clusterft/trainer"  # on sys.path by a .pth file
 # What DeepSpeed is compiled with; not in the image.
 _BUILD = ("setuptools==80.9.0", "wheel==0.45.1")
 # torch alone with these: a pin of anything else must not make a new layer of gigabytes.
@@ -76,10 +77,11 @@ def foundation(spec: ImageSpec, needs: tuple[str, ...], environ: Mapping[str, st
 
 def last(spec: ImageSpec, below: Recipe, wheel: Wheel) -> Recipe:
     """The last layers on a foundation: sessions, then the trainer."""
-    entries = [Entry("Dockerfile", text("Dockerfile.last").encode()), folder("trainer")]
-    entries += [Entry(f"trainer/{name}", data) for name, data in wheel.files]
+    tree = _with_folders([Entry(f"{_TRAINER}/{name}", data) for name, data in wheel.files])
+    archive = Entry("trainer.tar", b"".join(tree.stream(lambda gone: None)))
+    context = Context((Entry("Dockerfile", text("Dockerfile.last").encode()), archive))
     labels = {VARIANT: spec.variant, VERSION: wheel.version}
-    return _recipe(LAST, "Dockerfile", _with_folders(entries), {"FOUNDATION": below.tag}, labels)
+    return _recipe(LAST, "Dockerfile", context, {"FOUNDATION": below.tag}, labels)
 
 
 def text(name: str) -> str:

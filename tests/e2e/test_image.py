@@ -1,0 +1,278 @@
+"""Images on real engines: built here and on a head, once; the last layer follows the code; each proves itself."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from docker import APIClient
+
+import clusterft
+from clusterft import hosts, image
+from clusterft.engine import Engine
+from clusterft.errors import Blocked
+from clusterft.events import Progress
+from clusterft.fleet import Fleet
+from clusterft.image import recipe, selftest, wheel
+from clusterft.image.selftest import Expected
+from clusterft.remote import Remote
+from clusterft.remote.local import LocalRemote
+from clusterft.spec import ImageSpec
+from lab import FullLab
+from lab.engine import ensure_engine
+from lab.node_image import base_image
+
+pytestmark = pytest.mark.lab_full
+PYTHON = "clusterft-test-python:latest"
+_PYTHON = """\
+FROM debian:bookworm-slim
+RUN apt-get -q update && apt-get -q install -y --no-install-recommends python3 openssh-server openssh-client \\
+ && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
+"""
+MINE = f'FROM {PYTHON}\nCOPY hello.txt /srv/\nUSER 12:12\nENTRYPOINT ["/bin/false"]\n'
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """This machine's engine, with a small image that has Python and sshd."""
+    ensure_engine()
+    base_image("bookworm")
+    with Engine(LocalRemote()) as opened:
+        made = opened.api.build(
+            fileobj=io.BytesIO(_PYTHON.encode()),
+            tag=PYTHON,
+            network_mode="host",
+            rm=True,
+            decode=True,
+            timeout=300,
+        )
+        said = list(made)
+        assert not any("error" in message for message in said), said[-3:]
+        yield opened
+        _forget(opened.api, PYTHON)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, engine: Engine) -> Iterator[ImageSpec]:
+    """A user's own Dockerfile; what is built from it goes again."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(MINE)
+    (folder / "hello.txt").write_text("hello")
+    before = _ours(engine.api)
+    yield ImageSpec(variant="cpu", dockerfile=folder / "Dockerfile")
+    for tag in _ours(engine.api) - before:
+        _forget(engine.api, tag)
+
+
+def _ours(api: APIClient) -> set[str]:
+    listed = api.images(filters={"label": recipe.KEY})
+    return {tag for one in listed for tag in one["RepoTags"] or () if tag != "<none>:<none>"}
+
+
+def _forget(api: APIClient, tag: str) -> None:
+    api.remove_image(tag, force=True)
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+def _changed(code: bytes) -> Callable[[], wheel.Wheel]:
+    whole = wheel.build()
+    kept = [(name, data) for name, data in whole.files if ".dist-info/" not in name]
+    return lambda: wheel.make(
+        whole.version, [*kept, ("clusterft_trainer/new_thing.py", code)], wheel.requirements()
+    )
+
+
+def _run(tag: str, script: str, *options: str) -> str:
+    argv = ["docker", "run", "--rm", "--network=none", *options, tag, "sh", "-c", script]
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def test_a_users_dockerfile_gets_our_last_layers_once(engine: Engine, mine: ImageSpec) -> None:
+    heard: list[Progress] = []
+    first = image.make(engine.api, mine, heard.append)
+    assert [tag.split(":")[0] for tag in first.built] == ["clusterft-foundation", "clusterft"]
+    words = [progress.words for progress in heard]
+    assert any(word.startswith("foundation 2/") and "COPY hello.txt" in word for word in words)
+    assert any(word.startswith("last ") and "ADD trainer.tar" in word for word in words)
+    heard.clear()
+    again = image.make(engine.api, mine, heard.append)
+    assert again.built == () and heard == [] and again.identity == first.identity and again.tag == first.tag
+
+
+def test_the_trainer_stands_in_it_for_any_user(engine: Engine, mine: ImageSpec) -> None:
+    made = image.make(engine.api, mine, _silent)
+    found, findings = selftest.passed(engine.api, made.tag, Expected(clusterft.__version__, "cpu", False))
+    assert found and found.trainer == clusterft.__version__ and found.python.startswith("3.")
+    assert [finding.status for finding in findings] == ["warn"] and "lacks pydantic" in findings[0].summary
+    ask = (
+        "id -u; python3 -c 'import clusterft_trainer.supervisor.watch as w; print(w.__file__)'; cat /srv/hello.txt"
+    )
+    told = _run(made.tag, ask, "--user=40001:40001").split()
+    assert told == ["40001", "/opt/clusterft/trainer/clusterft_trainer/supervisor/watch.py", "hello"]
+    assert not engine.api.containers(all=True, filters={"label": "clusterft.selftest"})
+
+
+def test_plain_ssh_inside_knows_the_runs_nodes(engine: Engine, mine: ImageSpec, tmp_path: Path) -> None:
+    made = image.make(engine.api, mine, _silent)
+    (tmp_path / "config").write_text("Host gpu1\n  HostName 198.18.0.9\n  Port 2222\n")
+    volume = f"--volume={tmp_path / 'config'}:/run/clusterft/ssh/config:ro"
+    told = _run(made.tag, "ssh -G gpu1; ssh -G elsewhere", "--user=0:0", volume).splitlines()
+    assert [line for line in told if line.startswith(("hostname", "port "))] == [
+        "hostname 198.18.0.9",
+        "port 2222",
+        "hostname elsewhere",
+        "port 22",
+    ]
+    assert "hostname gpu1" in _run(made.tag, "ssh -G gpu1", "--user=0:0")
+
+
+def test_a_change_of_code_is_one_small_layer(
+    engine: Engine, mine: ImageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = image.make(engine.api, mine, _silent)
+    monkeypatch.setattr(wheel, "build", _changed(b"x = 1\n"))
+    second = image.make(engine.api, mine, _silent)
+    assert second.built == (second.tag,) and second.tag != first.tag
+    assert second.identity.layers[:-1] == first.identity.layers[:-1]
+    assert second.identity.layers[-1] != first.identity.layers[-1]
+    top = next(step for step in engine.api.history(second.tag) if step["Size"])
+    assert "ADD" in top["CreatedBy"] and top["Size"] < 2_000_000
+    monkeypatch.undo()
+    assert image.make(engine.api, mine, _silent).identity == first.identity
+
+
+def test_equal_code_is_an_equal_layer_even_without_a_cache(engine: Engine, mine: ImageSpec) -> None:
+    first = image.make(engine.api, mine, _silent)
+    for tag in first.built[::-1]:
+        _forget(engine.api, tag)
+    second = image.make(engine.api, mine, _silent)
+    assert second.built and second.identity.layers[-1] == first.identity.layers[-1]
+
+
+def test_an_image_that_lost_its_name_gets_it_back(engine: Engine, mine: ImageSpec) -> None:
+    first = image.make(engine.api, mine, _silent)
+    engine.api.tag(first.tag, "clusterft-test-other", "1")
+    engine.api.remove_image(first.tag)
+    again = image.make(engine.api, mine, _silent)
+    assert again.built == () and first.tag in engine.api.inspect_image(again.tag)["RepoTags"]
+    _forget(engine.api, "clusterft-test-other:1")
+
+
+def test_another_file_of_the_user_is_another_image(engine: Engine, mine: ImageSpec) -> None:
+    first = image.make(engine.api, mine, _silent)
+    assert mine.dockerfile
+    (mine.dockerfile.parent / "hello.txt").write_text("good evening")
+    second = image.make(engine.api, mine, _silent)
+    assert len(second.built) == 2 and _run(second.tag, "cat /srv/hello.txt") == "good evening"
+    assert second.identity.layers[-1] == first.identity.layers[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "fix"),
+    [
+        ("RUN echo preparing; echo the very cause >&2; exit 3", ("step 2/", "the very cause", "code: 3"), ""),
+        ("RUN echo write error: No space left on device; exit 1", ("No space left",), "make room"),
+        ("COPY absent.txt /", ("step 2/", "absent.txt"), ""),
+        ("NONSENSE", ("unknown instruction: NONSENSE",), ""),
+        ("RUN rm -rf /usr/bin/python3*", ("has no python3", "3.11 or newer"), ""),
+    ],
+)
+def test_a_failed_step_is_shown_with_its_output(
+    engine: Engine, mine: ImageSpec, text: str, words: tuple[str, ...], fix: str
+) -> None:
+    assert mine.dockerfile
+    mine.dockerfile.write_text(f"FROM {PYTHON}\n{text}\n")
+    with pytest.raises(Blocked) as caught:
+        image.make(engine.api, mine, _silent)
+    finding = caught.value.findings[0]
+    assert finding.id == "dk.build" and all(word in finding.evidence for word in words), finding.evidence
+    assert fix in " ".join(finding.fix) and bool(finding.fix) == bool(fix)
+
+
+def test_a_base_that_cannot_be_had_is_told(engine: Engine, mine: ImageSpec) -> None:
+    assert mine.dockerfile
+    # Nothing listens there, on any machine.
+    mine.dockerfile.write_text("FROM 127.0.0.1:9/none/such:1\n")
+    with pytest.raises(Blocked) as caught:
+        image.make(engine.api, mine, _silent)
+    assert (
+        "connection refused" in caught.value.findings[0].evidence
+        and "docker load" in caught.value.findings[0].fix[0]
+    )
+
+
+def test_an_existing_image_is_taken_as_it_is(engine: Engine, mine: ImageSpec) -> None:
+    made = image.make(engine.api, mine, _silent)
+    identity = engine.api.inspect_image(made.tag)["Id"]
+    for name in (made.tag, identity):
+        taken = image.make(engine.api, ImageSpec(use=name), _silent)
+        assert taken.built == () and taken.identity == made.identity
+    _, findings = selftest.passed(engine.api, PYTHON, Expected(clusterft.__version__, "cpu", False))
+    assert [finding.status for finding in findings] == ["fail"] and "no clusterft trainer" in findings[0].summary
+    _, findings = selftest.passed(
+        engine.api, "debian:bookworm-slim", Expected(clusterft.__version__, "cpu", False)
+    )
+    assert "no python3" in findings[0].summary and "image.dockerfile" in findings[0].fix[0]
+    with pytest.raises(Blocked, match="no image clusterft-none") as caught:
+        image.make(engine.api, ImageSpec(use="clusterft-none:1"), _silent)
+    assert caught.value.findings[0].fix[0] == "docker pull clusterft-none:1"
+    _, findings = selftest.passed(engine.api, "clusterft-none:1", Expected(clusterft.__version__, "cpu", False))
+    assert findings[0].status == "fail" and "No such image" in findings[0].evidence
+
+
+@pytest.fixture(scope="module")
+def heads(engine: Engine) -> Iterator[dict[str, Engine]]:
+    """A head of each engine version, each with the small image."""
+    with FullLab.up(count=3, engine=["20.10", "26.1", "28.5"]) as lab:
+        saved = b"".join(engine.api.get_image(PYTHON))
+
+        def opened(remote: Remote) -> Engine:
+            head = Engine(remote)
+            head.api.load_image(io.BytesIO(saved))
+            return head
+
+        with Fleet(hosts.load(lab.hostfile), lab.known_hosts) as fleet:
+            with ThreadPoolExecutor(3) as pool:
+                engines = list(pool.map(opened, fleet.remotes.values()))
+            yield {str(one.about["Version"]): one for one in engines}
+            for one in engines:
+                one.close()
+
+
+def test_a_head_of_any_engine_builds_and_proves_it(heads: dict[str, Engine], mine: ImageSpec) -> None:
+    assert {version[:2] for version in heads} == {"20", "26", "28"}
+    with ThreadPoolExecutor(3) as pool:
+        made = dict(
+            zip(heads, pool.map(lambda one: image.make(one.api, mine, _silent), heads.values()), strict=True)
+        )
+    for version, one in heads.items():
+        assert len(made[version].built) == 2 and image.make(one.api, mine, _silent).built == (), version
+        found, findings = selftest.passed(
+            one.api, made[version].tag, Expected(clusterft.__version__, "cpu", False)
+        )
+        assert found and [finding.status for finding in findings] == ["warn"], (version, findings)
+    assert len({one.tag for one in made.values()}) == 1
+    # containerd writes the headers of a layer in another way; among the others, equal code is an equal layer.
+    top = {version[:2]: one.identity.layers[-1] for version, one in made.items()}
+    assert top["20"] == top["26"]
+
+
+def test_an_image_is_itself_on_every_engine(engine: Engine, heads: dict[str, Engine], mine: ImageSpec) -> None:
+    made = image.make(engine.api, mine, _silent)
+    engine.api.tag(made.tag, "clusterft-test-moved", "1")
+    saved = b"".join(engine.api.get_image("clusterft-test-moved:1"))
+    for version, one in heads.items():
+        one.api.load_image(io.BytesIO(saved))
+        moved = image.identify(one.api, "clusterft-test-moved:1")
+        assert image.differences(made.identity, moved) == (), version
+        small = image.identify(one.api, PYTHON)
+        assert image.differences(made.identity, small) != ()
+    _forget(engine.api, "clusterft-test-moved:1")
