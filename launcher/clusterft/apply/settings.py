@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clusterft import hosts, places
 from clusterft.errors import UsageError
 from clusterft.hosts import Cluster
 from clusterft.places import ClusterPlaces
+from clusterft.ship import Blob, ImageParts
 
 SCHEMA = 1
 
@@ -25,11 +26,11 @@ class Settings:
 
     image: dict[str, Any] | None = None  # the image: block, as ImageSpec wrote it
     tag: str | None = None  # what every node that is up calls the image
-    config_digest: str | None = None
-    layers: tuple[str, ...] = ()
+    tried: str | None = None  # config digest of the image that passed its self-test
+    parts: ImageParts | None = None  # so that a second `up` need not take the image apart again
+    device: Literal["cuda", "cpu"] = "cuda"
     shared: str | None = None
     nodes: tuple[str, ...] = ()  # up at last sight
-    by_password: tuple[str, ...] = ()  # opened by a password once; the cluster key is there now
 
 
 def cluster_places(cluster: str) -> ClusterPlaces:
@@ -49,14 +50,29 @@ def load(where: ClusterPlaces) -> Settings | None:
         ) from None
     if body.get("schema") != SCHEMA:
         raise UsageError("was written by another version", where=str(where.settings), remedy="clusterft up")
-    fields: dict[str, Any] = {name: body[name] for name in ("image", "tag", "config_digest", "shared")}
-    fields |= {name: tuple(body[name]) for name in ("layers", "nodes", "by_password")}
-    return Settings(**fields)
+    parts = body["parts"]
+    return Settings(
+        **{name: body[name] for name in ("image", "tag", "tried", "device", "shared")},
+        nodes=tuple(body["nodes"]),
+        parts=parts and _parts(parts),
+    )
+
+
+def _parts(body: dict[str, Any]) -> ImageParts:
+    layers = tuple(Blob(digest, size) for digest, size in body["layers"])
+    return ImageParts(body["reference"], body["config"].encode(), layers)
 
 
 def save(where: ClusterPlaces, settings: Settings) -> bool:
     """Write it down; whether that changed anything."""
-    return write(where.settings, json.dumps({"schema": SCHEMA, **asdict(settings)}, indent=2) + "\n")
+    parts = settings.parts and {
+        "reference": settings.parts.reference,
+        "config": settings.parts.config.decode(),
+        "layers": [[layer.digest, layer.size] for layer in settings.parts.layers],
+    }
+    plain = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    body = {"schema": SCHEMA, **plain, "parts": parts}
+    return write(where.settings, json.dumps(body, indent=2) + "\n")
 
 
 def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:

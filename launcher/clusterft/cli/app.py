@@ -43,11 +43,49 @@ def _root(
     """Options of every verb; `cli.run` looks for --debug itself, since it reports errors."""
 
 
+_Cluster = Annotated[str | None, typer.Option(help="Cluster name; default: the hostfile's stem.")]
+
+
+@_app.command()
+def up(
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    cluster: _Cluster = None,
+    job: Annotated[Path | None, typer.Option("--job", help="job.yaml: its image: and shared: are taken.")] = None,
+    no_image: Annotated[bool, typer.Option("--no-image", help="Connect and give keys; no image.")] = False,
+    accept_host_keys: Annotated[
+        bool, typer.Option("--accept-new-host-keys", help="Trust machines never met before; their keys are shown.")
+    ] = False,
+    accept_nat: Annotated[
+        bool, typer.Option("--accept-nat", help="Let nodes in from the address of a NAT gateway.")
+    ] = False,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option("--forget-host-key", help="Node whose host key has changed for a good reason."),
+    ] = None,
+    as_json: _Json = False,
+) -> int:
+    """Make all nodes reachable, trusted and equal."""
+    from clusterft.cli import up as verb
+
+    return verb.run(
+        verb.Options(
+            hosts,
+            cluster,
+            job,
+            no_image=no_image,
+            accept_host_keys=accept_host_keys,
+            accept_nat=accept_nat,
+            forget=tuple(forget or ()),
+            as_json=as_json,
+        )
+    )
+
+
 @_app.command()
 def train(
     job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],
     hosts: _Hosts = None,
-    cluster: Annotated[str | None, typer.Option(help="Cluster name; default: the hostfile's stem.")] = None,
+    cluster: _Cluster = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
     as_json: _Json = False,
 ) -> int:

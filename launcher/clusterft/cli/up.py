@@ -1,0 +1,78 @@
+"""`clusterft up`: from a hostfile to identical, trusted, reachable nodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from clusterft import spec
+from clusterft.apply import settings
+from clusterft.apply.bringup import Bringup, Wants
+from clusterft.board import Muster
+from clusterft.cli.ask import Terminal
+from clusterft.errors import Blocked
+from clusterft.hosts import Cluster
+from clusterft.spec import ImageSpec
+from clusterft.ui import muster as view
+from clusterft.ui.watch import notes, say
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of this verb."""
+
+    hosts: Path | None
+    cluster: str | None
+    job: Path | None
+    no_image: bool
+    accept_host_keys: bool
+    accept_nat: bool
+    forget: tuple[str, ...]
+    as_json: bool
+
+
+def run(options: Options) -> int:
+    """Bring all nodes up; 3 when one of them is not, the others are all the same."""
+    cluster = settings.find(options.hosts, options.cluster)
+    wants = _wants(options, cluster)
+    note = notes(quiet=options.as_json)
+    for line in cluster.notes:
+        note(line)
+    person = Terminal(accept_host_keys=options.accept_host_keys, accept_nat=options.accept_nat)
+    with view.watcher(quiet=options.as_json) as watcher:
+        person.pause = watcher.pause
+        muster = Bringup(cluster, wants, person, watcher.show).run()
+    _print(muster, wants, options)
+    return 0 if muster.complete else Blocked.exit_code
+
+
+def _wants(options: Options, cluster: Cluster) -> Wants:
+    """What the job says; without one, what the last `up` was told; at first, the image for CUDA."""
+    if options.job:
+        job = spec.load(options.job)
+        told = settings.Settings(
+            job.image.model_dump(mode="json"), device=job.resources.device, shared=str(job.shared)
+        )
+    else:
+        told = settings.load(settings.cluster_places(cluster.name)) or settings.Settings()
+    image = None if options.no_image else ImageSpec.model_validate(told.image or {})
+    return Wants(image, told.device, told.shared, options.forget)
+
+
+def _print(muster: Muster, wants: Wants, options: Options) -> None:
+    if options.as_json:
+        say(sys.stdout, json.dumps(view.to_dict(muster)))
+        return
+    for line in view.lines(muster):
+        say(sys.stdout, line)
+    if muster.complete:
+        say(sys.stdout, f"next: clusterft train {options.job or 'job.yaml'}")
+    elif muster.roster.up:
+        say(sys.stdout, f"next: mend what is named above, then the same command again; {_kept(muster)}")
+
+
+def _kept(muster: Muster) -> str:
+    up = muster.roster.up
+    return f"{', '.join(up)} {'is' if len(up) == 1 else 'are'} up and stay{'s' * (len(up) == 1)} so"

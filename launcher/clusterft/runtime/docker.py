@@ -1,0 +1,172 @@
+"""The container runtime: one detached, labelled container a node; labels and `inspect` are the state.
+
+Files go in through the engine's archive API before the start: a home that the engine's root cannot read does not
+matter, and no file of the host is mounted. Nothing is ended but by container id.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from docker.errors import APIError, NotFound
+
+from clusterft.engine import Engine
+from clusterft.plan.container import HOME, ContainerPlan, Person
+from clusterft.runtime.process import CannotStart
+
+_STOP_SECONDS = 10
+_CONFLICT = 409
+
+
+class Placed(NamedTuple):
+    """One file inside the container, owned by the run's user."""
+
+    path: PurePosixPath
+    data: bytes
+    mode: int
+
+
+class Found(NamedTuple):
+    """A container of ours."""
+
+    id: str
+    name: str
+    cluster: str
+    run: str
+    node: str
+    state: str  # the engine's word: running, exited, created, ...
+
+
+def create(engine: Engine, plan: ContainerPlan, files: Iterable[Placed]) -> str:
+    """Make the container with its files and return its id; CannotStart names the run that holds the name."""
+    try:
+        made = engine.api.create_container_from_config(plan.to_dict(), plan.name)  # type: ignore[no-untyped-call]
+    except APIError as error:
+        if error.status_code == _CONFLICT:
+            raise _in_use(engine, plan) from None
+        raise CannotStart(
+            f"{plan.labels.node}: the engine makes no container: {error.explanation}",
+            remedy="clusterft up   brings the image to every node",
+        ) from None
+    identity = str(made["Id"])
+    try:
+        _put(engine, identity, plan.person, files)
+    except BaseException:
+        remove(engine, identity)
+        raise
+    return identity
+
+
+def start(engine: Engine, identity: str) -> None:
+    """Start it."""
+    try:
+        engine.api.start(identity)
+    except APIError as error:
+        raise CannotStart(f"the container does not start: {error.explanation}") from None
+
+
+def stop(engine: Engine, identity: str, seconds: int = _STOP_SECONDS) -> None:
+    """TERM, then KILL; a container that is gone is stopped."""
+    try:
+        engine.api.stop(identity, timeout=seconds)
+    except NotFound:
+        return
+
+
+def remove(engine: Engine, identity: str) -> None:
+    """Take it away with its anonymous volumes; gone already is fine."""
+    try:
+        engine.api.remove_container(identity, force=True, v=True)
+    except NotFound:
+        return
+
+
+def find(engine: Engine, *, cluster: str | None = None, run: str | None = None) -> tuple[Found, ...]:
+    """Our containers on this engine, also those that have ended."""
+    wanted = {"clusterft.cluster": cluster, "clusterft.run": run}
+    labels = [key if value is None else f"{key}={value}" for key, value in wanted.items()]
+    listed = engine.api.containers(all=True, filters={"label": labels})
+    return tuple(_found(one) for one in listed)
+
+
+def _found(one: dict[str, Any]) -> Found:
+    labels = one["Labels"]
+    return Found(
+        id=one["Id"],
+        name=one["Names"][0].lstrip("/") if one["Names"] else one["Id"][:12],
+        cluster=labels["clusterft.cluster"],
+        run=labels["clusterft.run"],
+        node=labels.get("clusterft.node", ""),
+        state=one["State"],
+    )
+
+
+def _in_use(engine: Engine, plan: ContainerPlan) -> CannotStart:
+    holder = next((one for one in find(engine) if one.name == plan.name), None)
+    if holder is None:
+        return CannotStart(
+            f"{plan.labels.node} has a container named {plan.name} that is none of ours",
+            remedy=f"docker rename {plan.name} ANOTHER   on {plan.labels.node}",
+        )
+    return CannotStart(
+        f"{plan.labels.node} is in use by run {holder.run} of cluster {holder.cluster} ({holder.state})",
+        remedy=f"wait for it, or end it: clusterft stop {holder.run}",
+    )
+
+
+def _put(engine: Engine, identity: str, person: Person, files: Iterable[Placed]) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path, line in (("etc/passwd", person.passwd_line()), ("etc/group", person.group_line())):
+            there = _read(engine, identity, f"/{path}")
+            text = there if _known(there, line) else there + line
+            _add(tar, path, text.encode(errors="surrogateescape"), 0o644, None)
+        made: set[str] = set()
+        _directory(tar, str(HOME).lstrip("/"), person, made)
+        for file in files:
+            inside = str(file.path).lstrip("/")
+            _directory(tar, str(PurePosixPath(inside).parent), person, made)
+            _add(tar, inside, file.data, file.mode, person)
+    packed.seek(0)
+    engine.api.put_archive(identity, "/", packed)
+
+
+def _known(text: str, line: str) -> bool:
+    """Whether the number has a name already; root has one in every image."""
+    number = line.split(":")[2]
+    return any(entry.split(":")[2:3] == [number] for entry in text.splitlines())
+
+
+def _read(engine: Engine, identity: str, path: str) -> str:
+    """A small text file of the image; none is an empty one."""
+    try:
+        chunks, _ = engine.api.get_archive(identity, path)
+    except NotFound:
+        return ""
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        member = tar.extractfile(tar.getmembers()[0])
+        text = member.read().decode("utf-8", errors="surrogateescape") if member else ""
+    return text if not text or text.endswith("\n") else text + "\n"
+
+
+def _directory(tar: tarfile.TarFile, path: str, person: Person, made: set[str]) -> None:
+    """The directory and those above it that are ours, each once; /run and /home belong to the image."""
+    ours = [p for p in (path, *map(str, PurePosixPath(path).parents)) if p.count("/") >= 1]
+    for each in reversed(ours):
+        if each not in made:
+            made.add(each)
+            entry = tarfile.TarInfo(each)
+            entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o700, person.uid, person.gid
+            tar.addfile(entry)
+
+
+def _add(tar: tarfile.TarFile, path: str, data: bytes, mode: int, person: Person | None) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mode = len(data), mode
+    if person:
+        entry.uid, entry.gid = person.uid, person.gid
+    tar.addfile(entry, io.BytesIO(data))
