@@ -93,18 +93,21 @@ def test_json_holds_all_of_it() -> None:
     assert body["complete"] is False
 
 
-def test_plain_lines_thin_out_bytes() -> None:
-    """A transfer prints a line at most every few seconds a node; what settles is always said."""
+def test_plain_lines_thin_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is quick says nothing; who takes long prints a line every few seconds; what settles is always said."""
     out = io.StringIO()
     watcher = view.PlainWatcher(out)
     made = roster()
-    for done in range(0, 100, 10):
-        watcher.show(Progress("gpu1", "image", done=done, total=100), made)
+    for second in range(12):
+        monkeypatch.setattr(view.time, "monotonic", lambda now=second: float(now))
+        watcher.show(Progress("gpu1", "image", done=second, total=100), made)
+    watcher.show(Progress("gpu0", "keys", "looking"), made)
     watcher.show(Settled("gpu1", "image", ("image loaded",)), made)
     watcher.show(Settled("gpu1", "keys", ()), made)
     watcher.show(StageDone("3 nodes reached", 0.4), made)
     assert out.getvalue().splitlines() == [
-        "  gpu1 0 B of 100 B",
+        "  gpu1 5 B of 100 B",
+        "  gpu1 10 B of 100 B",
         "  gpu1: image loaded",
         "✓ 3 nodes reached  0.4 s",
     ]

@@ -29,12 +29,14 @@ from clusterft.hosts import Cluster, Node, deepspeed_hostfile
 from clusterft.image import Made, make, selftest
 from clusterft.places import NodePlaces
 from clusterft.provision import Order
-from clusterft.remote import Asker, keys
+from clusterft.remote import Asker, Remote, keys
 from clusterft.remote.hostkeys import Stranger
 from clusterft.remote.local import LocalRemote
 from clusterft.ship import Convoy, ImageParts, Origin, Target
 from clusterft.spec import ImageSpec
 
+OURS = "clusterft:"  # how the images that we make are called; what a user made is a user's to remove
+_DROP_SECONDS = 60.0
 STAGES = ("reach", "check", "keys", "image")
 
 Seen = Progress | Settled | StageDone
@@ -189,7 +191,22 @@ class Bringup:
         self._found.parts = shipment.parts
         up = tuple(name for name in targets if name in self.roster.up)
         sent = f", {shipment.sent / 1e6:.1f} MB sent from here" if shipment.sent else ""
+        self._drop_last(fleet, made.tag)
         self._stage(f"image proven on {_count(up)}{sent}", began)
+
+    def _drop_last(self, fleet: Fleet, tag: str) -> None:
+        """The image of the last `up` has had its day; where a container still uses it, the engine keeps it."""
+        last = self._before.tag if self._before else None
+        if last is None or last == tag or not last.startswith(OURS):
+            return
+
+        def drop(name: str, remote: Remote) -> bool:
+            argv = (*self._docker(name), "image", "rm", last)
+            return name in self.roster.up and remote.run(argv, seconds=_DROP_SECONDS).code == 0
+
+        gone = [name for name, dropped in fleet.each(drop).items() if dropped is True]
+        for name in gone:
+            self._settle(name, "image", (f"image {last} removed",))
 
     # -- what the stages need ------------------------------------------------------------
 

@@ -47,7 +47,8 @@ class Roster:
             row.stage, row.failure = event.stage, event.outcome
         else:
             row.stage = ""
-            row.passed.append(event.stage)
+            if event.stage not in row.passed:
+                row.passed.append(event.stage)
             row.changes += event.outcome
 
     @property

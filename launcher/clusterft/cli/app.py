@@ -82,6 +82,19 @@ def up(
 
 
 @_app.command()
+def down(
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    cluster: _Cluster = None,
+    now: Annotated[bool, typer.Option("--now", help="End runs that are under way.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Take back all that up brought."""
+    from clusterft.cli import down as verb
+
+    return verb.run(hosts, cluster, now=now, as_json=as_json)
+
+
+@_app.command()
 def train(
     job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],
     hosts: _Hosts = None,

@@ -20,7 +20,8 @@ from clusterft.ui.watch import say
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_PLAIN_EVERY = 5.0  # seconds between two lines about the same bytes without a terminal
+_PLAIN_EVERY = 5.0  # seconds between two lines about one node without a terminal
+_PLAIN_WIDTH = 160  # a builder's line may be a whole script
 _COLUMNS = ("node", "address", "GPUs", "driver", "image", "shared dir")
 
 Seen = Progress | Settled | StageDone
@@ -54,7 +55,7 @@ class Silence:
 
 
 class PlainWatcher:
-    """One line for each thing worth a line; bytes at most every few seconds a node."""
+    """One line for each thing worth a line; who is quick at something says nothing of it."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -66,17 +67,16 @@ class PlainWatcher:
             return
         line = happening(event)
         if line:
-            say(self._out, line)
+            say(self._out, line[:_PLAIN_WIDTH])
 
     def pause(self) -> AbstractContextManager[None]:
         """Lines are not in the way of a question."""
         return nullcontext()
 
     def _due(self, event: Progress) -> bool:
+        """At most a line in a few seconds about each node, and none in its first few seconds."""
         now = time.monotonic()
-        if event.done is None:
-            return bool(event.words)
-        if now < self._next.get(event.node, 0.0):
+        if now < self._next.setdefault(event.node, now + _PLAIN_EVERY):
             return False
         self._next[event.node] = now + _PLAIN_EVERY
         return True
@@ -218,6 +218,20 @@ def to_dict(muster: Muster) -> dict[str, Any]:
         "controller_changes": list(muster.controller),
         "checks": [finding.to_dict() for finding in muster.all_findings],
         "seconds": round(muster.seconds, 3),
+    }
+
+
+def changes(cluster: str, roster: Roster, controller: tuple[str, ...]) -> dict[str, Any]:
+    """The document of `down --json` and `push --json`."""
+    return {
+        "schema": 1,
+        "cluster": cluster,
+        "complete": not roster.failures,
+        "nodes": [
+            {"node": row.node, "done": row.failure is None, "changes": row.changes} for row in roster.rows.values()
+        ],
+        "controller_changes": list(controller),
+        "checks": [finding.to_dict() for finding in roster.failures],
     }
 
 
