@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,9 +138,12 @@ class Harbour:
         return right and tuple(json.loads(layers)) == image.parts.diff_ids
 
     def litter(self, node: str) -> str:
-        """What a shipment left behind."""
-        return self.on(
-            node,
+        """What a shipment left behind; its last process may take a second to end."""
+        script = (
             "ls -A /var/tmp; docker ps -aq; docker images -q -f dangling=true; "
-            "docker images -q clusterft-arriving; ps ax -o args | grep -v grep | grep +ship || :",
+            "docker images -q clusterft-arriving; ps ax -o args | grep -v grep | grep +ship || :"
         )
+        deadline = time.monotonic() + 5
+        while (left := self.on(node, script)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left

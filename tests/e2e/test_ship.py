@@ -1,4 +1,4 @@
-"""The image on real engines: every node gets it, only what it lacks travels, and whatever breaks, the others go on."""
+"""The image on real engines: every node gets it, only what it lacks travels; whatever breaks, the others go on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from shipping import MIB, Harbour, Made, layer, made
@@ -56,41 +56,46 @@ def large() -> Iterator[Made]:
         yield one
 
 
-def in_background(work: Callable[[], Shipment]) -> Callable[[], Shipment]:
-    """Begin, and return what waits for the end."""
-    found: list[Shipment | BaseException] = []
+class Background:
+    """A shipment in a thread of its own."""
 
-    def run() -> None:
+    def __init__(self, harbour: Harbour, image: Made) -> None:
+        self._found: list[Shipment | BaseException] = []
+        self._harbour, self._image = harbour, image
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
         try:
-            found.append(work())
+            self._found.append(self._harbour.bring(self._image))
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            found.append(error)
+            self._found.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    def reaches(self, node: str, least: int) -> None:
+        """Wait until that many bytes are on the node, half-way."""
+        deadline = time.monotonic() + 60
+        while arriving(self._harbour, node) < least:
+            assert self._thread.is_alive(), self.end()
+            assert time.monotonic() < deadline, self._harbour.said[-9:]
+            time.sleep(0.1)
 
-    def wait() -> Shipment:
-        thread.join(120)
-        assert found, "the shipment did not end"
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        return found[0]
+    def end(self) -> Shipment:
+        """What came of it."""
+        self._thread.join(120)
+        assert self._found, "the shipment did not end"
+        if isinstance(self._found[0], BaseException):
+            raise self._found[0]
+        return self._found[0]
 
-    return wait
+
+def arriving(harbour: Harbour, node: str) -> int:
+    """Bytes of unfinished blobs on a node."""
+    return int(inside(harbour, node, f"cat {_WORK}/*/blobs/sha256/*.part 2>/dev/null | wc -c"))
 
 
 def inside(harbour: Harbour, node: str, script: str) -> str:
     """Run a shell line on a node without its network."""
     return harbour.lab.node(node).inside(["sh", "-c", script])
-
-
-def under_way(harbour: Harbour, node: str, least: int) -> None:
-    """Wait until that many bytes are on the node."""
-    deadline = time.monotonic() + 60
-    script = f"cat {_WORK}/*/blobs/sha256/*.part 2>/dev/null | wc -c"
-    while int(inside(harbour, node, script)) < least:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def slow(harbour: Harbour, rate: str = "24mbit") -> None:
@@ -158,10 +163,10 @@ def test_another_architecture_and_a_missing_engine_are_named(harbour: Harbour, i
 
 def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
     slow(trio)
-    wait = in_background(lambda: trio.bring(large))
-    under_way(trio, "n3", 3 * MIB)
+    shipping = Background(trio, large)
+    shipping.reaches("n3", 3 * MIB)
     trio.lab.node("n2").kill()
-    done = wait()
+    done = shipping.end()
     dead = done.outcomes["n2"]
     assert isinstance(dead, Finding) and dead.nodes == ("n2",) and dead.id == "ssh.timeout", dead
     assert all(trio.has(node, large) for node in ("n1", "n3"))
@@ -177,11 +182,11 @@ def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
 
 def test_a_node_that_freezes_half_way(trio: Harbour, large: Made) -> None:
     slow(trio)
-    wait = in_background(lambda: trio.bring(large))
-    under_way(trio, "n3", 2 * MIB)
+    shipping = Background(trio, large)
+    shipping.reaches("n3", 2 * MIB)
     trio.lab.node("n1").pause()  # the one that all others hang on
     try:
-        done = wait()
+        done = shipping.end()
     finally:
         trio.lab.node("n1").resume()
     frozen = done.outcomes["n1"]
@@ -194,7 +199,9 @@ def test_a_controller_that_dies_half_way_loads_nothing_and_goes_on_later(trio: H
     # A process of its own, killed without a chance to clean up.
     controller = multiprocessing.get_context("fork").Process(target=trio.bring, args=(large,))
     controller.start()
-    under_way(trio, "n3", 4 * MIB)
+    while arriving(trio, "n3") < 4 * MIB:
+        assert controller.is_alive()
+        time.sleep(0.1)
     assert controller.pid is not None
     os.kill(controller.pid, signal.SIGKILL)
     controller.join()
@@ -209,10 +216,10 @@ def test_disks_without_room(trio: Harbour, large: Made) -> None:
     slow(trio)
     for name, size in (("n1", "8m"), ("n2", "200m")):
         inside(trio, name, f"mount -t tmpfs -o size={size} tmpfs /var/tmp")
-    wait = in_background(lambda: trio.bring(large))
-    under_way(trio, "n2", 2 * MIB)
+    shipping = Background(trio, large)
+    shipping.reaches("n2", 2 * MIB)
     inside(trio, "n2", "cat /dev/zero >/var/tmp/others 2>/dev/null || :")
-    done = wait()
+    done = shipping.end()
     none, later = done.outcomes["n1"], done.outcomes["n2"]
     assert isinstance(none, Finding) and none.id == "os.disk-full", none
     assert "MiB free" in none.evidence and "needed" in none.evidence
