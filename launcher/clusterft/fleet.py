@@ -8,18 +8,25 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from clusterft import facts
 from clusterft.checks import Survey, Unreached
 from clusterft.facts import NodeFacts
 from clusterft.hosts import Cluster, Node
-from clusterft.remote import Remote, Unreachable
+from clusterft.remote import Asker, Remote, Unreachable
 from clusterft.remote.local import LocalRemote
 
-_WIDTH = 32  # nodes at a time; sshd drops handshakes at random beyond its MaxStartups only behind one bastion
+if TYPE_CHECKING:  # paramiko costs 0.1 s that a local cluster need not pay
+    from clusterft.remote.dial import Dialer
+    from clusterft.remote.hostkeys import HostKey, Stranger
+    from clusterft.remote.ssh import SshRemote
+
+_WIDTH = 32  # nodes at a time
+_WIDTH_BEHIND = 8  # of those behind one bastion, which carries them all
 _PROBE_SECONDS = 20.0
 _LAST_BREATH = 2.0  # seconds that calls under way get when the user stops; a healthy node needs less
 
@@ -27,23 +34,26 @@ T = TypeVar("T")
 
 
 class Fleet:
-    """Open connections to a cluster's active nodes; a node that cannot be reached is kept with its reason."""
+    """Open connections to a cluster's active nodes; a node that cannot be reached is kept with its reason.
 
-    def __init__(self, cluster: Cluster, pins: Path) -> None:
+    `key` is the cluster's own, used if it is there; without an asker, nothing is ever asked.
+    """
+
+    def __init__(
+        self, cluster: Cluster, pins: Path, *, key: Path | None = None, asker: Asker | None = None
+    ) -> None:
         self.cluster = cluster
         self.remotes: dict[str, Remote] = {}
-        self.unreached: list[Unreached] = []
+        self._missed: dict[str, Unreachable] = {}
         self._contacts: dict[str, str] = {}
         self._pins = pins
+        self._key = key
+        self._asker = asker
+        self._dialled: Dialer | None = None
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Fleet:
-        found = self._fan_out(self._connect, self.cluster.active)
-        for node in self.cluster.active:
-            outcome = found[node.name]
-            if isinstance(outcome, Unreachable):
-                self.unreached.append(Unreached(node.name, outcome.id, outcome.what, outcome.fix))
-            else:
-                self.remotes[node.name] = outcome
+        self._connect_all(self.cluster.active)
         return self
 
     def __exit__(
@@ -51,6 +61,55 @@ class Fleet:
     ) -> None:
         for remote in self.remotes.values():
             remote.close()
+        if self._dialled:
+            self._dialled.close()
+
+    @property
+    def unreached(self) -> list[Unreached]:
+        """The nodes without a connection, in the hostfile's order, each with its reason."""
+        missed = ((node.name, self._missed.get(node.name)) for node in self.cluster.active)
+        return [Unreached(name, why.id, why.what, why.fix) for name, why in missed if why]
+
+    @property
+    def strangers(self) -> tuple[Stranger, ...]:
+        """The hosts that nobody has pinned, bastions too; nobody has logged in to them."""
+        if self._dialled is None:
+            return ()
+        from clusterft.remote.refusal import Strange
+
+        found: dict[tuple[str, HostKey], Stranger] = {}
+        for why in self._missed.values():
+            if isinstance(why, Strange):
+                one = why.stranger
+                known = found.get((one.name, one.key))
+                found[one.name, one.key] = replace(one, nodes=known.nodes + one.nodes) if known else one
+        return tuple(found.values())
+
+    @property
+    def host_keys(self) -> dict[str, HostKey]:
+        """The key that each connected node has presented, and that was found right."""
+        return {name: remote.hop.presented for name, remote in self._by_ssh().items()}
+
+    @property
+    def by_password(self) -> frozenset[str]:
+        """The connected nodes that no key opened: whoever can, installs one."""
+        return frozenset(name for name, remote in self._by_ssh().items() if remote.by_password)
+
+    def trust(self, strangers: tuple[Stranger, ...]) -> None:
+        """Pin what these hosts presented, and connect their nodes; behind a bastion more strangers may wait."""
+        self._dialer().trust(strangers)
+        names = {name for one in strangers for name in one.nodes}
+        self._connect_all(tuple(node for node in self.cluster.active if node.name in names))
+
+    def adopt(self) -> bool:
+        """Pin the keys that the user's own known_hosts vouched for, so that they hold ever after; whether any."""
+        remotes = list(self._by_ssh().values())
+        return bool(remotes) and self._dialer().adopt(remotes)
+
+    def forget(self, name: str) -> bool:
+        """Drop the pins of a node or a bastion, before connecting; whether there were any."""
+        nodes = [node for node in self.cluster.nodes if node.transport == "ssh"]
+        return any([self._dialer().forget(node, name) for node in nodes])
 
     def survey(self, disks: Callable[[Node], tuple[str, ...]]) -> Survey:
         """Gather the facts of all reached nodes, one round trip each; one more behind a bastion."""
@@ -80,20 +139,46 @@ class Fleet:
             node = next(node for node in self.cluster.active if node.name == name)
             fresh = self._connect(node)
             old, self.remotes[name] = self.remotes.get(name), fresh
+            self._missed.pop(name, None)
             if old:
                 old.close()
         except Exception:  # noqa: BLE001 - in a listener's thread nobody would hear it; the old connection tells
             return
 
+    def _connect_all(self, nodes: tuple[Node, ...]) -> None:
+        for name, outcome in self._fan_out(self._connect, nodes).items():
+            if isinstance(outcome, Unreachable):
+                self._missed[name] = outcome
+            else:
+                self._missed.pop(name, None)
+                self.remotes[name] = outcome
+        # In the hostfile's order, whatever the order in which they came.
+        order = [node.name for node in self.cluster.active]
+        self.remotes = {name: self.remotes[name] for name in order if name in self.remotes}
+
     def _connect(self, node: Node) -> Remote:
         if node.transport == "local":
             return LocalRemote()
-        from clusterft.remote.ssh import connect  # paramiko costs 0.1 s that a local cluster need not pay
-
-        remote = connect(node, self._pins)
+        remote = self._dialer().connect(node)
         if remote.address:
             self._contacts[node.name] = remote.address
         return remote
+
+    def _dialer(self) -> Dialer:
+        with self._turn:
+            if self._dialled is None:
+                from clusterft.remote.dial import Dialer
+                from clusterft.remote.login import Keyring
+
+                self._dialled = Dialer(self._pins, Keyring(self._asker, self._key))
+            return self._dialled
+
+    def _by_ssh(self) -> dict[str, SshRemote]:
+        if self._dialled is None:
+            return {}
+        from clusterft.remote.ssh import SshRemote
+
+        return {name: remote for name, remote in self.remotes.items() if isinstance(remote, SshRemote)}
 
     def _learn_addresses(self) -> None:
         """Ask the nodes behind a bastion for their own address, which the others need to look up the route."""
@@ -119,33 +204,45 @@ class Fleet:
             words = f"{error}; stderr: {done.err.strip()[-300:] or 'none'}"
             raise Unreachable("ssh.noisy-shell", words) from None
 
-    @staticmethod
-    def _fan_out(work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
-        """Daemon threads, not a pool: a call that hangs must hold up neither a Ctrl-C nor the exit."""
-        todo = deque(nodes)
-        results: dict[str, Future[T | Unreachable]] = {node.name: Future() for node in nodes}
+    def _fan_out(self, work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
+        """Each bastion's nodes are a group of their own, so that a slow one holds up nobody else."""
+        groups: dict[str, list[Node]] = {}
+        for node in nodes:
+            behind = self._dialer().ways.bastion(node) if node.transport == "ssh" else ""
+            groups.setdefault(behind, []).append(node)
+        widths = ((group, _WIDTH_BEHIND if behind else _WIDTH) for behind, group in groups.items())
+        return _at_once(work, nodes, tuple(widths))
 
-        def worker() -> None:
-            while todo:
-                try:
-                    node = todo.popleft()
-                except IndexError:  # another worker was faster
-                    return
-                result = results[node.name]
-                if not result.set_running_or_notify_cancel():
-                    continue
-                try:
-                    result.set_result(work(node))
-                except Unreachable as error:
-                    result.set_result(error)
-                except BaseException as error:  # noqa: BLE001 - raised below, where the result is waited for
-                    result.set_exception(error)
 
-        for _ in range(min(_WIDTH, len(nodes))):
-            threading.Thread(target=worker, name="fleet", daemon=True).start()
-        try:
-            return {name: result.result() for name, result in results.items()}
-        except BaseException:
-            begun = [result for result in results.values() if not result.cancel()]
-            wait(begun, timeout=_LAST_BREATH)  # so that what is undone next was not still being done
-            raise
+def _at_once(
+    work: Callable[[Node], T], nodes: tuple[Node, ...], groups: tuple[tuple[list[Node], int], ...]
+) -> dict[str, T | Unreachable]:
+    """Daemon threads, not a pool: a call that hangs must hold up neither a Ctrl-C nor the exit."""
+    results: dict[str, Future[T | Unreachable]] = {node.name: Future() for node in nodes}
+
+    def worker(todo: deque[Node]) -> None:
+        while todo:
+            try:
+                node = todo.popleft()
+            except IndexError:  # another worker was faster
+                return
+            result = results[node.name]
+            if not result.set_running_or_notify_cancel():
+                continue
+            try:
+                result.set_result(work(node))
+            except Unreachable as error:
+                result.set_result(error)
+            except BaseException as error:  # noqa: BLE001 - raised below, where the result is waited for
+                result.set_exception(error)
+
+    for group, width in groups:
+        todo = deque(group)
+        for _ in range(min(width, len(group))):
+            threading.Thread(target=worker, args=(todo,), name="fleet", daemon=True).start()
+    try:
+        return {name: result.result() for name, result in results.items()}
+    except BaseException:
+        begun = [result for result in results.values() if not result.cancel()]
+        wait(begun, timeout=_LAST_BREATH)  # so that what is undone next was not still being done
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from clusterft import hosts
 from clusterft.checks import Survey
 from clusterft.fleet import Fleet
 from clusterft.plan import network
+from clusterft.remote import dial
 from lab import LightLab
 
 pytestmark = pytest.mark.lab_light
@@ -174,7 +176,8 @@ def test_a_revoked_key_is_no_key(desk: Desk, lab: LightLab) -> None:
         1
     ]
     desk.pins.write_text(lab.known_hosts.read_text() + f"@revoked * {key}\n")
-    assert desk.refusal("n1 slots=1")[0] == "ssh.hostkey-unknown"
+    found = desk.refusal("n1 slots=1")
+    assert found[0] == "ssh.hostkey-revoked", "nor is it one that could be trusted anew"
 
 
 @pytest.mark.parametrize(
@@ -216,15 +219,14 @@ def test_a_key_that_is_not_there_or_locked_is_named(desk: Desk, lab: LightLab) -
 def test_a_frozen_bastion_ends_in_time(
     desk: Desk, lab: LightLab, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    original = fabric.Connection.open_gateway
+    original = dial._through
 
     def freeze(connection: fabric.Connection) -> object:
-        connection.gateway.open()
         lab.node("n1").pause()
         return original(connection)
 
     if moment == "before the channel":
-        monkeypatch.setattr(fabric.Connection, "open_gateway", freeze)
+        monkeypatch.setattr(dial, "_through", freeze)
     else:
         lab.node("n1").pause()
     began = time.monotonic()
@@ -272,10 +274,10 @@ def test_reconnect_leaves_the_old_connection_in_place_whatever_happens(
 ) -> None:
     with desk.fleet("n1 slots=1") as fleet:
         old = fleet.remotes["n1"]
-        desk.configure("Nonsense\n")
+        nowhere = ("127.0.0.1", 1)
+        monkeypatch.setattr(dial, "_socket", lambda connection: socket.create_connection(nowhere))
         fleet.reconnect("n1")
-        monkeypatch.setattr(fabric.Connection, "open", lambda connection: 1 / 0)
-        desk.configure(desk.login("n1"))
+        monkeypatch.setattr(dial.Dialer, "open", lambda *_: 1 / 0)
         fleet.reconnect("n1")
         fleet.reconnect("n9")
         assert fleet.remotes == {"n1": old} and old.run(("uname", "-n")).out == "n1\n"

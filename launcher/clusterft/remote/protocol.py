@@ -58,5 +58,5 @@ class Asker(Protocol):
     def passphrase(self, key: str) -> str | None:
         """The passphrase of an encrypted key file; None gives the key up."""
 
-    def password(self, user: str) -> str | None:
-        """The password of a user of the nodes; None gives up."""
+    def password(self, login: str) -> str | None:
+        """The password of user@host, which then serves for this user on all nodes; None gives up."""

@@ -1,5 +1,7 @@
 """The way to a node: hostfile and ~/.ssh/config -> an unopened connection, with at most one bastion before it.
 
+~/.ssh/config is read once for all nodes.
+
 Refuses more bastions than one: fabric visits them in the reverse of OpenSSH's order. Opens nothing.
 """
 
@@ -9,6 +11,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import fabric
@@ -19,6 +22,7 @@ from paramiko.ssh_exception import SSHException
 from clusterft.hosts import Node
 from clusterft.remote.protocol import Unreachable
 
+SSH_PORT = 22
 SECONDS = 10.0  # for each of: TCP, key exchange, login, a channel
 _BANNER_SECONDS = 8.0  # less, or the key exchange would give up first, with words that tell nothing
 _CONFIGS = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
@@ -27,30 +31,79 @@ _CONFIGS = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
 _ALONE = "import os, sys; os.setsid(); os.execvp('sh', ('sh', '-c', 'exec ' + sys.argv[1]))"
 
 
-def to(node: Node) -> fabric.Connection:
-    """The connection to a node; its gateway is a Connection, the text of a ProxyCommand, or False."""
-    config = _config()
-    try:
-        gateway = _gateway(node, config)
-        made = _connection(node.name, config, gateway, user=node.user, port=node.port)
-    except (SSHException, ValueError, KeyError) as error:
-        words = f"{_CONFIGS[0]} or jump=, for {node.name} (hostfile, line {node.line}): {error}"
-        raise Unreachable(
-            "ssh.config", words, fix=(f"ssh -G {node.name}   shows what OpenSSH makes of it",)
-        ) from None
-    if node.identity:
-        made.connect_kwargs["key_filename"] = [_identity(node), *made.connect_kwargs["key_filename"]]
-    # addr= is what other nodes use; the controller goes by the name, which ~/.ssh/config may explain. Behind a
-    # bastion it is the bastion that resolves the name.
-    if node.addr and not gateway and not _resolves(made.host):
-        made.host = node.addr
-    return made
+class Ways:
+    """The ways to the nodes of one fleet."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._read: fabric.Config | Unreachable | None = None
+
+    def to(self, node: Node) -> fabric.Connection:
+        """The connection to a node; its gateway is a Connection, the text of a ProxyCommand, or False."""
+        config = self._config()
+        try:
+            gateway = _gateway(node, config)
+            made = _connection(node.name, config, gateway, user=node.user, port=node.port)
+        except (SSHException, ValueError, KeyError) as error:
+            words = f"{_CONFIGS[0]} or jump=, for {node.name} (hostfile, line {node.line}): {error}"
+            raise Unreachable(
+                "ssh.config", words, fix=(f"ssh -G {node.name}   shows what OpenSSH makes of it",)
+            ) from None
+        if node.identity:
+            made.connect_kwargs["key_filename"] = [_identity(node), *made.connect_kwargs["key_filename"]]
+        # addr= is what other nodes use; the controller goes by the name, which ~/.ssh/config may explain. Behind a
+        # bastion it is the bastion that resolves the name.
+        if node.addr and not gateway and not _resolves(made.host):
+            made.host = node.addr
+        return made
+
+    def bastion(self, node: Node) -> str:
+        """What a node lies behind, the same text for all nodes behind it; empty if it is reached directly."""
+        try:
+            gateway = _gateway(node, self._config())
+        except (Unreachable, SSHException, ValueError, KeyError):
+            return ""  # whoever goes there is told
+        if isinstance(gateway, fabric.Connection):
+            return known_as(gateway)
+        return gateway if isinstance(gateway, str) else ""
+
+    def _config(self) -> fabric.Config:
+        with self._turn:
+            if self._read is None:
+                try:
+                    self._read = _config()
+                except Unreachable as error:
+                    self._read = error
+        if isinstance(self._read, Unreachable):
+            raise self._read
+        return self._read
 
 
 def hops(connection: fabric.Connection) -> tuple[fabric.Connection, ...]:
     """Everything to log in to, in order: the bastion, if there is one, then the node."""
     gateway = connection.gateway
     return (gateway, connection) if isinstance(gateway, fabric.Connection) else (connection,)
+
+
+def label(connection: fabric.Connection, node: Node) -> str:
+    """What a person calls a hop: the node's name, or the bastion's as they wrote it."""
+    return str(node.name if connection.original_host == node.name else connection.original_host)
+
+
+def address(connection: fabric.Connection) -> str:
+    """Where a hop is, as known_hosts writes it."""
+    return name_of(str(connection.host), int(connection.port))
+
+
+def known_as(connection: fabric.Connection) -> str:
+    """What a hop's key is filed under: a HostKeyAlias, else where it is."""
+    alias = connection.ssh_config.get("hostkeyalias")
+    return str(alias) if alias else address(connection)
+
+
+def name_of(host: str, port: int) -> str:
+    """A host and port in the manner of known_hosts."""
+    return host if port == SSH_PORT else f"[{host}]:{port}"
 
 
 def _config() -> fabric.Config:

@@ -1,0 +1,138 @@
+"""What stopped a way into a node: paramiko's exceptions -> a name of the catalogue, in ssh's own words. Pure."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import socket
+from dataclasses import dataclass
+
+import fabric
+import paramiko
+from paramiko.ssh_exception import (
+    AuthenticationException,
+    BadHostKeyException,
+    ChannelException,
+)
+
+from clusterft.hosts import Node
+from clusterft.remote import hostkeys, way
+from clusterft.remote.login import Login
+from clusterft.remote.stream import text
+from clusterft.remote.unreachable import Unreachable
+
+_CHUNK = 1 << 16
+
+
+class Strange(Unreachable):
+    """A host whose key nobody has pinned; `stranger` is what it presented."""
+
+    def __init__(self, words: str, stranger: hostkeys.Stranger) -> None:
+        fix = "compare the fingerprint with the one on its console, then pin it: clusterft up"
+        super().__init__("ssh.hostkey-unknown", words, fix=(fix,))
+        self.stranger = stranger
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One machine to log in to on the way to a node."""
+
+    node: Node
+    connection: fabric.Connection
+    source: hostkeys.Source
+    login: Login
+
+    @property
+    def bastion(self) -> bool:
+        """Whether it is the one before the node."""
+        return bool(self.connection.original_host != self.node.name)
+
+    @property
+    def presented(self) -> hostkeys.HostKey:
+        """The key that an open hop has presented, and that was found right."""
+        transport = self.connection.client.get_transport()
+        return hostkeys.HostKey.of(transport.get_remote_server_key())
+
+
+def of(hop: Hop, error: Exception) -> Unreachable:
+    """Why the hop could not be taken."""
+    connection, login = hop.connection, f"{hop.connection.user}@{hop.connection.host}"
+    if isinstance(error, BadHostKeyException):
+        return hostkeys.changed(connection, error, hop.source, way.label(connection, hop.node))
+    if isinstance(error, hostkeys.UnknownHostKey):
+        return Strange(str(error), hostkeys.Stranger(error.name, error.key, hop.bastion, (hop.node.name,)))
+    if isinstance(error, hostkeys.RevokedHostKey):
+        return Unreachable("ssh.hostkey-revoked", str(error), fix=("give the host a new key, then: clusterft up",))
+    if isinstance(error, socket.gaierror):
+        remedy = f"correct the name, or give addr= in the hostfile (line {hop.node.line})"
+        return Unreachable("ssh.dns", f"{connection.host}: {error.strerror}", fix=(remedy,))
+    if ended := _proxy_command_ended(connection):
+        return Unreachable("ssh.jump", f"{login}: {ended}")
+    if _silent(error):
+        return _silence(connection, login)
+    if isinstance(error, AuthenticationException) or _asked_for_keys(connection):
+        return _no_login(hop, error)
+    if isinstance(error, ChannelException):
+        fix = (f"on the bastion: ssh -p {connection.port} {login}; AllowTcpForwarding yes in its sshd_config",)
+        words = f"the bastion opens no way to {connection.host}:{connection.port}: {error.text}"
+        return Unreachable("ssh.jump", words, fix=fix)
+    return from_errno(f"{login}:{connection.port}", error)
+
+
+def _silent(error: Exception) -> bool:
+    """Whether nothing was heard in time; paramiko has a sentence of its own for most places where that happens."""
+    waited = isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError)
+    return waited or str(error) in ("No existing session", "Timeout opening channel.", "Authentication timeout.")
+
+
+def _silence(connection: fabric.Connection, login: str) -> Unreachable:
+    transport = connection.client.get_transport()
+    if transport is not None and transport.remote_version and not transport.initial_kex_done:
+        words = f"{login}:{connection.port}: it said hello, and nothing more for {way.SECONDS:g} s"
+        fix = ("large packets may be lost on the way: compare the MTU of both ends and of the switch",)
+        return Unreachable("ssh.kex-hang", words, fix=fix)
+    return from_errno(f"{login}:{connection.port}", TimeoutError())
+
+
+def _asked_for_keys(connection: fabric.Connection) -> bool:
+    """Whether the host key was accepted and the connection stood: what went wrong then is the login."""
+    transport = connection.client.get_transport()
+    return transport is not None and transport.is_active() and bool(transport.initial_kex_done)
+
+
+def _no_login(hop: Hop, error: Exception) -> Unreachable:
+    connection, login = hop.connection, f"{hop.connection.user}@{hop.connection.host}"
+    words = f"{login}: {error}; tried: {', '.join(hop.login.tried) or 'nothing'}"
+    locked = hop.login.locked
+    if locked:
+        words += f"; {', '.join(locked)}: encrypted, and no agent offers it"
+    fix = (*(f"ssh-add {shlex.quote(key)}" for key in locked), f"ssh-copy-id -p {connection.port} {login}")
+    return Unreachable("ssh.auth", words, fix=fix)
+
+
+def _proxy_command_ended(connection: fabric.Connection) -> str | None:
+    """What a ProxyCommand said when it gave up; paramiko reports a missing banner instead."""
+    transport = connection.client.get_transport()
+    sock = getattr(transport, "sock", None)
+    if not isinstance(sock, paramiko.ProxyCommand) or sock.process.poll() is None:
+        return None
+    said = sock.process.stderr.read(_CHUNK) if sock.process.stderr else b""
+    return f"the ProxyCommand ended with exit code {sock.process.returncode}: {text(said).strip()}"
+
+
+def from_errno(target: str, error: Exception) -> Unreachable:
+    """What the system said about the network."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ECONNREFUSED:
+        fix = ("sudo systemctl enable --now ssh   (on the node); check port=",)
+        return Unreachable("ssh.refused", f"{target}: connection refused", fix=fix)
+    if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        fix = ("power the node on; check its firewall",)
+        return Unreachable("ssh.no-route", f"{target}: no route to host", fix=fix)
+    if isinstance(error, TimeoutError):
+        fix = ("power the node on; open its ssh port for this machine",)
+        return Unreachable("ssh.timeout", f"{target}: no answer within {way.SECONDS:g} s", fix=fix)
+    words = f"{target}: {error or type(error).__name__}"
+    if "banner" in words or isinstance(error, (EOFError, ConnectionResetError)):
+        return Unreachable("ssh.maxstartups", words, fix=("try again; raise MaxStartups on the node",))
+    return Unreachable("ssh.timeout", words)
