@@ -94,7 +94,8 @@ def _sources(node: Node, survey: Survey) -> tuple[str, ...]:
 
 
 def _own(facts: NodeFacts) -> Iterable[str]:
-    return (source for _, _, source in facts.routes)
+    yield from (address.ip for address in facts.addresses or ())
+    yield from (source for _, _, source in facts.routes)
 
 
 def _usable(text: str | None) -> str | None:

@@ -33,7 +33,8 @@ if [ "$make" != no ]; then
     [ "$(stat -c %a "$base")" = 700 ] || { chmod 700 "$base" && say made 'directory: mode set right'; }
     if [ "$make" = fresh ] || [ ! -s "$base/place" ]; then
         # cat, since a shell's own printf has no words for a full disk.
-        words=$({ printf '%s\\n' "$token" | cat >"$base/place.new" && mv -f "$base/place.new" "$base/place"; } 2>&1) ||
+        place=$base/place
+        words=$({ printf '%s\\n' "$token" | cat >"$place.new" && mv -f "$place.new" "$place"; } 2>&1) ||
             refuse "$words"
         say fresh
     fi
