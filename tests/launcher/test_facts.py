@@ -16,7 +16,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clusterft import facts
-from clusterft.facts import Asked, Disk, Mount, NodeFacts, Unreadable
+from clusterft.facts import (
+    UNLIMITED,
+    Address,
+    Asked,
+    Disk,
+    DockerGroup,
+    Firewall,
+    GpuProcess,
+    InfiniBand,
+    Limits,
+    Link,
+    Mount,
+    NodeFacts,
+    Nvidia,
+    System,
+    Unreadable,
+)
 
 WORD = "5eed5eed5eed5eed"
 ASKED = Asked(WORD, ("10.0.0.11",), ("/mnt/out",), sent=1699999999.0, received=1700000001.0)
@@ -76,7 +92,168 @@ def test_shares_with_spaces_in_their_names_are_read() -> None:
 def test_a_card_that_hides_its_memory_is_still_a_card() -> None:
     assert [(card.memory, card.used) for card in read("unified_memory").gpus] == [(None, None)]
     assert [(card.memory, card.used) for card in read("mig").gpus] == [(81559, None), (81559, 120)]
-    assert read("driver_broken").gpus == ()
+
+
+def test_cards_of_every_generation_of_drivers_are_read() -> None:
+    (old,) = read("driver_470").gpus
+    assert (old.compute_cap, old.display, old.bus_id) == (None, True, "00000000:02:00.0")
+    assert old.processes == (
+        GpuProcess(1628, "C+G", "/usr/lib/xorg/Xorg", 204),
+        GpuProcess(20001, "G", "/opt/a name: with colons/b", None),
+    )
+    (passed_through,) = read("driver_535").gpus
+    assert (passed_through.pcie_gen, passed_through.pcie_width, passed_through.processes) == ((1, 3), None, ())
+    split, whole = read("mig").gpus
+    assert split.processes == (GpuProcess(4711, "C", "python", 9876),) and whole.processes == ()
+    (tiny,) = read("unified_memory").gpus
+    assert (tiny.compute_cap, tiny.bus_id, tiny.pcie_gen) == ("12.1", "0000000F:01:00.0", (1, 1))
+
+
+def test_a_lost_card_and_one_that_errs_are_told_and_not_guessed() -> None:
+    found = read("driver_570")
+    well, sick = found.gpus
+    assert well.memory == 32607 and well.processes == ()
+    assert (sick.memory, sick.used, sick.display, sick.compute_cap, sick.processes) == (None,) * 5
+    lost = "Unable to determine the device handle for GPU2: 0000:C1:00.0: Unknown Error"
+    assert found.nvidia == Nvidia("570.158.01", 3, lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "plugged", "words"),
+    [
+        ("driver_mismatch", "570.86.15", 2, "Driver/library version mismatch\nNVML library version: 570.158"),
+        (
+            "driver_broken",
+            None,
+            2,
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+        ),
+        ("driver_535", "535.183.01", 1, ""),
+        ("mig", "550.127.05", 2, ""),
+        ("engine_20_10_root", None, 0, ""),
+    ],
+)
+def test_the_driver_is_known_even_where_nvidia_smi_fails(
+    name: str, module: str | None, plugged: int, words: str
+) -> None:
+    found = read(name)
+    assert found.nvidia and (found.nvidia.module, found.nvidia.plugged) == (module, plugged)
+    assert words in found.nvidia.words and bool(words) == bool(found.nvidia.words)
+    assert bool(found.gpus) == (not words and plugged > 0)
+
+
+@pytest.mark.parametrize(("engine", "api"), [("20_10", "1.41"), ("26_1", "1.45"), ("28_5", "1.51")])
+@pytest.mark.parametrize(
+    ("user", "state", "command"),
+    [
+        ("root", "ok", ("docker",)),
+        ("worker", "ok", ("docker",)),
+        ("sudoer", "ok", ("sudo", "-n", "docker")),
+        ("guest", "denied", ()),
+    ],
+)
+def test_each_engine_is_read_as_each_user_meets_it(
+    engine: str, api: str, user: str, state: str, command: tuple[str, ...]
+) -> None:
+    found = read(f"engine_{engine}_{user}")
+    docker = found.docker
+    assert docker and (docker.state, docker.command, docker.path) == (state, command, "/usr/bin/docker")
+    assert found.user == user and found.groups and ("docker" in found.groups) == (user == "worker")
+    assert found.docker_group and found.docker_group.held == found.docker_group.listed == (user == "worker")
+    if state == "denied":
+        assert (
+            docker.words.startswith("permission denied") and docker.version is None and docker.free_bytes is None
+        )
+        return
+    assert docker.version and docker.version.startswith(engine.replace("_", ".")) and docker.api == api
+    assert (docker.root, docker.store, docker.driver, docker.arch) == (
+        *("/var/lib/docker",) * 2,
+        "overlay2",
+        "amd64",
+    )
+    assert docker.containerd_store is False and docker.rootless is False and not docker.snap and docker.words == ""
+    assert docker.runtimes and "runc" in docker.runtimes
+    assert docker.free_bytes and docker.free_bytes > 2**30 and docker.free_inodes and docker.free_inodes > 10**6
+
+
+def test_a_containerd_image_store_is_told_by_its_snapshotter() -> None:
+    docker = read("engine_28_5_containerd").docker
+    assert docker and docker.containerd_store and docker.driver == "overlayfs"
+    assert docker.store == "/var/lib/docker"  # the engine's own containerd keeps its files below the engine's root
+
+
+@pytest.mark.parametrize(
+    ("address", "store"),
+    [
+        ('"Containerd":{"Address":"/run/containerd/containerd.sock"}', "/var/lib/containerd"),
+        ('"Containerd":{"Address":"/var/run/docker/containerd/containerd.sock"}', "/var/lib/docker"),
+        ('"Warnings":null', "/var/lib/containerd"),  # engines before 27 do not tell
+    ],
+)
+def test_images_that_lie_with_the_systems_containerd_are_looked_for_there(address: str, store: str) -> None:
+    whole = (scenes.GOLDEN / "probe" / "ubuntu.txt").read_text(encoding="utf-8")
+    told = '"Containerd":{"Address":"/run/containerd/containerd.sock",'
+    assert told in whole
+    changed = whole.replace(told, f'{address},"Rest":{{').replace('"extfs"', '"io.containerd.snapshotter.v1"')
+    docker = facts.parse("gpu1", changed, ASKED).docker
+    assert docker and docker.store == store and docker.free_bytes == 857902096 * 1024
+    classic = facts.parse("gpu1", whole, ASKED).docker
+    assert classic and classic.store == "/var/lib/docker"
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "words"),
+    [
+        ("engine_28_5_stopped", "down", "Cannot connect to the Docker daemon"),
+        ("infiniband", "absent", "there is no docker command"),
+    ],
+)
+def test_an_engine_that_is_not_there_says_why(name: str, state: str, words: str) -> None:
+    docker = read(name).docker
+    assert docker and docker.state == state and words in docker.words and docker.command == ()
+
+
+def test_a_snap_and_a_home_on_a_share_are_seen() -> None:
+    found = read("snap")
+    assert found.docker and found.docker.snap and found.docker.path == "/usr/bin/snap"
+    assert found.home_shared is True and read("ubuntu").home_shared is False and read("bare").home_shared is None
+
+
+def test_the_network_of_a_node_is_read() -> None:
+    found = read("ubuntu")
+    assert found.addresses and Address("eno1", "10.0.0.12", 24) in found.addresses
+    assert Address("eno1", "fe80::a236:9fff:fe12:3456", 64) in found.addresses
+    assert (
+        Address("wg0", "10.8.0.5", 32) in found.addresses
+        and Address("veth1f", "169.254.7.1", 16) in found.addresses
+    )
+    assert str(Address("eno1", "10.0.0.12", 24).network) == "10.0.0.0/24"
+    links = {link.name: link for link in found.links or ()}
+    assert links["enp65s0"] == Link("enp65s0", True, 9000, "a0:36:9f:12:34:57", 10000)
+    assert not links["docker0"].up and links["docker0"].speed is None and links["veth1f"].up
+    assert found.mtus["wg0"] == 1420 and found.infiniband == ()
+
+
+def test_infiniband_and_firewalls_are_read() -> None:
+    found = read("infiniband")
+    assert found.infiniband == (
+        InfiniBand("mlx5_0", 1, "ACTIVE", "200 Gb/sec (4X HDR)", "InfiniBand", "ibs1"),
+        InfiniBand("mlx5_1", 1, "DOWN", "10 Gb/sec (4X SDR)", "Ethernet", None),
+    )
+    assert found.firewall == Firewall(True, False, ("type filter hook input priority filter; policy drop;",))
+    assert read("ubuntu").firewall == Firewall(False, None, None)
+    assert read("bare").firewall is None
+
+
+def test_the_system_its_limits_and_its_filesystems_are_read() -> None:
+    found = read("ubuntu")
+    assert found.system == System("Ubuntu 24.04.1 LTS", ("ubuntu", "debian")) and found.arch == "x86_64"
+    assert found.limits == Limits(1024, UNLIMITED, 8388608)
+    assert found.zstd and not read("bare").zstd and found.docker_group == DockerGroup(998, True, True)
+    assert Mount("nas:/export/my share", "/mnt/my share", "nfs4", found.mounts[-1].options) == found.mounts[-1]  # type: ignore[index]
+    assert found.mounts and found.mounts[-1].shared and not found.mounts[0].shared
+    assert found.rooms and [room.mounted_on for room in found.rooms] == ["/", "/dev/shm", "/boot/efi"]
+    assert found.home_room and found.scratch_room and found.scratch_room.directory == facts.SCRATCH
 
 
 @pytest.mark.parametrize(
@@ -124,12 +301,58 @@ def test_no_content_of_a_section_breaks_the_reader(said: dict[str, str]) -> None
     assert facts.parse("gpu1", f"{whole}--clusterft-{WORD}-end\n", ASKED).node == "gpu1"
 
 
-def ask(shell: tuple[str, ...], peers: tuple[str, ...], disks: tuple[str, ...], home: Path) -> NodeFacts:
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_no_mutilation_of_a_recorded_answer_breaks_the_reader(data: st.DataObject) -> None:
+    whole = data.draw(st.sampled_from(ANSWERS)).read_bytes()
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(whole)))
+        end = data.draw(st.integers(start, min(len(whole), start + data.draw(st.sampled_from([0, 1, 40, 4000])))))
+        other = data.draw(st.integers(0, len(whole)))
+        put = data.draw(st.binary(max_size=12) | st.just(whole[other : other + 60]) | st.just(b"9" * 25))
+        whole = whole[:start] + put + whole[end:]
+    try:
+        found = facts.parse("gpu1", whole.decode("utf-8", "replace"), ASKED)
+    except Unreadable:
+        return
+    assert isinstance(found, NodeFacts) and json.loads(as_json(found))
+
+
+@settings(max_examples=200)
+@given(st.text() | st.binary().map(lambda raw: raw.decode("utf-8", "replace")))
+def test_any_bytes_are_facts_or_unreadable(output: str) -> None:
+    with pytest.raises(Unreadable):
+        facts.parse("gpu1", output, ASKED)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["ApiVersion", "Version", "Arch", "DockerRootDir", "Driver", "DriverStatus", "Runtimes", "SecurityOptions"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([*KEYS, "DiscoveredDevices", "Containerd"]), anything))
+def test_no_json_of_an_engine_breaks_the_reader(said: dict[str, object]) -> None:
+    whole = (scenes.GOLDEN / "probe" / "ubuntu.txt").read_text(encoding="utf-8")
+    lines = [
+        json.dumps(said | ({"ApiVersion": "1.51"} if index == 0 else {})) if line.startswith("{") else line
+        for index, line in enumerate(whole.splitlines())
+    ]
+    found = facts.parse("gpu1", "\n".join(lines) + "\n", ASKED)
+    assert found.docker and found.docker.state in ("ok", "down")
+
+
+def ask(
+    shell: tuple[str, ...], peers: tuple[str, ...], disks: tuple[str, ...], home: Path, path: str = ""
+) -> NodeFacts:
     """Run the probe of this very version here, with as little around it as a login over SSH gives."""
     text = facts.script(WORD, peers=peers, disks=disks)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    environment = {"PATH": path or os.environ["PATH"], "HOME": str(home)}
     sent = time.time()
-    done = subprocess.run(shell, input=text.encode(), capture_output=True, env=environment, cwd=home, timeout=20)
+    done = subprocess.run(shell, input=text.encode(), capture_output=True, env=environment, cwd=home, timeout=30)
     assert done.returncode == 0 and done.stderr == b"", done.stderr
     return facts.parse("here", done.stdout.decode(), Asked(WORD, peers, disks, sent, time.time()))
 
@@ -177,3 +400,176 @@ def test_no_name_breaks_out_of_its_quotes(
     found = ask(("sh",), tuple(peers), tuple(disks), home)
     assert [disk.directory for disk in found.disks] == disks  # each has a nearest parent
     assert list(home.iterdir()) == [], "a name was run as a command"
+
+
+TOOLS = "awk cat date df dirname getent grep id ip ls nproc readlink sed sleep timeout uname".split()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    """A PATH of one's own, with the usual tools in it."""
+    return Desk(tmp_path)
+
+
+class Desk:
+    """A machine whose commands are what a test says."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.bin = home, home / "bin"
+        self.bin.mkdir()
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            if found:
+                (self.bin / tool).symlink_to(found)
+
+    def put(self, name: str, body: str) -> None:
+        """A command in place of the real one."""
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def ask(self, shell: tuple[str, ...] = ("sh",)) -> tuple[NodeFacts, float]:
+        """The facts, and how long they took; nothing of the probe may be left running."""
+        full = shutil.which(shell[0])
+        if full is None:
+            pytest.skip(f"{shell[0]} is not installed")
+        begun = time.monotonic()
+        found = ask((full, *shell[1:]), (), (), self.home, str(self.bin))
+        took = time.monotonic() - begun
+        deadline = time.monotonic() + 5
+        while left := self._left():
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.05)
+        return found, took
+
+    def _left(self) -> list[str]:
+        """Processes that still run with the home of this test."""
+        mine, left = f"HOME={self.home}".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mine in (process / "environ").read_bytes().split(b"\0"):
+                    left.append((process / "cmdline").read_text())
+            except OSError:
+                continue
+        return left
+
+
+SERVER = '{"Version":"26.1.5","ApiVersion":"1.45","Arch":"amd64"}'
+INFO = (
+    '{"DockerRootDir":"/","Driver":"overlay2","DriverStatus":[["Supports d_type","true"]],"Runtimes":{"runc":{}}}'
+)
+WORKS = f"""case $1 in version) echo '{SERVER}' ;; info) echo '{INFO}' ;; esac"""
+DENIES = "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1"
+# The engine lets in whom the fake sudo has let through.
+ROOT_ONLY = f'if [ "$AS_ROOT" ]; then {WORKS}; else {DENIES}; fi'
+HANGS = "exec sleep 60"
+
+
+def test_an_old_driver_is_asked_again_without_what_it_does_not_know(desk: Desk) -> None:
+    desk.put(
+        "nvidia-smi",
+        """case "$*" in
+        *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; echo; exit 2 ;;
+        *query-gpu*) echo '0, GPU-a, Tesla K80, 11441, 0, 470.256.02, 00000000:00:1E.0, Disabled, 1, 3, 16, 16' ;;
+        esac""",
+    )
+    (card,) = desk.ask()[0].gpus
+    assert (card.name, card.memory, card.compute_cap, card.processes) == ("Tesla K80", 11441, None, None)
+
+
+def test_a_new_driver_is_asked_once(desk: Desk) -> None:
+    row = "0, GPU-a, NVIDIA L4, 23034, 0, 580.65.06, 00000000:00:1E.0, Disabled, 1, 4, 16, 16, 8.9"
+    desk.put("nvidia-smi", f"""echo "$*" >>"$HOME/asked"; case "$*" in *query-gpu*) echo '{row}' ;; esac""")
+    (card,) = desk.ask()[0].gpus
+    assert card.compute_cap == "8.9" and len((desk.home / "asked").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("docker", "sudo", "state", "command", "words"),
+    [
+        (WORKS, None, "ok", ("docker",), ""),
+        (
+            f"echo 'WARNING: bad config' >&2; {WORKS}",
+            None,
+            "ok",
+            ("docker",),
+            "WARNING: bad config\nWARNING: bad config",
+        ),
+        (f"echo 'WARNING: config.json: permission denied' >&2; {WORKS}", "exit 1", "ok", ("docker",), "WARNING"),
+        (DENIES, None, "denied", (), "permission denied"),
+        (DENIES, "echo 'sudo: a password is required' >&2; exit 1", "denied", (), "permission denied"),
+        (DENIES, "echo 'Sorry, user me may not run sudo on gpu1.' >&2; exit 1", "denied", (), "permission denied"),
+        (ROOT_ONLY, 'shift; AS_ROOT=1 exec "$@"', "ok", ("sudo", "-n", "docker"), ""),
+        (
+            f'[ "$AS_ROOT" ] || {{ {DENIES}; }}; echo "Cannot connect to the Docker daemon"; exit 1',
+            'shift; AS_ROOT=1 exec "$@"',
+            "down",
+            (),
+            "Cannot connect",
+        ),
+        ("echo 'Cannot connect to the Docker daemon' >&2; exit 1", None, "down", (), "Cannot connect"),
+        (None, None, "absent", (), "there is no docker command"),
+    ],
+    ids="works warns warns-of-denial denied sudo-asks sudo-refuses sudo sudo-down down absent".split(),
+)
+def test_every_shell_finds_the_way_to_the_engine(  # noqa: PLR0913 - one row of the table above
+    desk: Desk,
+    shell: tuple[str, ...],
+    docker: str | None,
+    sudo: str | None,
+    state: str,
+    command: tuple[str, ...],
+    words: str,
+) -> None:
+    for name, body in (("docker", docker), ("sudo", sudo)):
+        if body:
+            desk.put(name, body)
+    found = desk.ask(shell)[0].docker
+    assert found and (found.state, found.command) == (state, command), found
+    assert words in found.words and bool(words) == bool(found.words)
+    if state == "ok":
+        assert (found.root, found.mounted_on, found.runtimes) == ("/", "/", ("runc",)) and found.free_bytes
+
+
+@pytest.mark.parametrize(
+    ("shell", "tool"),
+    [
+        (("sh",), "timeout"),
+        pytest.param(("busybox", "sh"), "timeout", marks=pytest.mark.long),
+        (("sh",), "no timeout"),
+        pytest.param(("bash", "--posix"), "no timeout", marks=pytest.mark.long),
+        pytest.param(("busybox", "sh"), "old timeout", marks=pytest.mark.long),
+    ],
+)
+def test_an_engine_that_hangs_costs_its_own_section_and_leaves_nothing(
+    desk: Desk, shell: tuple[str, ...], tool: str
+) -> None:
+    desk.put("docker", HANGS)
+    if tool == "no timeout":
+        (desk.bin / "timeout").unlink()
+    elif tool == "old timeout":
+        desk.put("timeout", "echo 'Usage: timeout [-t SECS] [-s SIG] PROG ARGS' >&2; exit 1")
+    found, took = desk.ask(shell)
+    assert found.docker and (found.docker.state, found.docker.words) == (
+        "down",
+        "no answer to `docker version` within 4 s",
+    )
+    assert found.cores and found.memory and found.home_room and took < 10
+
+
+def test_an_engine_that_hangs_for_root_alone_is_ended_by_root(desk: Desk) -> None:
+    desk.put("docker", f'if [ "$AS_ROOT" ]; then {HANGS}; else {DENIES}; fi')
+    desk.put("sudo", 'shift; AS_ROOT=1 exec "$@"')
+    desk.put("kill", 'echo "$*" >>"$HOME/killed"; kill "$@"')
+    found, took = desk.ask()
+    assert found.docker and found.docker.state == "down" and took < 10
+    assert (desk.home / "killed").exists()
+
+
+def test_what_a_daemon_says_of_its_root_is_never_run(desk: Desk) -> None:
+    info = INFO.replace('"/"', '"/nowhere/$(touch broken)`touch broken`; touch broken"')
+    desk.put("docker", f"""case $1 in version) echo '{SERVER}' ;; info) echo '{info}' ;; esac""")
+    found = desk.ask()[0].docker
+    assert found and found.state == "ok" and found.mounted_on == "/" and not (desk.home / "broken").exists()

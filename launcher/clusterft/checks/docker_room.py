@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from clusterft.checks.survey import Survey
-from clusterft.facts import Docker, Mount, NodeFacts
+from clusterft.facts import Docker, NodeFacts, Room
 from clusterft.findings import Finding
 
+_OWN_KINDS = ("ext4", "xfs", "btrfs", "zfs")  # on which the engine keeps layers
 _FEW_INODES = 10_000  # an image of some gigabytes has more files than this
 _PRUNE = "docker image prune -a   (removes all images without a container)"
 _BLAST = "Docker's images; moving its data stops all containers of the node meanwhile"
@@ -70,15 +71,18 @@ def _move(facts: NodeFacts, docker: Docker) -> tuple[str, ...]:
 
 
 def _elsewhere(facts: NodeFacts, docker: Docker) -> str:
-    """A disk of the node's own that is not the full one, if one is mounted."""
+    """The roomiest disk of the node's own that is not the full one, if one is mounted."""
+    mounts = {mount.target: mount for mount in facts.mounts or ()}
+    full = [room.device for room in facts.rooms or () if room.mounted_on == docker.mounted_on]
 
-    def fits(mount: Mount) -> bool:
-        own = mount.source.startswith("/dev/") and mount.fstype in ("ext4", "xfs", "btrfs", "zfs")
-        writable = "ro" not in mount.options.split(",")
-        return own and writable and mount.target not in ("/", docker.mounted_on) and "/boot" not in mount.target
+    def fits(room: Room) -> bool:
+        mount = mounts.get(room.mounted_on)
+        plain = mount is not None and mount.fstype in _OWN_KINDS and "ro" not in mount.options.split(",")
+        return plain and room.device not in full and not room.mounted_on.startswith(("/boot", docker.root or "/"))
 
-    found = [mount.target for mount in facts.mounts or () if fits(mount)]
-    return min(found, key=lambda target: (target.count("/"), target), default="/mnt/new-disk")
+    found = [room for room in facts.rooms or () if fits(room)]
+    best = max(found, key=lambda room: room.free_bytes, default=None)
+    return best.mounted_on if best and best.free_bytes > 2 * (docker.free_bytes or 0) else "/mnt/new-disk"
 
 
 def _gib(count: int) -> str:

@@ -6,7 +6,7 @@ from clusterft.facts.gpu import Gpu, GpuProcess, Nvidia
 from clusterft.facts.network import Address, Firewall, InfiniBand, Link
 from clusterft.facts.node import UNLIMITED, DockerGroup, Limits, NodeFacts, System, parse
 from clusterft.facts.probe import HOME, SCRATCH, script
-from clusterft.facts.storage import Disk, Mount
+from clusterft.facts.storage import Disk, Mount, Room
 
 __all__ = [
     "HOME",
@@ -26,6 +26,7 @@ __all__ = [
     "Mount",
     "NodeFacts",
     "Nvidia",
+    "Room",
     "System",
     "Unreadable",
     "parse",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from clusterft.facts.frames import whole
 from clusterft.facts.probe import CARD_FIELDS
 
+_DISPLAY = "0x03"  # the PCI class of cards; bridges and switches of the same maker have others
+
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
@@ -46,7 +48,7 @@ class Nvidia:
 
     module: str | None  # version of the loaded kernel module; None when none is loaded
     plugged: int | None  # display controllers of NVIDIA on the PCI bus
-    words: str = ""  # what nvidia-smi said instead of cards
+    words: str = ""  # what nvidia-smi said instead of cards, or of a card that is lost
 
 
 def nvidia(sections: dict[str, str]) -> Nvidia | None:
@@ -56,8 +58,8 @@ def nvidia(sections: dict[str, str]) -> Nvidia | None:
     cards, words = _rows(sections["gpus"])
     found = Nvidia(
         module=module.group(1) if module else None,
-        plugged=len(classes) - 1 if classes[:1] == ["seen"] else None,
-        words="" if cards else words,
+        plugged=sum(each.startswith(_DISPLAY) for each in classes) if classes[:1] == ["seen"] else None,
+        words=words,
     )
     return None if found == Nvidia(None, None) and not cards else found
 

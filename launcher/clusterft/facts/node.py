@@ -76,6 +76,7 @@ class NodeFacts:
     mounts: tuple[storage.Mount, ...] | None = None
     firewall: network.Firewall | None = None
     tools: frozenset[str] | None = None  # of probe.TOOLS, those found
+    rooms: tuple[storage.Room, ...] | None = None  # on the node's own filesystems
     home_room: storage.Disk | None = None
     scratch_room: storage.Disk | None = None
 
@@ -144,6 +145,7 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         mounts=mounts,
         firewall=network.firewall(said["firewall"]),
         tools=_tools(said["tools"]),
+        rooms=storage.rooms(said["rooms"]),
         home_room=storage.disk(HOME, said["room.home"], mounts or ()),
         scratch_room=storage.disk(SCRATCH, said["room.scratch"], mounts or ()),
     )

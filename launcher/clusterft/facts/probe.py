@@ -1,7 +1,7 @@
 """The text of the probe: plain POSIX sh, one round trip, nothing changed or left behind on the node.
 
 Every section is framed by a line with a random word, so that a noisy .bashrc cannot be taken for an answer. A
-section that cannot be read stays empty and becomes unknown; it is never guessed.
+section that cannot be read stays empty and becomes unknown; it is never guessed. What hangs costs its own section.
 
 What is slow (an engine, a driver) runs beside the rest, without a temporary file: each is a stage of one pipeline,
 which holds its own answer back, passes on what came before it, and then says its own.
@@ -29,19 +29,22 @@ _KERNEL_FILESYSTEMS = (
 _TOOLS = r"""
 LC_ALL=C; export LC_ALL
 PATH=$PATH:/usr/sbin:/sbin  # where some systems keep ip and sshd, and do not tell other users
-if timeout -s KILL 1 true; then
-  limit() { timeout -s KILL "$@"; }
+e=2  # where a limited command's complaints go; the shell's own remarks on its end never go there
+if timeout -k 1 1 uname; then
+  limit() { timeout -k 1 "$@" 2>&"$e"; }
 else  # none, or one of an old busybox with a syntax of its own
   limit() {
     s=$1; shift
-    { "$@" <&3 3<&- & } 3<&0
+    { "$@" <&3 2>&"$e" 3<&- & } 3<&0
     c=$!
-    ( trap 'kill "$z"; exit' TERM; sleep "$s" & z=$!; wait "$z" && kill -9 "$c" ) >/dev/null 2>&1 &
+    ( n=0; while [ "$n" -lt "$s" ]; do sleep 1; n=$((n + 1)); done; kill "$c" ) >/dev/null 2>&1 &
     d=$!
-    wait "$c"; r=$?
-    kill "$d" 2>/dev/null; wait "$d"; return "$r"
+    wait "$c"
+    kill "$d" 2>/dev/null
   }
-fi 2>/dev/null
+fi >/dev/null 2>&1
+# Whatever is asleep in the kernel cannot be killed: then it is the reader that gives up.
+hear() { s=$1; shift; { { e=1; limit "$s" "$@"; } & } | limit "$((s + 1))" cat; }
 room() {
   d=$1
   while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done
@@ -83,38 +86,44 @@ _SECTIONS = {
     "printf '%s\\n' \"$rules\" | grep 'hook input'",
     "tools": f"echo seen; for t in {' '.join(TOOLS)}; do command -v $t; done",
     "nvidia": "cat /proc/driver/nvidia/version",
-    # Display controllers (class 03) of NVIDIA: what is plugged in, whatever the driver makes of it.
+    # The classes of NVIDIA's devices: what is plugged in, whatever the driver makes of it.
     "pci": "[ -d /sys/bus/pci/devices ] && echo seen; grep -ls 0x10de /sys/bus/pci/devices/*/vendor | "
-    'while read -r v; do read -r c <"${v%vendor}class"; case $c in 0x03*) echo "$c";; esac; done',
+    'while read -r v; do read -r c <"${v%vendor}class" && echo "$c"; done',
+    "rooms": "limit 5 df -Pkl",
     "room.home": 'room "$HOME"',
     "room.scratch": f"room {SCRATCH}",
 }
 
-# Whoever may not speak to the engine is asked about once more, as root where sudo wants no password. That process
-# cannot be killed by its user, so it is the reader that gives up.
+# Whoever may not speak to the engine is asked about again as root, where sudo wants no password. A user cannot
+# kill what root runs, so its reader gives up, and root is asked to end it.
 _DOCKER = r"""
 with=docker v='' i=''
 p=$(command -v docker || ls /snap/bin/docker) && printf '%s\n' "$p" && readlink -f "$p" || echo none
 ask() {
-  s=$1; shift
   case $with in
-    sudo) { sudo -n docker "$@" 2>&1 & } | limit "$s" cat ;;
-    *) limit "$s" docker "$@" 2>&1 ;;
+    docker) hear "$@" ;;
+    sudo)
+      s=$1; shift
+      w=$({ sudo -n "$@" 2>&1 & echo "pid $!"; } | limit "$s" cat)
+      case ${w#pid } in
+        *[!0-9]*) printf '%s\n' "$w" | grep -v '^pid [0-9]*$' ;;
+        *) sudo -n kill "${w#pid }" ;;
+      esac ;;
   esac
 }
 echo {frame}docker.version
-[ "$p" ] && v=$(ask 4 version -f '{{json .Server}}')
+[ "$p" ] && v=$(ask 4 docker version -f '{{json .Server}}')
 case $v in
   *'"ApiVersion"'*) ;;
   *'permission denied'*)
     if command -v sudo >/dev/null; then
-      with=sudo; w=$(ask 4 version -f '{{json .Server}}')
-      case $w in *'"ApiVersion"'*) v=$w ;; *) with=docker ;; esac
+      with=sudo; w=$(ask 4 docker version -f '{{json .Server}}')
+      case $w in *'sudo: '* | *'sudo-rs: '* | *'Sorry, '*) with=docker ;; *) v=$w ;; esac
     fi ;;
 esac
 printf '%s\n' "$with" "$v"
 echo {frame}docker.info
-case $v in *'"ApiVersion"'*) i=$(ask 8 info -f '{{json .}}'); printf '%s\n' "$i" ;; esac
+case $v in *'"ApiVersion"'*) i=$(ask 7 docker info -f '{{json .}}'); printf '%s\n' "$i" ;; esac
 echo {frame}docker.root
 r=$(printf '%s\n' "$i" | sed -n 's/.*"DockerRootDir":"\([^"]*\)".*/\1/p')
 [ "$r" ] && room "$r"
@@ -126,13 +135,13 @@ echo {frame}docker.store
 _CARDS = (
     "command -v nvidia-smi >/dev/null && { "
     f"q='--format=csv,noheader,nounits --query-gpu={','.join(CARD_FIELDS)}'; "
-    "c=$(limit 15 nvidia-smi $q,compute_cap); "
-    "case $c in *'is not a valid field'*) c=$(limit 15 nvidia-smi $q) ;; esac; printf '%s\\n' \"$c\"; }"
+    "c=$(hear 14 nvidia-smi $q,compute_cap); "
+    "case $c in *'is not a valid field'*) c=$(hear 14 nvidia-smi $q) ;; esac; printf '%s\\n' \"$c\"; }"
 )
 _STAGES = {
     "docker.path": _DOCKER,
     "gpus": _CARDS,
-    "gpu.processes": "command -v nvidia-smi >/dev/null && limit 15 nvidia-smi -q -d PIDS",
+    "gpu.processes": "command -v nvidia-smi >/dev/null && hear 14 nvidia-smi -q -d PIDS",
 }
 _WITHIN = ("docker.version", "docker.info", "docker.root", "docker.store")  # framed by the stage of docker.path
 

@@ -58,6 +58,22 @@ def disk(directory: str, text: str, mounts: tuple[Mount, ...] = ()) -> Disk | No
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is free on one of the node's own filesystems."""
+
+    mounted_on: str
+    device: str
+    free_bytes: int
+
+
+def rooms(text: str) -> tuple[Room, ...] | None:
+    """Lines of `df -Pkl`."""
+    lines = (re.match(r"(.+?)\s+\d+\s+\d+\s+(\d{1,18})\s+\d+%\s+(/.*)", line) for line in text.splitlines())
+    found = [Room(line.group(3), line.group(1), int(line.group(2)) * 1024) for line in lines if line]
+    return tuple(found) or None
+
+
 def size(text: str, column: int) -> int | None:
     """A figure of the last line of `df -Pk`, in bytes; counted from the percent sign."""
     last = text.rstrip("\n").rpartition("\n")[2]
