@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import house
 import pytest
 from docker import APIClient
 
@@ -22,7 +27,7 @@ from clusterft.image.selftest import Expected
 from clusterft.remote import Remote
 from clusterft.remote.local import LocalRemote
 from clusterft.spec import ImageSpec
-from lab import FullLab
+from lab import FullLab, packages
 from lab.engine import ensure_engine
 from lab.node_image import base_image
 
@@ -92,7 +97,7 @@ def _changed(code: bytes) -> Callable[[], wheel.Wheel]:
 
 def _run(tag: str, script: str, *options: str) -> str:
     argv = ["docker", "run", "--rm", "--network=none", *options, tag, "sh", "-c", script]
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=180).stdout.strip()
 
 
 def test_a_users_dockerfile_gets_our_last_layers_once(engine: Engine, mine: ImageSpec) -> None:
@@ -276,3 +281,115 @@ def test_an_image_is_itself_on_every_engine(engine: Engine, heads: dict[str, Eng
         small = image.identify(one.api, PYTHON)
         assert image.differences(made.identity, small) != ()
     _forget(engine.api, "clusterft-test-moved:1")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """A registry on this machine, which engines trust without a certificate."""
+    program = shutil.which("docker-registry") or _unpacked(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "blobs")}},
+        "http": {"addr": address},
+    }
+    (tmp_path / "registry.yml").write_text(json.dumps(settings))
+    with (tmp_path / "registry.log").open("wb") as log:
+        server = subprocess.Popen([program, "serve", str(tmp_path / "registry.yml")], stdout=log, stderr=log)
+    try:
+        _wait_for(address)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _unpacked(folder: Path) -> str:
+    if not packages.can_install():
+        pytest.skip("no docker-registry here; install that package")
+    folder.chmod(0o755)
+    subprocess.run(["apt-get", "-q", "download", "docker-registry"], cwd=folder, check=True, capture_output=True)
+    package = next(folder.glob("docker-registry_*.deb"))
+    subprocess.run(["dpkg", "-x", str(package), str(folder / "registry")], check=True)
+    return str(folder / "registry" / "usr" / "bin" / "docker-registry")
+
+
+def _wait_for(address: str) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the registry does not answer"
+            time.sleep(0.1)
+
+
+def test_a_registry_gives_back_what_it_was_given(engine: Engine, mine: ImageSpec, registry: str) -> None:
+    made = image.make(engine.api, mine, _silent)
+    heard: list[Progress] = []
+    reference = image.push(engine.api, made.tag, f"{registry}/team/clusterft", heard.append)
+    assert reference.startswith(f"{registry}/team/clusterft@sha256:") and heard
+    assert image.push(engine.api, made.tag, f"{registry}/team/clusterft", _silent) == reference
+    for tag in (f"{registry}/team/clusterft:{made.tag.partition(':')[2]}", *made.built[::-1]):
+        _forget(engine.api, tag)
+    image.pull(engine.api, reference, "gpu1", heard.append)
+    assert image.differences(made.identity, image.identify(engine.api, reference)) == ()
+    assert heard[-1].node == "gpu1"
+    taken = image.make(engine.api, ImageSpec(use=reference), _silent)
+    assert taken.tag == reference and taken.identity == made.identity
+    with pytest.raises(Blocked) as caught:
+        image.pull(engine.api, reference[:-4] + "0000", "gpu1", _silent)
+    finding = caught.value.findings[0]
+    assert finding.id == "dk.registry" and finding.nodes == ("gpu1",) and "not found" in finding.summary
+    _forget(engine.api, reference)
+
+
+def test_a_registry_that_cannot_be_reached_is_told(engine: Engine) -> None:
+    with pytest.raises(Blocked) as caught:
+        image.push(engine.api, PYTHON, "127.0.0.1:9/none", _silent)
+    _forget(engine.api, "127.0.0.1:9/none:latest")
+    assert "refused" in caught.value.findings[0].summary and "image.registry" in caught.value.findings[0].fix[0]
+
+
+CONFIG = {
+    "model": "builtin:tiny",
+    "output": {"name": "tiny"},
+    "data": {"sources": [{"builtin": "shapes", "images": 8}], "resolution": 128},
+    "learn": {"unet": {"rate": 2e-3}},
+    "batch": {"per_slot": 2},
+    "precision": "fp32",
+    "engine": {"kind": "zero", "stage": 2},
+    "steps": 2,
+}
+_TRAIN = """\
+set -e; mkdir /tmp/home; python3 -m torch.distributed.run --master-addr=127.0.0.1 --master-port=29511 \
+  --nproc-per-node=2 -m clusterft_trainer train /config.json --run-dir /tmp/run >&2; \
+ls /tmp/run/export /tmp/run/checkpoints; command -v gcc || echo no compiler; id -u
+"""
+
+
+@pytest.mark.long
+@pytest.mark.trainer
+def test_the_real_cpu_image_trains_as_a_user_it_has_never_seen(engine: Engine, tmp_path: Path) -> None:
+    began = time.monotonic()
+    made = image.make(engine.api, house.cpu_image(), _silent)
+    took = time.monotonic() - began
+    print(f"{made.built or 'nothing'} built in {took:.0f} s, {made.identity.size / 1e6:.0f} MB")
+    expected = Expected(clusterft.__version__, "cpu", True)
+    found, findings = selftest.passed(engine.api, made.tag, expected)
+    assert found and findings == ()
+    assert set(found.ops) >= {"cpu_adam", "deepspeed_shm_comm"} and found.modules["torch"].endswith("+cpu")
+    assert made.identity.size < 2_000_000_000
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    options = ("--user=40001:40001", "--ipc=host", f"--volume={tmp_path / 'config.json'}:/config.json:ro")
+    env = ("--env=HOME=/tmp/home", "--env=LOGNAME=clusterft", "--env=CLUSTERFT_DEVICE=cpu")
+    told = _run(made.tag, _TRAIN, *options, *env).split()
+    assert "tiny.safetensors" in told and "step-00000002" in told and told[-3:] == ["no", "compiler", "40001"]
+    secrets = _run(
+        made.tag, "ls /wheelhouse /etc/ssh/ssh_host_* /root/.config/pip 2>/dev/null || true", "--user=0:0"
+    )
+    assert secrets == "" and "PIP_" not in json.dumps(engine.api.inspect_image(made.tag)["Config"]["Env"])

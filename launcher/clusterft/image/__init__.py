@@ -2,5 +2,6 @@
 
 from clusterft.image.build import Made, make
 from clusterft.image.identity import Identity, differences, from_inspect, identify
+from clusterft.image.registry import pull, push
 
-__all__ = ["Identity", "Made", "differences", "from_inspect", "identify", "make"]
+__all__ = ["Identity", "Made", "differences", "from_inspect", "identify", "make", "pull", "push"]

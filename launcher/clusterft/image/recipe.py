@@ -39,7 +39,7 @@ _OPS = {
 _CARDS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 _TRAINER = "opt/clusterft/trainer"  # on sys.path by a .pth file
 # What DeepSpeed is compiled with; not in the image.
-_BUILD = ("setuptools==80.9.0", "wheel==0.45.1")
+BUILD = ("setuptools==80.9.0", "wheel==0.45.1")
 # torch alone with these: a pin of anything else must not make a new layer of gigabytes.
 _WITH_TORCH = frozenset("torch filelock typing_extensions sympy mpmath networkx jinja2 markupsafe fsspec".split())
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -132,7 +132,7 @@ def _python(spec: ImageSpec, needs: tuple[str, ...], offline: bool) -> list[Entr
         "torch/constraints.txt": alone,
         "torch/requirements.txt": [torch],
         "stack/constraints.txt": pins.splitlines(),
-        "stack/build.txt": _BUILD,
+        "stack/build.txt": BUILD,
         "stack/requirements.txt": sorted(by_name.values()),
         "stack/deepspeed.txt": [deepspeed],
         "extra/requirements.txt": spec.pip,
@@ -148,7 +148,7 @@ def _wheelhouse(spec: ImageSpec, needs: tuple[str, ...]) -> tuple[Entry, ...]:
     found = wheels(spec.wheelhouse)
     pinned = next(need for need in needs if _name(need) == "deepspeed").replace("==", "-")
     if not any(entry.name == f"wheelhouse/{pinned}.tar.gz" for entry in found):
-        wanted = " ".join(f"'{need}'" for need in (*needs, *_BUILD, *spec.pip))
+        wanted = " ".join(f"'{need}'" for need in (*needs, *BUILD, *spec.pip))
         raise UsageError(
             f"the wheelhouse lacks {pinned}.tar.gz",
             where=str(spec.wheelhouse),

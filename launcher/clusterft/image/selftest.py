@@ -138,18 +138,17 @@ def judge(found: SelfTest, expected: Expected) -> tuple[Finding, ...]:
 
 
 def _container(tag: str) -> dict[str, Any]:
-    home = "/home/clusterft"
     return {
         "Image": tag,
         "Entrypoint": [],
         "Cmd": list(COMMAND),
         "User": _NOBODY,
         # A number without a name has no home and no login, which some libraries ask for as they are imported.
-        "Env": [f"HOME={home}", "LOGNAME=clusterft", "USER=clusterft", "HF_HUB_OFFLINE=1"],
+        "Env": ["HOME=/tmp", "LOGNAME=clusterft", "USER=clusterft", "HF_HUB_OFFLINE=1"],
         "WorkingDir": "/",
         "NetworkDisabled": True,
         "Labels": {"clusterft.selftest": "1"},
-        "HostConfig": {"NetworkMode": "none", "Init": True, "Tmpfs": {home: "mode=1777", "/tmp": "mode=1777"}},
+        "HostConfig": {"NetworkMode": "none", "Init": True, "Tmpfs": {"/tmp": "mode=1777"}},
     }
 
 
