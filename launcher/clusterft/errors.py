@@ -53,9 +53,12 @@ class Blocked(ClusterftError):
     exit_code = 3
     kind = "blocked"
 
-    def __init__(self, what: str, findings: tuple[Finding, ...], *, remedy: str = "") -> None:
+    def __init__(
+        self, what: str, findings: tuple[Finding, ...], *, remedy: str = "", effect: str = "blocks training"
+    ) -> None:
         super().__init__(what, remedy=remedy)
         self.findings = findings
+        self.effect = effect
 
 
 class RunFailed(ClusterftError):

@@ -243,7 +243,7 @@ class Bringup:
                 "the head is not up, and image.build_on names it",
                 fix=(f"mend {head}, or build_on: controller",),
             )
-            raise Blocked("the image cannot be built", (finding,))
+            raise Blocked("the image cannot be built", (finding,), effect="blocks")
         return Origin(fleet.remotes[head], self._docker(head))
 
     def _make(self, source: Origin, spec: ImageSpec) -> Made:
@@ -257,7 +257,9 @@ class Bringup:
                 _, found = selftest.passed(engine.api, made.tag, expected)
                 self._found.findings += found
                 if blocking := blockers(found):
-                    raise Blocked("the image does not pass its self-test; no node got it", blocking)
+                    raise Blocked(
+                        "the image does not pass its self-test; no node got it", blocking, effect="blocks"
+                    )
         self._found.changes += [f"image {tag} built" for tag in made.built]
         return made
 

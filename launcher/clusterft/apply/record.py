@@ -15,6 +15,7 @@ from clusterft import __version__, places
 from clusterft.board import Verdict
 from clusterft.errors import ClusterftError, UsageError
 from clusterft.fleet import Fleet
+from clusterft.hosts import Cluster
 from clusterft.plan import LaunchPlan
 from clusterft.remote import files
 
@@ -29,7 +30,8 @@ class Note:
     cluster: str
     hostfile: str
     run_dir: str
-    stop: dict[str, list[str]]  # node -> the command that stops its part
+    stop: dict[str, list[str]]  # node -> the command that stops its part; none where containers are its parts
+    containers: bool = False
 
 
 class Record:
@@ -89,6 +91,19 @@ class Record:
             run_dir=str(self._plan.places.dir),
             stop={node.node.name: list(node.supervisor("stop")) for node in self._plan.nodes},
         )
+
+
+def save_box(run: str, cluster: Cluster) -> None:
+    """The note of containers that nobody has started a launcher in."""
+    _save_note(Note(run, cluster.name, str(cluster.path.absolute()), "", {}, containers=True))
+
+
+def forget_boxes(cluster: str) -> None:
+    """`down` has taken these containers away; runs without containers keep their notes, for `stop`."""
+    for path in _notes().glob("*.json"):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["cluster"] == cluster and body.get("containers"):
+            path.unlink()
 
 
 def _notes() -> Path:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from clusterft import provision
-from clusterft.apply import settings
+from clusterft.apply import record, settings
 from clusterft.apply.bringup import OURS
 from clusterft.board import Roster
 from clusterft.checks import Survey, controller
@@ -24,7 +24,6 @@ from clusterft.runtime import docker
 
 STAGES = ("reach", "containers", "image", "take back")
 _SECONDS = 60.0
-_SUDO = ("sudo", "-n", "docker")
 
 Show = Callable[[Progress | Settled, Roster], None]
 
@@ -53,7 +52,10 @@ class Teardown:
             self._image(fleet)
             self._settle("take back", dict(provision.take_back(fleet, self._see)))
         # What could not be taken back must be found again by the next `down`.
-        return settings.forget(self._where) if not self.roster.failures else ()
+        if self.roster.failures:
+            return ()
+        record.forget_boxes(self._cluster.name)
+        return settings.forget(self._where)
 
     def _containers(self, fleet: Fleet) -> None:
         found = fleet.each(self._find)
@@ -75,7 +77,7 @@ class Teardown:
                 evidence=lines,
                 fix=tuple(f"clusterft stop {run}" for run in runs),
             )
-            raise Blocked("nothing was taken down; --now ends runs too", (finding,))
+            raise Blocked("nothing was taken down; --now ends runs too", (finding,), effect="blocks")
         removed = fleet.each(lambda name, _: self._remove(name, found[name]))
         self._settle("containers", removed)
 
@@ -89,14 +91,12 @@ class Teardown:
 
     @staticmethod
     def _engine(remote: Remote) -> Engine | None:
-        """As this user, else as root if sudo asks no question."""
-        for command in (("docker",), _SUDO):
-            try:
-                return Engine(remote, command)
-            except NoEngine as why:
-                if why.id not in ("dk.perm", "dk.absent"):
-                    raise  # it may hold containers of ours
-        return None
+        try:
+            return Engine(remote, docker.command(remote))
+        except NoEngine as why:
+            if why.id not in ("dk.perm", "dk.absent"):
+                raise  # it may hold containers of ours
+            return None
 
     def _remove(self, name: str, found: tuple[docker.Found, ...] | Unreachable) -> Outcome:
         if isinstance(found, Unreachable):

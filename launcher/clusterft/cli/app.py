@@ -94,6 +94,21 @@ def down(
     return verb.run(hosts, cluster, now=now, as_json=as_json)
 
 
+@_app.command("open")
+def open_(
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    cluster: _Cluster = None,
+    mount: Annotated[
+        list[str] | None, typer.Option("--mount", help="Directory of the nodes, the same path inside; repeatable.")
+    ] = None,
+    as_json: _Json = False,
+) -> int:
+    """Open a container on every node, with SSH between them, to work in by hand."""
+    from clusterft.cli import open as verb
+
+    return verb.run(hosts, cluster, tuple(mount or ()), as_json=as_json)
+
+
 @_app.command()
 def train(
     job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from clusterft import hosts, places
-from clusterft.apply import record
+from clusterft.apply import box, record
 from clusterft.errors import RunFailed
 from clusterft.fleet import Fleet
+from clusterft.hosts import Cluster
 from clusterft.remote import Remote, Unreachable
 from clusterft.runtime import process
 
@@ -18,6 +19,8 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
     """Tell every node's supervisor, and say which of them was still there."""
     note = record.find(name)
     cluster = hosts.load(Path(note.hostfile), name=note.cluster)
+    if note.containers:
+        return _close(name, cluster, as_json=as_json)
     known = {node.name for node in cluster.active}
     missed = {node: f"no longer in {note.hostfile}" for node in note.stop if node not in known}
     told: list[str] = []
@@ -31,6 +34,16 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
                 missed[node] = str(outcome)
             elif outcome is not None:
                 (told if outcome else idle).append(node)
+    _print(name, told, idle, missed, as_json=as_json)
+    return RunFailed.exit_code if missed else 0
+
+
+def _close(name: str, cluster: Cluster, *, as_json: bool) -> int:
+    """Containers without a launcher have nothing to save: they go at once."""
+    done = box.close(cluster, name)
+    told = [node for node, found in done.items() if not isinstance(found, Unreachable) and found]
+    idle = [node for node, found in done.items() if not isinstance(found, Unreachable) and not found]
+    missed = {node: found.what for node, found in done.items() if isinstance(found, Unreachable)}
     _print(name, told, idle, missed, as_json=as_json)
     return RunFailed.exit_code if missed else 0
 

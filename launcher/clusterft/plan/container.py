@@ -14,7 +14,8 @@ from clusterft.facts import NodeFacts
 from clusterft.hosts import Node
 
 _LOG_BYTES, _LOG_FILES = "50m", "3"  # what the engine keeps of a container's stdout
-_STACK = 8 << 20  # bytes; an unlimited stack makes NCCL's threads fail
+_STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
+_NO_LIMIT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,7 @@ class ContainerPlan:
             "Devices": [
                 {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in self.devices
             ],
-            "Ulimits": [
-                {"Name": "memlock", "Soft": -1, "Hard": -1},
-                {"Name": "stack", "Soft": _STACK, "Hard": -1},
-            ],
+            "Ulimits": self._limits(),
             "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
             "RestartPolicy": {"Name": "no"},
         }
@@ -104,6 +102,11 @@ class ContainerPlan:
             "WorkingDir": str(HOME),
             "HostConfig": host,
         }
+
+    def _limits(self) -> list[dict[str, Any]]:
+        """InfiniBand pins memory; without it the limit stays, since not every engine may lift it."""
+        memlock = [{"Name": "memlock", "Soft": _NO_LIMIT, "Hard": _NO_LIMIT}] if self.devices else []
+        return [*memlock, {"Name": "stack", "Soft": _STACK, "Hard": _STACK}]
 
 
 def name(node: Node) -> str:

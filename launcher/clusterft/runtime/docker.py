@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from docker.errors import APIError, NotFound
 
-from clusterft.engine import Engine
+from clusterft.engine import Engine, NoEngine
 from clusterft.plan.container import HOME, ContainerPlan, Person
+from clusterft.remote import Remote
 from clusterft.runtime.process import CannotStart
 
 _STOP_SECONDS = 10
 _CONFLICT = 409
+_FIRST_MOMENTS = 0.5  # seconds in which a command that cannot run has ended
 
 
 class Placed(NamedTuple):
@@ -61,12 +64,33 @@ def create(engine: Engine, plan: ContainerPlan, files: Iterable[Placed]) -> str:
     return identity
 
 
+def command(remote: Remote) -> tuple[str, ...]:
+    """How this user reaches the engine: as himself, else by sudo where that asks nothing."""
+    for argv in (("docker",), ("sudo", "-n", "docker")):
+        try:
+            Engine(remote, argv).close()
+        except NoEngine as why:
+            if why.id != "dk.perm":
+                raise
+            refused = why
+        else:
+            return argv
+    raise refused
+
+
 def start(engine: Engine, identity: str) -> None:
-    """Start it."""
+    """Start it, and see that it does not end at once."""
     try:
         engine.api.start(identity)
     except APIError as error:
         raise CannotStart(f"the container does not start: {error.explanation}") from None
+    deadline = time.monotonic() + _FIRST_MOMENTS
+    while time.monotonic() < deadline:
+        state = engine.api.inspect_container(identity)["State"]
+        if not state["Running"]:
+            said = engine.api.logs(identity, tail=10).decode(errors="replace").strip()
+            raise CannotStart(f"the container ended at once with exit code {state['ExitCode']}: {said}")
+        time.sleep(0.1)
 
 
 def stop(engine: Engine, identity: str, seconds: int = _STOP_SECONDS) -> None:
@@ -125,6 +149,8 @@ def _put(engine: Engine, identity: str, person: Person, files: Iterable[Placed])
             there = _read(engine, identity, f"/{path}")
             text = there if _known(there, line) else there + line
             _add(tar, path, text.encode(errors="surrogateescape"), 0o644, None)
+        # sshd insists on it when it runs as root, and an image may have lost it with its /run.
+        _root_directory(tar, "run/sshd")
         made: set[str] = set()
         _directory(tar, str(HOME).lstrip("/"), person, made)
         for file in files:
@@ -162,6 +188,12 @@ def _directory(tar: tarfile.TarFile, path: str, person: Person, made: set[str]) 
             entry = tarfile.TarInfo(each)
             entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o700, person.uid, person.gid
             tar.addfile(entry)
+
+
+def _root_directory(tar: tarfile.TarFile, path: str) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+    tar.addfile(entry)
 
 
 def _add(tar: tarfile.TarFile, path: str, data: bytes, mode: int, person: Person | None) -> None:

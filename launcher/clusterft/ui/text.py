@@ -24,7 +24,7 @@ def error(problem: ClusterftError) -> Iterator[str]:
         yield from _mistake(problem)
         return
     if isinstance(problem, Blocked):
-        yield from findings(problem.findings)
+        yield from findings(problem.findings, effect=problem.effect)
     where = f"{problem.where}: " if problem.where else ""
     label = f" ({problem.failure})" if isinstance(problem, RunFailed) else ""
     yield f"✗ {where}{problem.what}{label}"

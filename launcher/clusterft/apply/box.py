@@ -1,0 +1,250 @@
+"""`open` and its end: one idle container on every node, alike, each with an sshd that lets the others in.
+
+Owns the start as one (all up, or none left) and the proof that every container reaches every other one by name.
+The same containers, files and keys as a run has; only nobody has started a launcher yet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from clusterft.apply import record, settings
+from clusterft.apply.settings import Settings
+from clusterft.board import Roster
+from clusterft.checks import Survey, controller
+from clusterft.checks.gathering import gathered
+from clusterft.engine import Engine
+from clusterft.errors import Blocked, ClusterftError, UsageError
+from clusterft.events import Progress, Settled
+from clusterft.facts import NodeFacts
+from clusterft.findings import Finding, Outcome
+from clusterft.fleet import Fleet
+from clusterft.hosts import Cluster, Node
+from clusterft.plan import container, network
+from clusterft.plan.container import ContainerPlan, Labels, Person
+from clusterft.provision import worlds
+from clusterft.provision.worlds import Box, World
+from clusterft.remote import Remote, Unreachable
+from clusterft.runtime import docker
+from clusterft.runtime.docker import Placed
+from clusterft.runtime.process import CannotStart
+
+STAGES = ("reach", "container", "ssh")
+_FIRST_PORT = 22022
+_SSHD = ("/usr/sbin/sshd", "-D", "-e", "-f", str(worlds.SSHD_CONFIG))
+_INFINIBAND = "/dev/infiniband"
+# Plain `ssh NAME`, as a launcher says it; each peer gets a few tries, since its sshd may have started just now.
+_GREET = (
+    'for peer in "$@"; do n=0; until said=$(ssh -n "$peer" printf %s ok 2>&1) && [ "$said" = ok ]; do '
+    'n=$((n+1)); [ $n -ge 10 ] && { printf "%s: %s\\n" "$peer" "$said"; break; }; sleep 0.3; done; done'
+)
+
+Show = Callable[[Progress | Settled, Roster], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A gang of idle containers."""
+
+    run: str
+    nodes: tuple[str, ...]
+    port: int
+    findings: tuple[Finding, ...] = field(default=())
+
+
+class Opening:
+    """One `open`."""
+
+    def __init__(self, cluster: Cluster, run: str, mounts: tuple[str, ...], show: Show) -> None:
+        self._cluster = cluster
+        self._run = run
+        self._mounts = mounts
+        self._show = show
+        self._where = settings.cluster_places(cluster.name)
+        self._known = _brought_up(cluster)
+        self._turn = threading.Lock()
+        self._made: dict[str, tuple[Engine, str]] = {}
+        self.roster = Roster(tuple(node.name for node in cluster.active), STAGES)
+
+    def run(self) -> Opened:
+        """Create, start, prove; when one node cannot, nothing is left on the others."""
+        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key) as fleet:
+            survey = self._survey(fleet)
+            person = _person(self._cluster.active[0], survey)
+            port = network.free_port(_FIRST_PORT, _listening(survey))
+            try:
+                self._create(fleet, survey, person, port)
+                self._settle("container", fleet.each(lambda name, _: self._start(name)))
+                self._all_or_none()
+            except BaseException:
+                self._undo()
+                raise
+            record.save_box(self._run, self._cluster)
+            findings = self._prove(fleet)
+        return Opened(self._run, tuple(self.roster.rows), port, findings)
+
+    def _survey(self, fleet: Fleet) -> Survey:
+        survey = fleet.survey(lambda node: ())
+        missed = tuple(controller.unreached(survey))
+        if missed:
+            raise Blocked("nothing was opened: all nodes have to be there", missed, effect="blocks")
+        for name in self.roster.rows:
+            self._see(Settled(name, "reach", ()))
+        return survey
+
+    # -- start ---------------------------------------------------------------------------
+
+    def _create(self, fleet: Fleet, survey: Survey, person: Person, port: int) -> None:
+        addresses = network.solve(survey)
+        boxes = tuple(Box(node.name, addresses[node.name].ip, node.slots) for node in self._cluster.active)
+        keys = worlds.fresh_keys(self.roster.rows, self._run)
+
+        def one(name: str, remote: Remote) -> Outcome:
+            facts = survey.facts[name]
+            engine = Engine(remote, facts.docker.command if facts.docker and facts.docker.command else ("docker",))
+            env = _image_env(engine, str(self._known.tag)) | worlds.environment() | {"HOME": str(container.HOME)}
+            world = World(self._cluster.name, self._run, person, port, boxes, env)
+            files = worlds.entries(world, keys)[name]
+            placed = [Placed(PurePosixPath(file.path), file.data, file.mode) for file in files]
+            self._made[name] = (engine, docker.create(engine, self._plan(name, facts, person, env), placed))
+            return ()
+
+        self._settle("container", fleet.each(lambda name, remote: _tried(name, lambda: one(name, remote))))
+        self._all_or_none()
+
+    def _plan(self, name: str, facts: NodeFacts, person: Person, env: Mapping[str, str]) -> ContainerPlan:
+        rank, node = next((i, one) for i, one in enumerate(self._cluster.active) if one.name == name)
+        shared = (self._known.shared,) if self._known.shared else ()
+        return ContainerPlan(
+            name=container.name(node),
+            image=str(self._known.tag),
+            command=_SSHD,
+            labels=Labels(self._cluster.name, self._run, name, rank),
+            person=person,
+            gpus=container.cards(node, facts),
+            binds=tuple(dict.fromkeys((*shared, *self._mounts))),
+            devices=(_INFINIBAND,) if facts.infiniband else (),
+            env=dict(env),
+        )
+
+    def _start(self, name: str) -> Outcome:
+        def start() -> Outcome:
+            docker.start(*self._made[name])
+            return ("container started",)
+
+        return _tried(name, start)
+
+    def _all_or_none(self) -> None:
+        if self.roster.failures:
+            raise Blocked(
+                "nothing was opened: a gang starts as one, or not at all", gathered(self.roster.failures)
+            )
+
+    def _undo(self) -> None:
+        for engine, identity in self._made.values():
+            try:
+                docker.remove(engine, identity)
+            except ClusterftError:
+                continue  # its node is lost; `down` and the next start find the container by its label
+
+    # -- proof ---------------------------------------------------------------------------
+
+    def _prove(self, fleet: Fleet) -> tuple[Finding, ...]:
+        """Every container says hello to every other one, with the plain `ssh NAME` of a launcher."""
+
+        def greet(name: str, remote: Remote) -> Outcome:
+            engine, identity = self._made[name]
+            peers = [peer for peer in self._made if peer != name]
+            asked = engine.api.exec_create(identity, ["sh", "-c", _GREET, "sh", *peers])
+            said = engine.api.exec_start(asked["Id"]).decode(errors="replace").strip()
+            if not said:
+                return ()
+            return Finding(
+                "net.container-ssh",
+                "warn",
+                (name,),
+                "its container does not reach the others over SSH",
+                evidence=said,
+                cause="a firewall between the nodes, most likely",
+                fix=("open the nodes' network for each other",),
+            )
+
+        found = fleet.each(lambda name, remote: _tried(name, lambda: greet(name, remote)))
+        for name, outcome in found.items():
+            self._see(Settled(name, "ssh", () if isinstance(outcome, (Finding, Unreachable)) else outcome))
+        return tuple(one for one in found.values() if isinstance(one, Finding))
+
+    def _settle(self, stage: str, outcomes: Mapping[str, Outcome | Unreachable]) -> None:
+        for name, outcome in outcomes.items():
+            lost = isinstance(outcome, Unreachable)
+            self._see(Settled(name, stage, _lost(name, outcome) if lost else outcome))  # type: ignore[arg-type]
+
+    def _see(self, event: Progress | Settled) -> None:
+        with self._turn:
+            self.roster.see(event)
+            self._show(event, self.roster)
+
+
+def close(cluster: Cluster, run: str) -> dict[str, int | Unreachable]:
+    """End the containers of a run and take them away: how many there were on each node."""
+    where = settings.cluster_places(cluster.name)
+
+    def one(name: str, remote: Remote) -> int:
+        with Engine(remote, docker.command(remote)) as engine:
+            found = docker.find(engine, cluster=cluster.name, run=run)
+            for box in found:
+                docker.stop(engine, box.id)
+                docker.remove(engine, box.id)
+        return len(found)
+
+    with Fleet(cluster.mustered(), where.known_hosts, key=where.key) as fleet:
+        done: dict[str, int | Unreachable] = dict(fleet.each(one))
+        for miss in fleet.unreached:
+            done[miss.node] = Unreachable(miss.id, miss.words, fix=miss.fix)
+    return done
+
+
+def _tried(name: str, work: Callable[[], Outcome]) -> Outcome:
+    """A node that cannot start its part is a finding, so that the others are still looked at."""
+    try:
+        return work()
+    except CannotStart as error:
+        fix = (error.remedy,) if error.remedy else ()
+        return Finding("dk.start", "fail", (name,), "its container cannot be had", error.what, fix=fix)
+
+
+def _lost(name: str, why: object) -> Finding:
+    assert isinstance(why, Unreachable)
+    return Finding(why.id, "fail", (name,), "could not be asked", why.what, fix=why.fix)
+
+
+def _brought_up(cluster: Cluster) -> Settings:
+    known = settings.load(settings.cluster_places(cluster.name))
+    lacking = [node.name for node in cluster.active if known is None or node.name not in known.nodes]
+    if known is None or known.tag is None or lacking:
+        what = f"{', '.join(lacking)} not up" if known and known.tag else "no image yet"
+        raise UsageError(f"cluster {cluster.name}: {what}", remedy=f"run: clusterft up --hosts {cluster.path}")
+    return known
+
+
+def _person(head: Node, survey: Survey) -> Person:
+    """One numeric UID:GID on all nodes: the SSH user's on the head."""
+    facts = survey.facts[head.name]
+    if facts.uid is None or facts.gid is None:
+        raise ClusterftError(f"who the SSH user on {head.name} is could not be read")
+    name = facts.user if facts.user and facts.user.isidentifier() and facts.user.isascii() else "clusterft"
+    return Person(facts.uid, facts.gid, name)
+
+
+def _listening(survey: Survey) -> frozenset[int]:
+    """What is taken on any node: containers share its network."""
+    return frozenset().union(*(facts.listening or frozenset() for facts in survey.facts.values()))
+
+
+def _image_env(engine: Engine, tag: str) -> dict[str, str]:
+    """What the image sets; a session over SSH would not have it otherwise."""
+    given: Iterable[str] = engine.api.inspect_image(tag)["Config"].get("Env") or ()  # type: ignore[no-untyped-call]
+    return {name: value for name, _, value in (one.partition("=") for one in given)}
