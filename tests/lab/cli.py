@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     weight.add_argument("--light", type=int, metavar="N", help="namespaces with an sshd")
     weight.add_argument("--full", type=int, metavar="N", help="containers with a Docker engine")
     weight.add_argument("--vm", type=int, metavar="N", help="virtual machines with kernel NFS")
-    about = f"the engine of full nodes, or several for nodes in turn: {', '.join(ENGINES)}"
-    up.add_argument("--engine", metavar="VERSION[,...]", help=about)
+    about = f"of full nodes, or several for nodes in turn: {', '.join(ENGINES)} (c: with the containerd store)"
+    up.add_argument("--engine", metavar="ENGINE[,...]", help=about)
     up.add_argument("--homes", choices=HOMES, default="own", help="where full nodes' /home/worker is")
     up.add_argument(
         "--nat", default="", metavar="NODE[,...]", help="full nodes that others see by another address"

@@ -55,15 +55,18 @@ class FullLab(Lab[FullNode]):
     journal: Journal
     shared = SHARED
 
-    def __init__(self, journal: Journal, subnet: str, images: Sequence[str], wishes: Wishes) -> None:
+    def __init__(self, journal: Journal, subnet: str, made_of: Sequence[Sequence[str]], wishes: Wishes) -> None:
+        """`made_of` holds the engine and the image of each node."""
         super().__init__(journal)
         self.wishes = wishes
-        self.images = images
         self.journal = journal
         self.prefix = f"cfl-{journal.id}"
         self.subnet = subnet
         base = subnet.rpartition(".")[0]
-        self.nodes = [FullNode(f"n{i}", f"{base}.{10 + i}", image, self) for i, image in enumerate(images, 1)]
+        self.nodes = [
+            FullNode(f"n{i}", f"{base}.{10 + i}", engine, image, self)
+            for i, (engine, image) in enumerate(made_of, 1)
+        ]
 
     @classmethod
     def up(
@@ -78,7 +81,7 @@ class FullLab(Lab[FullNode]):
     ) -> Self:
         """Bring up that many nodes; on any failure nothing of them stays.
 
-        Of several engine versions, each node gets the next in turn. `homes` is about
+        Of several engines (see `ENGINES`), each node gets the next in turn. `homes` is about
         /home/worker: "own", "shared" by all nodes, or "squashed", which is shared and
         closed to root. `nat` names nodes that others see under another address. With
         `bastion`, the controller reaches n1, and the rest through it.
@@ -90,13 +93,13 @@ class FullLab(Lab[FullNode]):
         wishes = Wishes(homes, bastion, max_startups)
         packages.ensure(_NEEDS)
         ensure_engine()
-        versions = [engine] if isinstance(engine, str) else list(engine)
-        kinds = {version: node_image(version) for version in versions[:count]}
-        images = [kinds[version] for version in islice(cycle(versions), count)]
+        kinds = [engine] if isinstance(engine, str) else list(engine)
+        images = {kind: node_image(kind) for kind in kinds[:count]}
+        made_of = [(kind, images[kind]) for kind in islice(cycle(kinds), count)]
         with cls._begun() as journal:
             subnet = str(journal.claim_subnet(_taken()))
-            journal.describe({"subnet": subnet, "images": images, "wishes": asdict(wishes)})
-            lab = cls(journal, subnet, images, wishes)
+            journal.describe({"subnet": subnet, "made_of": made_of, "wishes": asdict(wishes)})
+            lab = cls(journal, subnet, made_of, wishes)
             for name in nat:
                 lab.node(name)
             lab._raise_up(nat)
@@ -106,7 +109,7 @@ class FullLab(Lab[FullNode]):
     def attach(cls, journal: Journal) -> Self:
         """The lab that another process brought up."""
         facts: dict[str, Any] = journal.described()
-        return cls(journal, facts["subnet"], facts["images"], Wishes(**facts["wishes"]))
+        return cls(journal, facts["subnet"], facts["made_of"], Wishes(**facts["wishes"]))
 
     def _raise_up(self, nat: Collection[str]) -> None:
         self.access.make_secrets(f"clusterft-lab-{self.id}")
@@ -157,7 +160,7 @@ class FullLab(Lab[FullNode]):
             "--network=none",
             "--init",
             *mounts,
-            self.images[0],
+            self.nodes[0].image,
             "sleep",
             "infinity",
         )

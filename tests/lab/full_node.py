@@ -13,6 +13,7 @@ from .access import make_key, private_file, public_half
 from .base import FILLER, LabNode
 from .engine import LABEL, docker
 from .errors import LabError
+from .node_image import ENGINES
 from .proc import run, until
 from .sshd import TAKE_NEW_KEY, settings
 
@@ -43,12 +44,13 @@ _MAY = (
 class FullNode(LabNode):
     """A container that looks like a machine with a Docker engine."""
 
-    def __init__(self, name: str, address: str, image: str, lab: FullLab) -> None:
+    def __init__(self, name: str, address: str, engine: str, image: str, lab: FullLab) -> None:
         super().__init__(name, address, lab.state / "nodes" / name, lab.access)
         self.container = f"{lab.prefix}-{name}"
         self._journal = lab.journal
         self._label = f"{LABEL}={lab.id}"
-        self._image = image
+        self.engine = engine
+        self.image = image
         self._wishes = lab.wishes
 
     # -- bring-up ------------------------------------------------------------
@@ -83,13 +85,15 @@ class FullNode(LabNode):
             f"--volume={self.container}-home:/root",
             f"--volume={network}-shared:{SHARED}",
             *_HOMES[self._wishes.homes].format(volume=f"{network}-home").split(),
-            self._image,
+            self.image,
         )
         self._give_host_key()
         squashed = self._wishes.homes == "squashed"
         self._give("authorized_keys", self.access.authorized)
         self._give("password", self.access.password)
         self._give("sshd_config", settings("/etc/lab", self._wishes.max_startups, squashed=squashed), "/etc/ssh")
+        if daemon := ENGINES[self.engine].daemon_json:
+            self._give("daemon.json", daemon, "/etc/docker")
         return public_half(self.state / "ssh_host_ed25519_key")
 
     def _give(self, name: str, text: str, place: str = "/etc/lab") -> None:
@@ -175,7 +179,7 @@ class FullNode(LabNode):
             "--cap-add=NET_ADMIN",
             "--label",
             self._label,
-            self._image,
+            self.image,
             "sh",
             "-c",
             "tc " + words.replace("CARD", find),

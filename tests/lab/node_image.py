@@ -1,4 +1,4 @@
-"""Images of full nodes: one per engine version, built once and kept.
+"""Images of full nodes: one per engine version, built once and kept; settings make several kinds of it.
 
 Owns where an image comes from, in this order: the engine, the cache directory, a
 build. The base is pulled where a registry can be reached, and made with debootstrap
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import packages
 from .engine import LABEL, cache_dir, docker
@@ -21,11 +24,29 @@ from .errors import LabError, LabUnavailable
 from .proc import run
 
 _CONTEXT = Path(__file__).with_name("node_image")
-# The Debian release that carries each engine, and the packages that make it up.
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """The Debian release that carries an engine, the packages that make it up, its daemon.json."""
+
+    version: str
+    suite: str
+    packages: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def daemon_json(self) -> str:
+        """What dockerd reads as /etc/docker/daemon.json; empty: there is no such file."""
+        return json.dumps(self.settings) if self.settings else ""
+
+
+# The c of 28.5c: images are in the containerd store, as newer engines keep them unasked.
 ENGINES = {
-    "20.10": ("bookworm", "docker.io"),
-    "26.1": ("trixie", "docker.io docker-cli"),
-    "28.5": ("sid", "docker.io docker-cli"),
+    "20.10": EngineKind("20.10", "bookworm", "docker.io"),
+    "26.1": EngineKind("26.1", "trixie", "docker.io docker-cli"),
+    "28.5": EngineKind("28.5", "sid", "docker.io docker-cli"),
+    "28.5c": EngineKind("28.5", "sid", "docker.io docker-cli", {"features": {"containerd-snapshotter": True}}),
 }
 # Debian's unstable index is dated to a week or two, and mirrors that keep a snapshot of
 # it hold an older one. Its signature is checked all the same.
@@ -37,12 +58,12 @@ def node_image(engine: str) -> str:
     """The tag of the node image with that engine; builds it if nobody has yet."""
     if engine not in ENGINES:
         raise LabError(f"engine {engine!r}: one of {', '.join(ENGINES)}")
-    suite, carriers = ENGINES[engine]
-    tag = f"clusterft-lab-node:{engine}-{_digest(suite, carriers)}"
-    with (cache_dir() / f"node-{engine}.lock").open("w") as turn:
+    kind = ENGINES[engine]
+    tag = f"clusterft-lab-node:{kind.version}-{_digest(kind.suite, kind.packages)}"
+    with (cache_dir() / f"node-{kind.version}.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not _has(tag) and not _load(tag):
-            _build(tag, suite, carriers)
+            _build(tag, kind.suite, kind.packages)
             _store(tag)
             _forget_older(tag)
     return tag

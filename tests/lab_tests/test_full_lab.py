@@ -57,7 +57,7 @@ def test_the_engine_can_be_chosen(engine: str) -> None:
     with FullLab.up(count=1, engine=engine) as lab:
         node = lab.nodes[0]
         version = node.run(["docker", "version", "--format", "{{.Server.Version}}"]).stdout
-        assert version.startswith(engine + ".")
+        assert version.startswith(ENGINES[engine].version + ".")
         make_tiny(node)
         ran = node.run(["docker", "run", "--rm", "--network=host", "tiny", "sleep", "0"])
         assert ran.returncode == 0, ran.stderr
@@ -152,8 +152,14 @@ def test_a_failure_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert everything(seen[0]) == []
 
 
-def test_engines_of_several_versions_in_one_lab() -> None:
-    with FullLab.up(count=4, engine=("20.10", "26.1", "28.5")) as lab:
-        ask = ["docker", "version", "--format", "{{.Server.Version}}"]
-        found = [node.run(ask).stdout.rpartition(".")[0] for node in FullLab.attach(lab.journal).nodes]
-    assert found == ["20.10", "26.1", "28.5", "20.10"]
+def test_engines_of_several_kinds_in_one_lab() -> None:
+    kinds = ("20.10", "26.1", "28.5c")
+    with FullLab.up(count=4, engine=kinds) as lab:
+        nodes = FullLab.attach(lab.journal).nodes
+        found = [node.run(["docker", "info", "--format", _KIND]).stdout.split() for node in nodes]
+    assert [node.engine for node in nodes] == [*kinds, "20.10"]
+    assert [version.rpartition(".")[0] for version, _ in found] == ["20.10", "26.1", "28.5", "20.10"]
+    assert [driver for _, driver in found] == ["overlay2", "overlay2", "overlayfs", "overlay2"]
+
+
+_KIND = "{{.ServerVersion}} {{.Driver}}"

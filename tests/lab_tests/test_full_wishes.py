@@ -179,6 +179,38 @@ def test_a_tree_shows_what_changed_and_nothing_else(lab: FullLab) -> None:
     assert changed["/root/link"] == "l 0777 root:root a b"
 
 
+def test_an_engine_with_the_containerd_store() -> None:
+    """Its images lie on the engine's own disk, and it builds, saves, loads and runs as others do."""
+    with FullLab.up(count=1, engine="28.5c") as lab:
+        node = lab.nodes[0]
+        make_tiny(node)
+        done = node.run(["sh", "-ec", _ROUND], timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "built" not in node.run(["docker", "images", "--format", "{{.Repository}}"]).stdout.split()
+        assert (
+            node.run(["docker", "load", "--input", "built.tar"], timeout=60).stdout
+            == "Loaded image: built:latest\n"
+        )
+        node.reboot()
+        ran = node.run(
+            ["docker", "run", "--rm", "--network=host", "--ipc=host", "built", "sh", "-c", "read x <mark; echo $x"]
+        )
+        assert ran.stdout == "seen\n", ran.stderr
+        assert "io.containerd.snapshotter.v1" in node.run(["docker", "info"]).stdout
+        for limit in (64, None):
+            node.engine_disk(limit)
+            kept = node.run(["docker", "images", "--format", "{{.Repository}}"]).stdout.split()
+            assert kept == ([] if limit else ["built"])
+
+
+# The build reads standard input: it needs no files of its own.
+_ROUND = """
+printf 'FROM tiny\\nRUN echo seen >/mark\\n' | docker build --network=host --tag built -
+docker save built --output built.tar
+docker image rm --force built tiny
+"""
+
+
 def test_six_throttled_nodes_each_have_their_rate_both_ways() -> None:
     mib, mbit = 3.0, 20
     with FullLab.up(count=6) as lab, ThreadPoolExecutor(6) as pool:
