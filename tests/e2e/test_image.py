@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from clusterft.engine import Engine
 from clusterft.errors import Blocked
 from clusterft.events import Progress
 from clusterft.fleet import Fleet
-from clusterft.image import recipe, selftest, wheel
+from clusterft.image import selftest, wheel
 from clusterft.image.selftest import Expected
 from clusterft.remote import Remote
 from clusterft.remote.local import LocalRemote
@@ -66,17 +67,13 @@ def mine(tmp_path: Path, engine: Engine) -> Iterator[ImageSpec]:
     """A user's own Dockerfile; what is built from it goes again."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "Dockerfile").write_text(MINE)
     (folder / "hello.txt").write_text("hello")
-    before = _ours(engine.api)
+    label = f"clusterft.test={uuid.uuid4().hex}"
+    (folder / "Dockerfile").write_text(f"{MINE}LABEL {label}\n")
     yield ImageSpec(variant="cpu", dockerfile=folder / "Dockerfile")
-    for tag in _ours(engine.api) - before:
+    listed = engine.api.images(filters={"label": label})
+    for tag in (tag for one in listed for tag in one["RepoTags"] or ()):
         _forget(engine.api, tag)
-
-
-def _ours(api: APIClient) -> set[str]:
-    listed = api.images(filters={"label": recipe.KEY})
-    return {tag for one in listed for tag in one["RepoTags"] or () if tag != "<none>:<none>"}
 
 
 def _forget(api: APIClient, tag: str) -> None:

@@ -123,8 +123,6 @@ def wheels(folder: Path) -> tuple[Entry, ...]:
         found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise UsageError(f"the wheelhouse cannot be read: {error.strerror}", where=str(folder)) from None
-    if not found:
-        raise UsageError("the wheelhouse is empty", where=str(folder))
     return tuple(Entry(f"wheelhouse/{p.name}", p, seal=f"{p.name} {p.stat().st_size}") for p in found)
 
 

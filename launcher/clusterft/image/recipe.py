@@ -12,7 +12,6 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from clusterft.errors import ClusterftError, UsageError
@@ -85,14 +84,17 @@ def last(spec: ImageSpec, below: Recipe, wheel: Wheel) -> Recipe:
 
 
 def text(name: str) -> str:
-    """A file of images/, from the installed package or from a checkout."""
-    packaged = files("clusterft.image").joinpath("files", name)
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    root = Path(__file__).parents[3]
-    for path in (root / "images" / name, root / name):
+    """What a file of images/ says."""
+    return _file(name).read_text(encoding="utf-8")
+
+
+def _file(name: str) -> Path:
+    """A file of images/, in the installed package or in a checkout."""
+    here = Path(__file__)
+    root = here.parents[3]
+    for path in (here.with_name("files") / name, root / "images" / name, root / name):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return path
     raise ClusterftError(f"this installation of clusterft lacks {name}")
 
 
@@ -148,11 +150,12 @@ def _wheelhouse(spec: ImageSpec, needs: tuple[str, ...]) -> tuple[Entry, ...]:
     found = wheels(spec.wheelhouse)
     pinned = next(need for need in needs if _name(need) == "deepspeed").replace("==", "-")
     if not any(entry.name == f"wheelhouse/{pinned}.tar.gz" for entry in found):
-        wanted = " ".join(f"'{need}'" for need in (*needs, *BUILD, *spec.pip))
+        fill = ["pip", "download", "--dest", str(spec.wheelhouse), "--constraint", str(_file("constraints.txt"))]
+        fill += ["--extra-index-url", _CPU_INDEX] if spec.variant == "cpu" else []
         raise UsageError(
             f"the wheelhouse lacks {pinned}.tar.gz",
             where=str(spec.wheelhouse),
-            remedy=f"fill it: pip download --dest {shlex.quote(str(spec.wheelhouse))} {wanted}",
+            remedy=shlex.join([*fill, *needs, *BUILD, *spec.pip]),
         )
     return found
 
