@@ -11,7 +11,7 @@ from typing import Any
 
 from clusterft import hosts, spec
 from clusterft.checks import Survey, Unreached
-from clusterft.facts import Disk, Gpu, NodeFacts
+from clusterft.facts import Disk, Docker, Gpu, NodeFacts, System
 from clusterft.hosts import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,28 @@ def disk(directory: str, **changes: Any) -> Disk:
     return Disk(**{**whole, **changes})
 
 
+def docker(**changes: Any) -> Docker:
+    """An engine that works, with room for images and the NVIDIA runtime."""
+    whole: dict[str, Any] = {
+        "state": "ok",
+        "command": ("docker",),
+        "path": "/usr/bin/docker",
+        "version": "28.3.3",
+        "api": "1.51",
+        "arch": "amd64",
+        "root": "/var/lib/docker",
+        "driver": "overlay2",
+        "containerd_store": False,
+        "runtimes": ("nvidia", "runc"),
+        "rootless": False,
+        "store": "/var/lib/docker",
+        "free_bytes": 500 * 2**30,
+        "free_inodes": 10_000_000,
+        "mounted_on": "/",
+    }
+    return Docker(**{**whole, **changes})
+
+
 def facts(node: str, **changes: Any) -> NodeFacts:
     """A healthy node without cards."""
     whole: dict[str, Any] = {
@@ -92,6 +114,11 @@ def facts(node: str, **changes: Any) -> NodeFacts:
         "disks": (disk("/mnt/out"), disk(".")),
         "routes": (),
         "controller_route": None,
+        "arch": "x86_64",
+        "system": System("Ubuntu 24.04.1 LTS", ("ubuntu", "debian")),
+        "docker": docker(),
+        "tools": frozenset({"sshd", "nvidia-ctk", "nvidia-container-runtime-hook"}),
+        "home_room": disk("~"),
     }
     return NodeFacts(**{**whole, **changes})
 

@@ -10,6 +10,7 @@ from clusterft.facts import NodeFacts
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 
+_LOOK = ("sudo dmesg | grep -i nvrm   (why the driver does not show all cards)",)
 _MISMATCH = "driver/library version mismatch"
 
 
@@ -19,7 +20,6 @@ def count(survey: Survey) -> Iterator[Finding]:
         facts = survey.facts.get(node.name)
         if facts is None or _mismatched(facts):
             continue  # what the driver hides cannot be counted
-        have = [f"card {card.index}: {card.name}, {card.memory or 'unknown'} MiB" for card in facts.gpus]
         known = {str(card.index) for card in facts.gpus} | {card.uuid for card in facts.gpus}
         absent = [card for card in node.gpus if card not in known]
         if absent:
@@ -35,8 +35,8 @@ def count(survey: Survey) -> Iterator[Finding]:
             status="fail",
             nodes=(node.name,),
             summary=summary,
-            evidence="\n".join(have) or _nothing(facts),
-            fix=(f"correct slots= or gpus= in {survey.cluster.path}",),
+            evidence=_seen(facts),
+            fix=(*(_LOOK if _hidden(facts) else ()), f"correct slots= or gpus= in {survey.cluster.path}"),
             blast_radius="the hostfile",
         )
 
@@ -90,9 +90,16 @@ def _mismatched(facts: NodeFacts) -> bool:
     return bool(facts.nvidia and _MISMATCH in facts.nvidia.words.lower())
 
 
-def _nothing(facts: NodeFacts) -> str:
-    """Why no card is listed, as far as it shows."""
-    if facts.nvidia is None:
-        return "nvidia-smi lists no card"
-    said = facts.nvidia.words or "nvidia-smi lists no card"
-    return said if facts.nvidia.plugged is None else f"{said}\n{facts.nvidia.plugged} NVIDIA cards on the PCI bus"
+def _seen(facts: NodeFacts) -> str:
+    """The cards that are listed, and why others are not, as far as it shows."""
+    lines = [f"card {card.index}: {card.name}, {card.memory or 'unknown'} MiB" for card in facts.gpus]
+    if facts.nvidia and facts.nvidia.words:
+        lines.append(facts.nvidia.words)
+    if facts.nvidia and _hidden(facts):
+        lines.append(f"NVIDIA cards on the PCI bus: {facts.nvidia.plugged}")
+    return "\n".join(lines) or "nvidia-smi lists no card"
+
+
+def _hidden(facts: NodeFacts) -> bool:
+    """Whether cards are plugged in that the driver does not show."""
+    return bool(facts.nvidia and facts.nvidia.plugged and facts.nvidia.plugged > len(facts.gpus))
