@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
@@ -26,7 +26,7 @@ from clusterft.facts import NodeFacts
 from clusterft.findings import Finding, Outcome, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node, deepspeed_hostfile
-from clusterft.image import Made, make, selftest
+from clusterft.image import Made, make, pull, push, selftest
 from clusterft.places import NodePlaces
 from clusterft.provision import Order
 from clusterft.remote import Asker, Remote, keys
@@ -180,6 +180,8 @@ class Bringup:
         self._found.made = made
         self._stage(f"image {made.tag}", began)
         began = time.monotonic()
+        if spec.registry:
+            self._pull(fleet, source, made, spec.registry)
         targets = {name: self._target(name) for name in self.roster.up}
         convoy = Convoy(fleet, targets, self._tell, self._found.cut)
         known = self._before.parts if self._before else None
@@ -193,6 +195,28 @@ class Bringup:
         sent = f", {shipment.sent / 1e6:.1f} MB sent from here" if shipment.sent else ""
         self._drop_last(fleet, made.tag)
         self._stage(f"image proven on {_count(up)}{sent}", began)
+
+    def _pull(self, fleet: Fleet, source: Origin, made: Made, repository: str) -> None:
+        """By the registry where there is one; the relay then only proves that every node has the very image."""
+        with Engine(source.remote, source.command) as engine:
+            reference = push(engine.api, made.tag, repository, self._tell)
+
+        def take(name: str, remote: Remote) -> Outcome:
+            if name not in self.roster.up:
+                return ()
+            try:
+                with Engine(remote, self._docker(name)) as engine:
+                    pull(engine.api, reference, name, self._tell)
+                    repo, _, version = made.tag.rpartition(":")
+                    engine.api.tag(reference, repo, version)
+            except Blocked as refused:
+                return refused.findings[0]
+            return ()
+
+        for outcome in fleet.each(take).values():
+            if isinstance(outcome, Finding):
+                # The relay brings it all the same; the user still learns that the registry does not.
+                self._found.findings += (replace(outcome, status="warn"),)
 
     def _drop_last(self, fleet: Fleet, tag: str) -> None:
         """The image of the last `up` has had its day; where a container still uses it, the engine keeps it."""

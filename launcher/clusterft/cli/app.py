@@ -109,6 +109,20 @@ def open_(
     return verb.run(hosts, cluster, tuple(mount or ()), as_json=as_json)
 
 
+@_app.command(context_settings={"ignore_unknown_options": True})
+def ssh(
+    node: Annotated[str, typer.Argument(help="node of the cluster")],
+    command: Annotated[list[str] | None, typer.Argument(help="command; default: a shell")] = None,
+    container: Annotated[str | None, typer.Option("--container", help="Run whose container is meant.")] = None,
+    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    cluster: _Cluster = None,
+) -> int:
+    """Open a shell on a node, or in a run's container there."""
+    from clusterft.cli import ssh as verb
+
+    return verb.run(node, tuple(command or ()), container=container, hosts=hosts, cluster=cluster)
+
+
 @_app.command()
 def train(
     job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],

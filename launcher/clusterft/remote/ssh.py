@@ -21,6 +21,8 @@ from clusterft.remote.protocol import SILENCE_SECONDS, Completed, Unreachable
 from clusterft.remote.refusal import Hop
 from clusterft.remote.stream import Deadline, Lines, Stream, Tail, text, until_ready
 
+_EOF_PAUSE = 0.02
+_DRAIN_SECONDS = 4.0  # for output that is still on its way when the command has ended
 _CHUNK = 1 << 16
 _WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds
 
@@ -183,18 +185,30 @@ def _ip(text: str) -> str | None:
 def _collect(channel: paramiko.Channel, name: str, seconds: float) -> Completed:
     out, err = bytearray(), bytearray()
     deadline = time.monotonic() + seconds
+    ended: float | None = None  # when the exit status came; sshd may send it before the last of the output
     while True:
         left = deadline - time.monotonic()
-        if left <= 0:
+        if left <= 0 and ended is None:
             raise Unreachable("ssh.timeout", f"{name} did not end within {seconds:g} s")
         with contextlib.suppress(TimeoutError):
-            until_ready(min(left, 1.0), channel.fileno())
+            until_ready(min(max(left, 0.0), _DRAIN_SECONDS / 4), channel.fileno())
         while channel.recv_ready():
             out += channel.recv(_CHUNK)
         while channel.recv_stderr_ready():
             err += channel.recv_stderr(_CHUNK)
-        if channel.exit_status_ready() and not channel.recv_ready() and not channel.recv_stderr_ready():
-            break
-        if channel.closed:
+        if channel.exit_status_ready():
+            ended = ended or time.monotonic()
+            # Whatever it left behind may hold its output open for ever.
+            if channel.eof_received or channel.closed or time.monotonic() - ended > _DRAIN_SECONDS:
+                break
+        elif channel.closed:
             raise SSHException("closed by the other side")
+        elif channel.eof_received:
+            time.sleep(_EOF_PAUSE)  # from then on the channel is always ready
+    for ready, take, rest in (
+        (channel.recv_ready, channel.recv, out),
+        (channel.recv_stderr_ready, channel.recv_stderr, err),
+    ):
+        while ready():
+            rest.extend(take(_CHUNK))
     return Completed(channel.recv_exit_status(), text(bytes(out)), text(bytes(err)))
