@@ -15,7 +15,7 @@ from clusterft.places import NodePlaces
 from clusterft.provision.member import Member
 
 _PLAIN = re.compile(r"[A-Za-z0-9@._/+,:=-]+\Z")
-_USER = re.compile(r"[^\s\"'%#${}\\]+\\?[^\s\"'%#${}\\]*\$?\Z")  # DOMAIN\user and machine$ are names, too
+_USER = re.compile(r"[^\s\"'%#${}\\-][^\s\"'%#${}\\]*(\\[^\s\"'%#${}\\]+)?\$?\Z")  # DOMAIN\user, machine$
 _WAIT_SECONDS = 5  # for a peer's TCP answer: a LAN needs milliseconds
 
 
@@ -89,7 +89,7 @@ def ssh_config(places: NodePlaces, peers: tuple[Peer, ...]) -> str:
 
 def user(name: str) -> str:
     """A login name for ssh_config; ValueError for one that its readers, old and new, would not read alike."""
-    if not _USER.match(name) or name.startswith("-"):
+    if not _USER.match(name):
         raise ValueError(f"the login name {name!r} cannot be written into ssh_config")
     return name
 

@@ -15,7 +15,7 @@ _OURS = re.compile(
     rb"clusterft:(?P<cluster>[A-Za-z0-9._-]+):(?P<who>[A-Za-z0-9._-]+)\s*\Z"
 )
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+\Z")  # nothing but a newline ends one for sshd
-_PUBLIC = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+=* ?")
+_PUBLIC = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]+={0,2}(?=\s|\Z)")
 CONTROLLER = ""  # as a name among nodes, which are never empty
 
 
@@ -85,4 +85,4 @@ def _key(public: str) -> str:
     found = _PUBLIC.match(public)
     if not found:
         raise ValueError(f"not an ed25519 public key: {public!r}")
-    return found.group().strip()
+    return found.group()

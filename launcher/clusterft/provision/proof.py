@@ -110,7 +110,12 @@ _UNREAD = _Sign(
     "its sshd does not read ~/.ssh/authorized_keys, or does not let this user in from other nodes",
     "look at AuthorizedKeysFile, AllowUsers and Match in its sshd_config",
 )
-_OTHER = _Sign((), "ssh.relay", "the relay did not answer", "try the command of the evidence on the node")
+_OTHER = _Sign(
+    (),
+    "ssh.relay",
+    "the relay did not answer",
+    "see what it says: on {caller}, ssh -F ~/.clusterft/CLUSTER/nodes/{caller}/ssh_config {peer} hello",
+)
 
 
 def prove(
@@ -233,6 +238,7 @@ def _sign(words: str, was_unbound: bool) -> _Sign:
 def _finding(sign: _Sign, refused: dict[Pair, str]) -> Finding:
     shown = [f"{caller} -> {peer}: {words.splitlines()[-1]}" for (caller, peer), words in refused.items()]
     more = [f"and {len(shown) - _SHOWN} more pairs"] if len(shown) > _SHOWN else []
+    caller, peer = next(iter(refused))
     count = "1 pair of nodes" if len(refused) == 1 else f"{len(refused)} pairs of nodes"
     return Finding(
         sign.id,
@@ -241,5 +247,5 @@ def _finding(sign: _Sign, refused: dict[Pair, str]) -> Finding:
         f"{count} cannot relay to each other: the controller will serve them itself",
         "\n".join(shown[:_SHOWN] + more),
         sign.cause,
-        (sign.fix,),
+        (sign.fix.format(caller=caller, peer=peer),),
     )

@@ -145,7 +145,10 @@ def config(world: World) -> str:
 
 
 def sshd_config(world: World, box: Box) -> str:
-    """sshd's side, for `sshd -D -e -f` by the run's own user; a session gets the image's environment back."""
+    """sshd's side, for `sshd -D -e -f` by the run's own user; a session gets the image's environment back.
+
+    Where that user is root, sshd also wants an empty directory /run/sshd.
+    """
     lines = [f"# The container of run {world.run} on {box.node}.", f"Port {world.port}"]
     if box.listen:
         if ip(box.listen) is None:
