@@ -182,6 +182,14 @@ def _ip(text: str) -> str | None:
     return None if address.is_link_local else str(address)
 
 
+def _take(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:
+    """All that has come by now."""
+    while channel.recv_ready():
+        out += channel.recv(_CHUNK)
+    while channel.recv_stderr_ready():
+        err += channel.recv_stderr(_CHUNK)
+
+
 def _collect(channel: paramiko.Channel, name: str, seconds: float) -> Completed:
     out, err = bytearray(), bytearray()
     deadline = time.monotonic() + seconds
@@ -192,10 +200,7 @@ def _collect(channel: paramiko.Channel, name: str, seconds: float) -> Completed:
             raise Unreachable("ssh.timeout", f"{name} did not end within {seconds:g} s")
         with contextlib.suppress(TimeoutError):
             until_ready(min(max(left, 0.0), _DRAIN_SECONDS / 4), channel.fileno())
-        while channel.recv_ready():
-            out += channel.recv(_CHUNK)
-        while channel.recv_stderr_ready():
-            err += channel.recv_stderr(_CHUNK)
+        _take(channel, out, err)
         if channel.exit_status_ready():
             ended = ended or time.monotonic()
             # Whatever it left behind may hold its output open for ever.
@@ -205,10 +210,5 @@ def _collect(channel: paramiko.Channel, name: str, seconds: float) -> Completed:
             raise SSHException("closed by the other side")
         elif channel.eof_received:
             time.sleep(_EOF_PAUSE)  # from then on the channel is always ready
-    for ready, take, rest in (
-        (channel.recv_ready, channel.recv, out),
-        (channel.recv_stderr_ready, channel.recv_stderr, err),
-    ):
-        while ready():
-            rest.extend(take(_CHUNK))
+    _take(channel, out, err)
     return Completed(channel.recv_exit_status(), text(bytes(out)), text(bytes(err)))
