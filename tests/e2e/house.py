@@ -15,6 +15,8 @@ from clusterft.spec import ImageSpec
 from lab.engine import cache_dir, ensure_engine
 from lab.node_image import base_image
 
+CA = Path("/etc/ssl/certs/ca-certificates.crt")
+EXTRA = "iniconfig"  # as image.pip in the test: small, pinned, and no library of the trainer
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 
@@ -33,13 +35,13 @@ def cpu_image() -> ImageSpec:
 
 def _filled(house: Path) -> Path:
     house.mkdir(exist_ok=True)
-    stamp, wanted = house / ".stamp", CONSTRAINTS.read_text() + " ".join(wheel.requirements())
+    stamp, wanted = house / ".stamp", CONSTRAINTS.read_text() + " ".join([*wheel.requirements(), EXTRA])
     with (house / ".lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != wanted:
             for old in house.glob("*[lz]"):  # wheels and .tar.gz
                 old.unlink()
             pip = [sys.executable, "-m", "pip", "download", "-q", "--dest", str(house), "-c", str(CONSTRAINTS)]
-            subprocess.run([*pip, *wheel.requirements(), *recipe.BUILD], check=True, timeout=900)
+            subprocess.run([*pip, *wheel.requirements(), *recipe.BUILD, EXTRA], check=True, timeout=900)
             stamp.write_text(wanted)
     return house
