@@ -18,8 +18,9 @@ import paramiko
 from paramiko.ssh_exception import SSHException
 
 from clusterft.hosts import Node
-from clusterft.remote import hostkeys, pulse, refusal, way
+from clusterft.remote import hostkeys, refusal, way
 from clusterft.remote.login import Keyring, Login
+from clusterft.remote.pulse import Pulse
 from clusterft.remote.refusal import Hop
 from clusterft.remote.ssh import SshRemote
 from clusterft.remote.unreachable import Unreachable
@@ -30,6 +31,7 @@ _FIRST_WAIT = 0.3  # seconds, doubled each time
 _LOGINS = 5  # connections for one login: sshd hangs up after MaxAuthTries keys
 _FRESH = 5.0  # seconds for which a bastion's refusal stands for all who wait for it
 _FAILURES = (OSError, SSHException, EOFError, ValueError)  # all that paramiko and the system raise on the way
+PULSE = Pulse()  # one for all fleets of this process
 
 
 class Dialer:
@@ -121,7 +123,7 @@ class Dialer:
         opened = client.get_transport()
         if opened is None or not opened.is_active():
             raise EOFError("the connection closed as soon as it was made")
-        pulse.watch(opened)
+        PULSE.watch(opened)
 
     def _login(self, connection: fabric.Connection) -> Login:
         return Login(

@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 import paramiko
 from paramiko.ssh_exception import (
@@ -109,7 +112,7 @@ class Login:
         self._files = files
         self._only_files = only_files and bool(files)
         self._agent: paramiko.Agent | None = None
-        self._left = self._candidates()
+        self._left: Iterator[tuple[str, paramiko.PKey]] = self._candidates()
         self._last: Exception | None = None
         self._asked = False
 
@@ -123,8 +126,11 @@ class Login:
         self.cut_off = False
         try:
             for name, key in self._left:
+                if not transport.is_active():  # sshd did not wait for the passphrase
+                    self._left = chain([(name, key)], self._left)
+                    self._hung_up()
                 self.tried.append(name)
-                if self._tries(transport, lambda key=key: transport.auth_publickey(self.user, key)):  # type: ignore[misc]
+                if self._tries(transport, partial(transport.auth_publickey, self.user, key)):
                     return []
             if self._tries_password(transport):
                 return []
@@ -154,12 +160,18 @@ class Login:
         if not _BY_PASSWORD & set(wanted or self._welcome(transport)):
             return transport.is_authenticated()
         password = self._keyring.password(self.user, self.host)
+        if password and not transport.is_active():  # nor for the password, which is known when it is called again
+            self._hung_up()
         self._asked = True
         if password is None:
             return False
         self.tried.append("password")
         self.by_password = True
-        return self._tries(transport, lambda: transport.auth_password(self.user, password))
+        return self._tries(transport, partial(transport.auth_password, self.user, password))
+
+    def _hung_up(self) -> NoReturn:
+        self.cut_off = True
+        raise AuthenticationException("sshd hung up before the login was over")
 
     def _welcome(self, transport: paramiko.Transport) -> list[str]:
         """What kinds of login the host offers; it may also want none at all."""

@@ -12,49 +12,53 @@ import weakref
 
 import paramiko
 
-EVERY_SECONDS = 15.0
-PATIENCE_SECONDS = 30.0
-
-_watched: weakref.WeakSet[paramiko.Transport] = weakref.WeakSet()
-_turn = threading.Lock()
-_running = False
+_EVERY = 15.0  # seconds
+_PATIENCE = 30.0
 
 
-def watch(transport: paramiko.Transport) -> None:
-    """Keep asking until the connection ends; one thread does it for all."""
-    global _running
-    with _turn:
-        _watched.add(transport)
-        if not _running:
-            _running = True
-            threading.Thread(target=_beat, name="pulse", daemon=True).start()
+class Pulse:
+    """One thread that asks for all connections, as long as there are any."""
 
+    def __init__(self, every: float = _EVERY, patience: float = _PATIENCE) -> None:
+        self._every, self._patience = every, patience
+        self._watched: weakref.WeakSet[paramiko.Transport] = weakref.WeakSet()
+        self._turn = threading.Lock()
+        self._running = False
 
-def _beat() -> None:
-    global _running
-    while True:
-        time.sleep(EVERY_SECONDS)
-        with _turn:
-            for ended in [one for one in _watched if not one.is_active()]:
-                _watched.discard(ended)
-            alive = list(_watched)
+    def watch(self, transport: paramiko.Transport) -> None:
+        """Keep asking until the connection ends."""
+        with self._turn:
+            self._watched.add(transport)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(self._every)
+            alive = self._alive()
             if not alive:
-                _running = False
                 return
-        _ask(alive)
-        del alive  # a sleeping thread must not keep closed connections in memory
+            self._ask(alive)
+            del alive  # a sleeping thread must not keep closed connections in memory
 
+    def _alive(self) -> list[paramiko.Transport]:
+        with self._turn:
+            alive = [one for one in self._watched if one.is_active()]
+            self._watched = weakref.WeakSet(alive)
+            self._running = bool(alive)
+            return alive
 
-def _ask(transports: list[paramiko.Transport]) -> None:
-    """All at once; a request that is not answered would wait for ever, and ends with its connection."""
-    asked = [(one, threading.Thread(target=_request, args=(one,), daemon=True)) for one in transports]
-    for _, thread in asked:
-        thread.start()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    for transport, thread in asked:
-        thread.join(max(0.0, deadline - time.monotonic()))
-        if thread.is_alive():
-            transport.close()
+    def _ask(self, transports: list[paramiko.Transport]) -> None:
+        """All at once; a request that is not answered would wait for ever, and ends with its connection."""
+        asked = [(one, threading.Thread(target=_request, args=(one,), daemon=True)) for one in transports]
+        for _, thread in asked:
+            thread.start()
+        deadline = time.monotonic() + self._patience
+        for transport, thread in asked:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                transport.close()
 
 
 def _request(transport: paramiko.Transport) -> None:
