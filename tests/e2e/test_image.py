@@ -390,8 +390,8 @@ def test_the_real_cpu_image_trains_as_a_user_it_has_never_seen(engine: Engine, t
     env = ("--env=HOME=/tmp/home", "--env=LOGNAME=clusterft", "--env=CLUSTERFT_DEVICE=cpu")
     told = _run(made.tag, _TRAIN, *options, *env).split()
     assert "tiny.safetensors" in told and "step-00000002" in told and told[-3:] == ["no", "compiler", "40001"]
-    ask = "python3 -c 'import iniconfig as i; print(i.__file__)'; command -v tini; test -s $SSL_CERT_FILE && echo trust"
-    there = _run(made.tag, ask).split()
+    ask = "python3 -c 'import iniconfig as i; print(i.__file__)'; command -v tini"
+    there = _run(made.tag, f"{ask}; test -s $SSL_CERT_FILE && echo trust").split()
     assert there[0].startswith("/opt/clusterft/extra/lib/python3.11/") and there[1:] == ["/usr/bin/tini", "trust"]
     secrets = _run(
         made.tag, "ls /wheelhouse /etc/ssh/ssh_host_* /root/.config/pip 2>/dev/null || true", "--user=0:0"

@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
@@ -84,20 +85,25 @@ def _torch() -> dict[str, Any]:
 
 def _ops() -> dict[str, str]:
     """DeepSpeed's kernels that the image brings compiled -> why one does not work, or nothing."""
+    import deepspeed
+
+    # By file, not by DeepSpeed's own list: that knows only the kernels of the accelerator that is here now, and an
+    # image for cards is tried on a machine without one.
+    root = Path(deepspeed.__file__).parent
+    found = {path.name.partition(".")[0]: path for path in sorted(root.glob("ops/**/*_op.*.so"))}
+    modules = {
+        name: ".".join((root.name, *path.parent.relative_to(root).parts, name)) for name, path in found.items()
+    }
+    return {name.removesuffix("_op"): _op(name, module) for name, module in modules.items()}
+
+
+def _op(name: str, module: str) -> str:
     from deepspeed import git_version_info
-    from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
-    names = [name for name, installed in git_version_info.installed_ops.items() if installed]
-    return {name: _op(name, ALL_OPS.get(name), git_version_info.accelerator_name) for name in sorted(names)}
-
-
-def _op(name: str, builder: Any, accelerator: str) -> str:
     _trying(f"DeepSpeed's {name}")
-    if builder is None:
-        return ""  # of an accelerator that is not here: a CUDA image that is tried without a card
     try:
-        importlib.import_module(builder.absolute_name())
-        if name == "cpu_adam" and accelerator == "cpu":
+        importlib.import_module(module)
+        if name == "cpu_adam_op" and git_version_info.accelerator_name == "cpu":
             _step()
     except Exception as error:  # noqa: BLE001 - compiled code may fail in any way, and that is the answer
         return _words(error)
