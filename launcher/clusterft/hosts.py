@@ -7,6 +7,7 @@ line, column and text. Touches no network: names are not resolved here.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,12 @@ _KEYS = ("slots", "addr", "user", "port", "identity", "jump", "spare", "gpus", "
 # One name serves as a file name, a container name and a DeepSpeed host, so it stays plain.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _TOKEN = re.compile(r'(?:[^\s"]|"[^"]*")+|"')  # a quote alone was never closed
+# Plain words only: they end in files, command lines and other people's parsers.
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?\Z")
+_PLAIN = {
+    "user": (re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@\\+-]*\Z"), "a user name"),
+    "jump": (re.compile(r"[A-Za-z0-9_.\[][A-Za-z0-9_.@:/\[\],%+-]*\Z"), "a bastion, such as user@host:port"),
+}
 _LINE_END = re.compile(r"\r\n?|\n")  # no other break ends a line for DeepSpeed or an editor
 
 
@@ -194,10 +201,27 @@ def _build(name: str, line: int, values: dict[str, _Token]) -> Node:
         node = replace(node, transport="local")  # said in the cluster's notes
     if "gpus" in values:
         node = replace(node, gpus=_gpus(values["gpus"], node.slots))
+    _plain(values)
     for key in ("addr", "user", "identity", "jump"):
         if key in values:
             node = replace(node, **{key: values[key].text})  # type: ignore[arg-type]
     return node
+
+
+def _plain(values: dict[str, _Token]) -> None:
+    if "addr" in values:
+        _address(values["addr"])
+    for key, (pattern, what) in _PLAIN.items():
+        if key in values and not pattern.match(values[key].text):
+            raise _Mistake(f'"{values[key].text}" is not {what}', values[key])
+
+
+def _address(token: _Token) -> None:
+    try:
+        ipaddress.ip_address(token.text)
+    except ValueError:
+        if not _HOST.match(token.text):
+            raise _Mistake(f'"{token.text}" is neither an IP address nor a host name', token) from None
 
 
 def _number(token: _Token, key: str, low: int, high: int) -> int:

@@ -98,6 +98,10 @@ SLOTS_LATE = "slots=N must come right after the name"
         ('a slots=1 identity="~/x y', 20, "this quote is never closed", 'such as identity="~/my keys/id_ed25519"'),
         ('a slots=1 "', 11, "this quote is never closed", 'such as identity="~/my keys/id_ed25519"'),
         ('a slots=1 user=""', 11, '"user" has no value', ""),
+        ("a slots=1 user=$(id)", 16, '"$(id)" is not a user name', ""),
+        ("a slots=1 user=-oX", 16, '"-oX" is not a user name', ""),
+        ("a slots=1 addr=10.0.0.1;x", 16, '"10.0.0.1;x" is neither an IP address nor a host name', ""),
+        ("a slots=1 jump=-W", 16, '"-W" is not a bastion, such as user@host:port', ""),
         ("a slots=1 addr=x\0y", 11, '"addr" holds a control character', ""),
         ("a slots=1\x0bb slots=1", 11, '"b" is not a key=value pair', "DeepSpeed would ignore this text"),
     ],
@@ -110,8 +114,8 @@ def test_a_mistake_is_told_with_its_place_and_remedy(line: str, column: int, wha
 
 
 def test_a_hash_inside_a_word_starts_no_comment() -> None:
-    (node,) = parse("a slots=1 identity=/keys/id#1 user=x#y #port=1\n").nodes
-    assert (node.identity, node.user, node.port) == ("/keys/id#1", "x#y", None)
+    (node,) = parse("a slots=1 identity=/keys/id#1 #port=1\n").nodes
+    assert (node.identity, node.port) == ("/keys/id#1", None)
 
 
 def test_a_comment_ends_only_where_an_editor_ends_the_line() -> None:
