@@ -31,7 +31,7 @@ LC_ALL=C; export LC_ALL
 PATH=$PATH:/usr/sbin:/sbin  # where some systems keep ip and sshd, and do not tell other users
 e=2  # where a limited command's complaints go; the shell's own remarks on its end never go there
 if timeout -k 1 1 uname; then
-  limit() { timeout -k 1 "$@" 2>&"$e"; }
+  limit() { ( exec timeout -k 1 "$@" 2>&"$e" ); }
 else  # none, or one of an old busybox with a syntax of its own
   limit() {
     s=$1; shift
@@ -44,7 +44,7 @@ else  # none, or one of an old busybox with a syntax of its own
   }
 fi >/dev/null 2>&1
 # Whatever is asleep in the kernel cannot be killed: then it is the reader that gives up.
-hear() { s=$1; shift; { { e=1; limit "$s" "$@"; } & } | limit "$((s + 1))" cat; }
+hear() { s=$1; shift; { { e=1; limit "$s" "$@"; } & } | limit "$((s + 2))" cat; }
 room() {
   d=$1
   while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done
