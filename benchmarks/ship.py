@@ -73,7 +73,7 @@ class Yard:
             self.harbour.on(name, f"docker image rm -f {image.reference} >/dev/null 2>&1; docker image prune -f")
 
     def ours(self, image: Made, nodes: list[str], known: ship.ImageParts | None = None) -> tuple[float, int]:
-        """(seconds, bytes that the controller sent) of one shipment; the login is not part of it on either side."""
+        """(seconds, bytes that the controller sent) of one shipment, login not counted."""
         with self.harbour.fleet() as fleet:
             whole = self.harbour.convoy(fleet)
             targets = {name: whole.targets[name] for name in nodes}

@@ -202,9 +202,5 @@ class _Bringing:
 
     def _close(self) -> None:
         """Take the sessions away; a node that was lost keeps its bytes for the next try."""
-        done = [n for n in self._looks if not _may_go_on(self._done.outcomes.get(n, ()))]
+        done = [n for n in self._looks if not words.may_go_on(self._done.outcomes.get(n, ()))]
         self._convoy.close(done, SESSION, self._owner)
-
-
-def _may_go_on(outcome: Outcome) -> bool:
-    return isinstance(outcome, Finding) and outcome.id.startswith(("ssh.", "ship."))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clusterft.findings import Finding
+import shlex
+
+from clusterft.findings import Finding, Outcome
 from clusterft.remote import Unreachable
 
 _AGAIN = "then run the same command again: it goes on from the bytes that are there"
@@ -100,6 +102,28 @@ def differs(node: str, expected: str, found: str) -> Finding:
 def refused(node: str, said: str) -> Finding:
     """The engine would not have the whole image either."""
     return _fail("dk.load", node, f"the engine of {node} did not load the image", said, ("docker info", _AGAIN))
+
+
+def may_go_on(outcome: Outcome) -> bool:
+    """Whether what has arrived there is kept for the next try."""
+    return isinstance(outcome, Finding) and outcome.id.startswith(("ssh.", "ship."))
+
+
+def in_the_way(node: str, where: str, names: str) -> Finding:
+    """A directory where a file shall be, or the other way round: never removed."""
+    fix = (f"look at it on {node}, and remove or rename it there",)
+    return _fail("fs.in-the-way", node, f"of another kind in {where} on {node}: {names}", names, fix)
+
+
+def not_writable(node: str, where: str) -> Finding:
+    """The user may not write there."""
+    fix = (f"sudo mkdir -p {shlex.quote(where)} && sudo chown $USER {shlex.quote(where)}   (on {node})",)
+    return _fail("fs.not-writable", node, f"{where} cannot be written on {node}", f"test -w {where}: no", fix)
+
+
+def not_stowed(node: str, where: str, said: str) -> Finding:
+    """All bytes came, and could not be put into their place."""
+    return _fail("fs.not-writable", node, f"not everything could be put into {where} on {node}", said, (_AGAIN,))
 
 
 def _look_at(node: str) -> tuple[str, ...]:
