@@ -11,7 +11,7 @@ from clusterft import hosts, provision
 from clusterft.checks import Survey
 from clusterft.fleet import Fleet
 from clusterft.provision import Order, Provisioned
-from lab import LightLab
+from lab import FullLab, LightLab
 
 _TREE = (
     "cd; find . -path ./.cache -prune -o -printf '%p %m %u %y %s {more}\\n' | sort; "
@@ -24,7 +24,7 @@ _MOVE = 'mkdir -p "$1" && chmod 700 "$1" && { [ -z "$2" ] || cp -rp ~/.ssh "$1";
 class Desk:
     """A controller with the lab's pins."""
 
-    def __init__(self, lab: LightLab, cluster: str = "rack") -> None:
+    def __init__(self, lab: LightLab | FullLab, cluster: str = "rack") -> None:
         self.lab, self.name = lab, cluster
         self.lines = {line.split()[0]: line for line in lab.hostfile.read_text().splitlines()}
         self.pins = lab.known_hosts

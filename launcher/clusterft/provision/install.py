@@ -17,7 +17,6 @@ from clusterft.provision.proof import Ground, Proof
 from clusterft.provision.seen import Seen, filesystems
 from clusterft.remote import Remote
 
-STAGE = "keys"
 _CACHED_SECONDS = 4.0  # an NFS client may show a directory as it was 3 s ago
 Report = Callable[[Progress], None]
 
@@ -46,7 +45,7 @@ def apply(fleet: Fleet, order: Order, report: Report) -> Provisioned:
 def _look(fleet: Fleet, order: Order, ledger: wire.Ledger, report: Report) -> dict[str, Seen]:
     def first(name: str, remote: Remote) -> Seen:
         member = order.members[name]
-        report(Progress(name, STAGE, "local: no SSH keys are needed" if member.local else "looking"))
+        report(Progress(name, wire.STAGE, "local: no SSH keys are needed" if member.local else "looking"))
         return wire.look(remote, member, _asked(member), "place" if member.local else "key")
 
     def again(name: str, remote: Remote) -> Seen:
@@ -85,7 +84,7 @@ def _write(fleet: Fleet, ground: Ground, ledger: wire.Ledger, report: Report) ->
         # Nodes that share a home share the relay script.
         todo = tuple(file for file in lacking if file.path != member.places.relay or name in first)
         if todo:
-            report(Progress(name, STAGE, "writing"))
+            report(Progress(name, wire.STAGE, "writing"))
             wire.put(remote, member, todo)
         return tuple(f"{file.path.name} written" for file in todo)
 
@@ -127,7 +126,7 @@ def _edit(
     group_of = {group[0]: group for group in groups if group[0] not in ledger.failed}
 
     def one(name: str, remote: Remote) -> str:
-        report(Progress(name, STAGE, "authorized_keys"))
+        report(Progress(name, wire.STAGE, "authorized_keys"))
         lines = admission.lines(group_of[name], ground.order, ground.seen)
         places = ground.order.members[name].places
         return admission.admit(remote, places, ground.seen[name], lines, ground.keep)[0].words

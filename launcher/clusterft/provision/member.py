@@ -38,11 +38,6 @@ class Member:
             raise ValueError(f"{self.node}: not all host keys are of the form KIND BASE64")
 
     @property
-    def place(self) -> PurePosixPath:
-        """A word of this node's own, by which nodes find out that they share a home."""
-        return self.places.base / "place"
-
-    @property
     def nat(self) -> PurePosixPath:
         """From where peers were seen to come, where their own addresses do not tell."""
         return self.places.base / "nat"

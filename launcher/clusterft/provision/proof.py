@@ -21,7 +21,6 @@ from clusterft.provision.member import Order, ip
 from clusterft.provision.seen import Seen
 from clusterft.remote import Remote
 
-_STAGE = "keys"
 _ASK_SECONDS = 15  # for one hello, its retries not counted
 _SHOWN = 6  # pairs in a finding's evidence
 _DENIED = "Permission denied"
@@ -86,7 +85,7 @@ _SIGNS = (
         "give an IP address with addr= in the hostfile",
     ),
     _Sign(
-        ("timed out", "Timeout", "not responding"),
+        ("timed out", "Timeout", "not responding", "did not end"),
         "ssh.timeout",
         "a firewall between the nodes drops what they send",
         "open its ssh port to the other nodes, or give another address with addr= in the hostfile",
@@ -124,7 +123,7 @@ def prove(
     """Ask every ordered pair; learn addresses behind NAT where that is allowed."""
     pairs = {(caller, peer) for caller in nodes for peer in nodes if caller != peer}
     for name in nodes if pairs else ():
-        report(Progress(name, _STAGE, "saying hello to the other nodes"))
+        report(Progress(name, wire.STAGE, "saying hello to the other nodes"))
     proof = ask(fleet, ground, pairs)
     denied = {pair for pair, words in proof.refused.items() if _DENIED in words}
     accepted = {pair for pair in denied if ground.order.accept_nat(*pair)}

@@ -6,7 +6,6 @@ import io
 import secrets
 import tarfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from clusterft.findings import Finding, Outcome
@@ -17,6 +16,7 @@ from clusterft.provision.member import Member
 from clusterft.provision.seen import Refused, Seen, Unreadable, answers, parse
 from clusterft.remote import Remote, Unreachable
 
+STAGE = "keys"  # of `up`, in what is reported
 _SECONDS = 60.0  # making a key on a machine that has just booted, or waiting for a lock
 _LOCK_SECONDS = 90.0
 T = TypeVar("T")
@@ -115,11 +115,6 @@ def run(remote: Remote, script: str, given: tuple[str, ...], stdin: bytes = b"")
     if done.code != 0:
         raise Refused(done.err.strip()[-500:] or f"the script ended with exit code {done.code}")
     return word, done.out
-
-
-def emptied(seen: Seen) -> Seen:
-    """The same without what was made while looking, for a second look."""
-    return replace(seen, made=())
 
 
 def _finding(node: str, error: Exception) -> Finding:

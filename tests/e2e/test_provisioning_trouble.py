@@ -261,3 +261,9 @@ def test_this_machine_as_a_node_gets_no_keys(desk: Desk, tmp_path: Path, monkeyp
     assert not (tmp_path / ".ssh").exists()
     assert desk.down()["here"] == ("keys and files removed",) and not any(tmp_path.iterdir())
     del desk.lines["here"]
+
+
+def test_peers_that_are_busy_are_asked_again() -> None:
+    """Six nodes whose sshds turn callers away at random as soon as three are at the door."""
+    with LightLab.up(count=6, max_startups="3:50:6") as lab:
+        assert works(Desk(lab).up(), *(node.name for node in lab.nodes))
