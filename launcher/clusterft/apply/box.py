@@ -99,7 +99,10 @@ class Opening:
 
     def _create(self, fleet: Fleet, survey: Survey, person: Person, port: int) -> None:
         addresses = network.solve(survey)
-        boxes = tuple(Box(node.name, addresses[node.name].ip, node.slots) for node in self._cluster.active)
+        boxes = tuple(
+            Box(node.name, at := addresses[node.name].ip, node.slots, _own(at, survey.facts[node.name]))
+            for node in self._cluster.active
+        )
         keys = worlds.fresh_keys(self.roster.rows, self._run)
 
         def one(name: str, remote: Remote) -> Outcome:
@@ -211,7 +214,7 @@ def _tried(name: str, work: Callable[[], Outcome]) -> Outcome:
     """A node that cannot start its part is a finding, so that the others are still looked at."""
     try:
         return work()
-    except CannotStart as error:
+    except (CannotStart, UsageError) as error:
         fix = (error.remedy,) if error.remedy else ()
         return Finding("dk.start", "fail", (name,), "its container cannot be had", error.what, fix=fix)
 
@@ -237,6 +240,11 @@ def _person(head: Node, survey: Survey) -> Person:
         raise ClusterftError(f"who the SSH user on {head.name} is could not be read")
     name = facts.user if facts.user and facts.user.isidentifier() and facts.user.isascii() else "clusterft"
     return Person(facts.uid, facts.gid, name)
+
+
+def _own(address: str, facts: NodeFacts) -> str | None:
+    """The address, if the node has it itself: then its sshd need not answer on the others."""
+    return address if any(one.ip == address for one in facts.addresses or ()) else None
 
 
 def _listening(survey: Survey) -> frozenset[int]:

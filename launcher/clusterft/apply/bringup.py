@@ -165,7 +165,7 @@ class Bringup:
         )
         done = provision.apply(fleet, order, self._tell)
         for name in self.roster.up:
-            self._settle(name, "keys", done.outcomes.get(name, ()))
+            self._settle(name, "keys", done.outcomes.get(name, _homeless(name)))
         self._found.cut = tuple(done.proof.refused)
         self._found.findings += done.proof.findings
         self._stage(f"{_count(self.roster.up)} know each other", began)
@@ -348,6 +348,12 @@ class Bringup:
 
 def _unreached(cluster: Cluster, fleet: Fleet) -> Iterable[Finding]:
     return controller.unreached(Survey(cluster, {}, tuple(fleet.unreached), {}))
+
+
+def _homeless(name: str) -> Finding:
+    return Finding(
+        "fs.home", "fail", (name,), "the SSH user's home directory could not be read", fix=("ls -ld ~",)
+    )
 
 
 def _introduced(strangers: Iterable[Stranger]) -> Iterable[str]:

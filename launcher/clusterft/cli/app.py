@@ -43,12 +43,13 @@ def _root(
     """Options of every verb; `cli.run` looks for --debug itself, since it reports errors."""
 
 
+_LastHosts = Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")]
 _Cluster = Annotated[str | None, typer.Option(help="Cluster name; default: the hostfile's stem.")]
 
 
 @_app.command()
 def up(
-    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    hosts: _LastHosts = None,
     cluster: _Cluster = None,
     job: Annotated[Path | None, typer.Option("--job", help="job.yaml: its image: and shared: are taken.")] = None,
     no_image: Annotated[bool, typer.Option("--no-image", help="Connect and give keys; no image.")] = False,
@@ -83,7 +84,7 @@ def up(
 
 @_app.command()
 def down(
-    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    hosts: _LastHosts = None,
     cluster: _Cluster = None,
     now: Annotated[bool, typer.Option("--now", help="End runs that are under way.")] = False,
     as_json: _Json = False,
@@ -96,7 +97,7 @@ def down(
 
 @_app.command("open")
 def open_(
-    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    hosts: _LastHosts = None,
     cluster: _Cluster = None,
     mount: Annotated[
         list[str] | None, typer.Option("--mount", help="Directory of the nodes, the same path inside; repeatable.")
@@ -114,13 +115,28 @@ def ssh(
     node: Annotated[str, typer.Argument(help="node of the cluster")],
     command: Annotated[list[str] | None, typer.Argument(help="command; default: a shell")] = None,
     container: Annotated[str | None, typer.Option("--container", help="Run whose container is meant.")] = None,
-    hosts: Annotated[Path | None, typer.Option("--hosts", help="Hostfile; default: the last one.")] = None,
+    hosts: _LastHosts = None,
     cluster: _Cluster = None,
 ) -> int:
     """Open a shell on a node, or in a run's container there."""
     from clusterft.cli import ssh as verb
 
     return verb.run(node, tuple(command or ()), container=container, hosts=hosts, cluster=cluster)
+
+
+@_app.command()
+def push(
+    path: Annotated[Path, typer.Argument(help="file or directory of this machine")],
+    to: Annotated[str | None, typer.Option("--to", help="Path on the nodes; default: the same one.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Compare every byte, not samples.")] = False,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    as_json: _Json = False,
+) -> int:
+    """Make a file or a directory equal on all nodes."""
+    from clusterft.cli import push as verb
+
+    return verb.run(path, to, full=full, hosts=hosts, cluster=cluster, as_json=as_json)
 
 
 @_app.command()

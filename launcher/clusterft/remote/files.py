@@ -35,7 +35,7 @@ def create(remote: Remote, directory: PurePosixPath, files: Iterable[NewFile]) -
             entry = tarfile.TarInfo(file.path)
             entry.size, entry.mode = len(data), file.mode
             tar.addfile(entry, io.BytesIO(data))
-    script = 'umask 077; mkdir -p "$1" && tar -xpof - -C "$1"'
+    script = 'umask 077; mkdir -p "$1" && cd -- "$1" && tar -xpof -'  # tar -C would unquote backslashes
     _check(remote.run(("sh", "-c", script, "sh", str(directory)), stdin=packed.getvalue()), str(directory))
 
 
