@@ -464,6 +464,7 @@ DENIES = "echo 'permission denied while trying to connect to the Docker daemon s
 # The engine lets in whom the fake sudo has let through.
 ROOT_ONLY = f'if [ "$AS_ROOT" ]; then {WORKS}; else {DENIES}; fi'
 HANGS = "exec sleep 60"
+ESCAPES = "exec setsid sleep 9"  # and keeps the answer open, as one asleep in the kernel would
 DEAF = "trap '' TERM; sleep 60"
 
 
@@ -558,6 +559,26 @@ def test_an_engine_that_hangs_costs_its_own_section_and_leaves_nothing(
         "no answer to `docker version` within 4 s",
     )
     assert found.cores and found.memory and found.home_room and took < 10
+
+
+def test_a_share_that_hangs_costs_its_own_section(desk: Desk) -> None:
+    desk.put("dirname", "exec sleep 9")
+    nowhere = str(desk.home / "not" / "yet")
+    found = ask(("sh",), (), (nowhere, "/"), desk.home, f"{desk.bin}:{os.environ['PATH']}")
+    assert [disk.directory for disk in found.disks] == ["/"] and found.cores and found.home_room
+
+
+@pytest.mark.parametrize(
+    "shell", [("sh",), pytest.param(("bash", "--posix"), marks=pytest.mark.long)], ids=" ".join
+)
+def test_what_cannot_be_killed_does_not_hold_up_the_answer(desk: Desk, shell: tuple[str, ...]) -> None:
+    (desk.bin / "setsid").symlink_to(shutil.which("setsid") or "setsid")
+    desk.put("docker", ESCAPES)
+    full = shutil.which(shell[0]) or shell[0]
+    began = time.monotonic()
+    found = ask((full, *shell[1:]), (), (), desk.home, str(desk.bin))
+    assert time.monotonic() - began < 8.5
+    assert found.docker and found.docker.words == "no answer to `docker version` within 4 s" and found.home_room
 
 
 def test_an_engine_that_hangs_for_root_alone_is_ended_by_root(desk: Desk) -> None:

@@ -28,6 +28,7 @@ _KERNEL_FILESYSTEMS = (
 
 _TOOLS = r"""
 LC_ALL=C; export LC_ALL
+exec 2>/dev/null  # for good: a redirection around what hangs would leave it a copy of the session's own stderr
 PATH=$PATH:/usr/sbin:/sbin  # where some systems keep ip and sshd, and do not tell other users
 e=2  # where a limited command's complaints go; the shell's own remarks on its end never go there
 if timeout -k 1 1 uname; then
@@ -42,12 +43,12 @@ else  # none, or one of an old busybox with a syntax of its own
     wait "$c"
     kill "$d" 2>/dev/null
   }
-fi >/dev/null 2>&1
+fi >/dev/null
 # Whatever is asleep in the kernel cannot be killed: then it is the reader that gives up.
 hear() { s=$1; shift; { { e=1; limit "$s" "$@"; } & } | limit "$((s + 2))" cat; }
 room() {
   d=$1
-  while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done
+  while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); [ "$d" ] || return; done
   [ -w "$d" ] && echo yes || echo no
   limit 5 df -Pk -- "$d"; limit 5 df -Pi -- "$d"
 }
@@ -152,7 +153,8 @@ def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = (
     asked = {
         **_SECTIONS,
         **{f"route.{index}": f"ip -o route get {shlex.quote(peer)}" for index, peer in enumerate(peers)},
-        **{f"disk.{index}": f"room {_directory(disk)}" for index, disk in enumerate(disks)},
+        # Even looking for a directory can hang, if it is a share whose server is gone.
+        **{f"disk.{index}": f"{{ room {_directory(disk)} & }} | limit 8 cat" for index, disk in enumerate(disks)},
     }
     quick = "".join(f"echo {frame}{name}; ( {text} )\n" for name, text in asked.items())
     slow = "".join(
@@ -160,7 +162,7 @@ def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = (
         for name, text in _STAGES.items()
     )
     # One compound command: nothing runs before all of the text has come, and nothing reads it as its input.
-    return f"{_TOOLS}{{ {{\n{quick}}} </dev/null{slow}; }} 2>/dev/null\necho {frame}end\n"
+    return f"{_TOOLS}{{\n{quick}}} </dev/null{slow}\necho {frame}end\n"
 
 
 def section_names(peers: tuple[str, ...], disks: tuple[str, ...]) -> tuple[str, ...]:
