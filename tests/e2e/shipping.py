@@ -26,12 +26,13 @@ MIB = 1 << 20
 
 
 def layer(name: str, size: int, seed: object) -> bytes:
-    """A layer with one file that no compression shrinks."""
+    """A layer with one file: bytes that no compression shrinks, unless the seed is the very bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         entry = tarfile.TarInfo(name)
-        entry.size = size
-        tar.addfile(entry, io.BytesIO(random.Random(str(seed)).randbytes(size)))
+        data = seed if isinstance(seed, bytes) else random.Random(str(seed)).randbytes(size)
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
     return out.getvalue()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from shipping import MIB, Harbour, Made, layer, made
 
+from clusterft import ship
 from clusterft.findings import Finding
 from clusterft.ship import Shipment, layout
 from lab import FullLab
@@ -161,6 +164,23 @@ def test_another_architecture_and_a_missing_engine_are_named(harbour: Harbour, i
     assert {f.id for f in found.values() if isinstance(f, Finding)} == {"dk.arch"} and len(found) == 4
 
 
+def test_what_can_be_squeezed_travels_squeezed_on_slow_links(trio: Harbour) -> None:
+    if not shutil.which("zstd"):
+        pytest.skip("zstd is not here; apt install zstd")
+    words = b"".join(b"%d of many words\n" % (i * 7919 % 100_003) for i in range(2_000_000))[: 20 * MIB]
+    with made("clusterft-test:words", [layer("noise", MIB, "noise"), layer("words", 20 * MIB, words)]) as image:
+        slow(trio)
+        trio.on("n3", "mv /usr/bin/zstd /usr/bin/zstd.away")
+        assert trio.bring(image).sent == image.size, "one node cannot, so nothing is squeezed"
+        trio.on("n3", "mv /usr/bin/zstd.away /usr/bin/zstd")
+        for name in ("n1", "n2", "n3"):
+            trio.on(name, f"docker image rm {image.reference}")
+        done = trio.bring(image)
+        assert done.sent < image.size / 2, done
+        assert all(trio.has(node.name, image) for node in trio.lab.nodes)
+        assert [trio.litter(node.name) for node in trio.lab.nodes] == ["", "", ""]
+
+
 def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
     slow(trio)
     shipping = Background(trio, large)
@@ -226,3 +246,21 @@ def test_disks_without_room(trio: Harbour, large: Made) -> None:
     assert isinstance(later, Finding) and later.id == "os.disk-full" and "half-way" in later.summary, later
     assert trio.has("n3", large)
     assert trio.on("n2", "ls /var/tmp") == "others\n"
+
+
+@pytest.mark.parametrize("head", ["n1", "n2", "n3"])
+def test_an_image_built_on_the_head_never_passes_through_the_controller(harbour: Harbour, head: str) -> None:
+    """Each kind of engine lays its `docker save` out in its own way."""
+    nodes = [node.name for node in harbour.lab.nodes]
+    with made(f"clusterft-test:on-{head}", [BASE, layer(head, 2 * MIB, head)]) as image:
+        save = subprocess.run(["docker", "save", image.reference], capture_output=True, check=True).stdout
+        ssh = ["ssh", "-F", str(harbour.lab.ssh_config), head]
+        subprocess.run([*ssh, "docker load"], input=save, check=True, capture_output=True)
+        with harbour.fleet() as fleet:
+            convoy = harbour.convoy(fleet)
+            command = convoy.targets[head].command
+            done = ship.image(convoy, image.reference, ship.Origin(fleet.remotes[head], command, head))
+        assert done.sent == 0 and done.outcomes[head] == (), done
+        assert [node for node in nodes if node != head and not harbour.has(node, image)] == []
+        assert done.parts == image.parts
+    assert {node: harbour.litter(node) for node in nodes} == {node: "" for node in nodes}

@@ -24,7 +24,7 @@ number() { case $1 in 0) ;; ''|*[!0-9]*|0*|????????????????*) refuse 'not a numb
 hex() { case $1 in *[!0-9a-f]*) refuse 'not a digest' ;; esac; [ ${#1} -eq "$2" ] || refuse 'not a digest'; }
 ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
 size() { stat -L -c %s /proc/self/fd/3; }
-nap() { sleep 0.1 2>/dev/null || sleep 1; }
+nap() { sleep 0.2 2>/dev/null || sleep 1; }
 
 serve() {
     hex "$1" 16; hex "$2" 64; number "$3"; number "$4"
@@ -41,25 +41,28 @@ serve() {
         for file in "$blob.part" "$blob"; do
             [ -f "$file" ] && [ ! -L "$file" ] && exec 3<"$file" && break 2
         done 2>/dev/null
-        idle=$((idle + 1)); [ "$idle" -lt 300 ] || refuse 'the blob did not begin to arrive'
+        idle=$((idle + 1)); [ "$idle" -lt 150 ] || refuse 'the blob did not begin to arrive'
         nap
     done
     printf '\\nclusterft-relay 1 blob %s %s\\n' "$2" "$3"
     idle=0 before=0
     while size=$(size) && [ "$size" -lt "$3" ]; do
         [ "$size" -gt "$before" ] && { before=$size; idle=0; }
-        idle=$((idle + 1)); [ "$idle" -lt 600 ] || refuse 'the blob stopped arriving'
+        idle=$((idle + 1)); [ "$idle" -lt 300 ] || refuse 'the blob stopped arriving'
         nap
     done
     # tail seeks on a file; what it reads last is where cat goes on.
     tail -c +$(($3 + 1)) <&3 || exit 74
+    [ "$size" -lt "$4" ] || exit 0
     while :; do
-        size=$(size) || exit 74
-        cat <&3 || exit 74
-        [ "$size" -lt "$4" ] || exit 0
-        if [ "$size" -gt "$before" ]; then before=$size; idle=0; fi
-        idle=$((idle + 1)); [ "$idle" -lt 600 ] || refuse 'the blob stopped arriving'
         nap
+        size=$(size) || exit 74
+        if [ "$size" -gt "$before" ]; then
+            before=$size idle=0
+            cat <&3 || exit 74
+            [ "$size" -lt "$4" ] || exit 0
+        fi
+        idle=$((idle + 1)); [ "$idle" -lt 300 ] || refuse 'the blob stopped arriving'
     done
 }
 

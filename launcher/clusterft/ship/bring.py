@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from clusterft.errors import Blocked
 from clusterft.events import Progress
 from clusterft.findings import Finding, Outcome
 from clusterft.remote import Remote, Unreachable
-from clusterft.ship import docks, layout, origin, scripts, words
+from clusterft.ship import docks, headsave, layout, origin, scripts, squeeze, words
 from clusterft.ship.carry import Carrier
 from clusterft.ship.convoy import Convoy
 from clusterft.ship.docks import Look
@@ -30,10 +31,11 @@ _LOAD_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The engine that has the image."""
+    """The engine that has the image: the controller's, or that of a node of the convoy."""
 
     remote: Remote
     command: tuple[str, ...] = ("docker",)
+    node: str | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +69,12 @@ class _Bringing:
 
     def run(self) -> Shipment:
         self._look()
+        if (head := self._source.node) and head not in self._looks:
+            found = self._done.outcomes.get(head)
+            raise Blocked(
+                f"the image was built on {head}, which cannot give it",
+                (found,) if isinstance(found, Finding) else (),
+            )
         lacks = {n: layout.lacking(self._seen.diff_ids, self._looks[n].layers) for n in self._todo()}
         self._round(lacks)
         again = [node for node in self._done.whole if node not in self._done.outcomes]
@@ -139,10 +147,15 @@ class _Bringing:
         reader = origin.Reader(digests, wanted, sizes_known=known is not None)
         if known and not wanted:
             return reader.spool
-        if wanted == set(digests):
-            origin.check_room(self._seen.size)
-        self._convoy.report(Progress("", "image", "reading it from the engine"))
-        unpacked = reader.save(self._source.remote, self._source.command, self._reference)
+        source, head = self._source, self._source.node
+        self._convoy.report(Progress(head or "", "image", "reading it from the engine"))
+        if head is None:
+            if wanted == set(digests):
+                origin.check_room(self._seen.size)
+            unpacked = reader.save(source.remote, source.command, self._reference)
+        else:
+            session = self._convoy.site(head, SESSION).session
+            unpacked = headsave.save(source.remote, source.command, self._seen, session, wanted, self._reference)
         if known is None:
             layers = tuple(layout.Blob(digest, unpacked.sizes[digest]) for digest in digests)
             self._done.parts = ImageParts(self._reference, unpacked.config, layers)
@@ -150,24 +163,48 @@ class _Bringing:
 
     def _carry(self, sizes: Mapping[str, int], needs: Mapping[str, set[str]], spool: origin.Spool) -> None:
         convoy = self._convoy
+        squeezed = {} if self._source.node else self._squeeze(sizes, needs, spool)
+        sizes = {squeezed.get(digest, digest): size for digest, size in sizes.items()}
+        sizes |= {digest: spool.sizes[digest] for digest in squeezed.values()}
         sites = {node: convoy.site(node, SESSION) for node in needs}
         had = {(node, blob): size for node in needs for blob, size in self._looks[node].blobs.items()}
-        route = Route(sizes, needs, had=had, cut=convoy.cut)
-        carrier = Carrier(sites, route, spool, self._owner, partial(self._finish, needs), convoy.tell("image"))
+        head = self._source.node
+        holders = None if head is None else {head: sizes.keys()}
+        travels = {node: {squeezed.get(digest, digest) for digest in need} for node, need in needs.items()}
+        route = Route(sizes, travels, holders=holders, had=had, cut=convoy.cut)
+        carrier = Carrier(
+            sites, route, spool, self._owner, partial(self._finish, needs, squeezed), convoy.tell("image")
+        )
         found = carrier.run()
         self._done.sent += carrier.sent
         for node, outcome in found.items():
             if node not in self._done.whole or isinstance(outcome, Finding) or outcome:
                 self._done.outcomes[node] = outcome
 
-    def _finish(self, needs: Mapping[str, set[str]], node: str) -> Outcome:
+    def _squeeze(
+        self, sizes: Mapping[str, int], needs: Mapping[str, set[str]], spool: origin.Spool
+    ) -> dict[str, str]:
+        """Layers that travel compressed: digest -> digest of the compressed bytes, which are in the spool too."""
+        takers = [node for node in needs if needs[node]]
+        if not takers or not all(self._looks[node].zstd for node in takers):
+            return {}
+        press = squeeze.Press(spool, self._convoy.fleet.remotes[takers[0]])
+        return {digest: done for digest in sizes if (done := press.squeezed(digest))}
+
+    def _finish(self, needs: Mapping[str, set[str]], squeezed: Mapping[str, str], node: str) -> Outcome:
         """Load and prove; in a thread of its own. A node whose engine wants all layers has no outcome yet."""
         parts, target, need = self._parts(), self._convoy.targets[node], needs[node]
+        session = self._convoy.site(node, SESSION).session
+        if pairs := [word for digest in sorted(need & squeezed.keys()) for word in (squeezed[digest], digest)]:
+            argv = scripts.sh(squeeze.RELEASE, session, self._owner, *pairs)
+            said = dict(scripts.said(self._convoy.fleet.remotes[node].lines(argv)))
+            if "released" not in said:
+                return words.full(node, "unpacking") if "full" in said else words.differs(node, *_pair(said))
         documents = parts.documents(PASSING)
         files = [*documents, *(f"blobs/sha256/{digest}" for digest in need)]
         argv = scripts.sh(
             scripts.LOAD,
-            self._convoy.site(node, SESSION).session,
+            session,
             self._owner,
             PASSING,
             self._reference,
@@ -204,3 +241,7 @@ class _Bringing:
         """Take the sessions away; a node that was lost keeps its bytes for the next try."""
         done = [n for n in self._looks if not words.may_go_on(self._done.outcomes.get(n, ()))]
         self._convoy.close(done, SESSION, self._owner)
+
+
+def _pair(said: Mapping[str, str]) -> tuple[str, str]:
+    return "the layers that were sent", said.get("failed", "no word")

@@ -44,6 +44,7 @@ class Look:
     platform: tuple[str, str]  # os, architecture
     rooms: tuple[Room, ...]  # the spool, then Docker's root; where df said nothing, the disk itself will
     blobs: dict[str, int]  # what an earlier try left: bytes
+    zstd: bool = False
 
     def room_for(self, node: str, need: dict[str, int]) -> Finding | None:
         """Whether the missing layers fit: once in the spool, and twice in Docker's root, which unpacks the stream
@@ -80,6 +81,7 @@ def look(convoy: Convoy, node: str, remote: Remote, names: Names) -> Look | Find
         platform=(system, architecture),
         rooms=opened.rooms,
         blobs=opened.blobs,
+        zstd="zstd" in found,
     )
 
 

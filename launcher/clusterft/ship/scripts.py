@@ -11,20 +11,21 @@ from pathlib import PurePosixPath
 
 MARK = "+ship"
 
-_HEAD = """\
+HEAD = """\
 LC_ALL=C; export LC_ALL
 set -u; umask 077
 say() { printf '+ship %s\\n' "$*"; }
 ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
 size() { stat -c %s -- "$1" 2>/dev/null || echo 0; }
 nap() { sleep "$1" 2>/dev/null || sleep 1; }
+holds() { word_in=; IFS= read -r word_in <"$1"; [ "$word_in" = "$2" ]; } 2>/dev/null
 free() { df -Pk -- "$1" 2>/dev/null | sed -n '$s/.* \\([0-9][0-9]*\\)  *[0-9][0-9]*% .*/\\1/p'; }
 """
 
 # $1 session directory, $2 owner word, $3... where else room is needed.
 # /var/tmp is everybody's: a directory that another user put there, or a link, is not ours to write into.
 OPEN = (
-    _HEAD
+    HEAD
     + """\
 session=$1 owner=$2; shift 2
 cluster=${session%/*}; top=${cluster%/*}
@@ -54,12 +55,12 @@ say opened
 # One writer at a time: who finds another's word in the job file lets go of the blob within half a second.
 # Both ends of the pipe are told to end by the ids that they left, and nothing else is.
 FETCH = (
-    _HEAD
+    HEAD
     + """\
 session=$1 digest=$2 total=$3 word=$4 owner=$5
 blob=$session/blobs/sha256/$2 job=$session/$2.job lock=$session/$2.lock err=$session/$2.err
 exec 3<&0
-[ "$(cat "$session/owner" 2>/dev/null)" = "$owner" ] || { say usurped; exit 0; }
+holds "$session/owner" "$owner" || { say usurped; exit 0; }
 printf '%s' "$word" >"$job" || { say full; exit 0; }
 n=0
 until mkdir "$lock" 2>/dev/null; do n=$((n + 1)); [ $n -lt 15 ] || break; nap 0.2; done
@@ -92,10 +93,9 @@ fi
 child=$!
 exec 3<&-
 while kill -0 "$child" 2>/dev/null; do
-    nap 0.4
+    nap 0.3
     say at "$(size "$blob.part")"
-    [ "$(cat "$job" 2>/dev/null)" = "$word" ] || { say usurped; exit 0; }
-    [ "$(cat "$session/owner" 2>/dev/null)" = "$owner" ] || { say usurped; exit 0; }
+    holds "$job" "$word" && holds "$session/owner" "$owner" || { say usurped; exit 0; }
 done
 wait "$child"; child=
 size=$(size "$blob.part"); say at "$size"
@@ -114,21 +114,21 @@ if [ "${sum%% *}" = "$digest" ]; then mv "$blob.part" "$blob" && say good; else 
 
 # $1 session directory, $2 owner word. That it speaks is the sign of life of a node that only serves.
 WATCH = (
-    _HEAD
+    HEAD
     + """\
-while [ "$(cat "$1/owner" 2>/dev/null)" = "$2" ]; do say tick; sleep 1; done
+while holds "$1/owner" "$2"; do say tick; sleep 1; done
 say usurped
 """
 )
 
 # $1 session directory, $2 owner word.
 CLOSE = (
-    _HEAD
+    HEAD
     + """\
 session=$1; cluster=${session%/*}; top=${cluster%/*}
 [ -e "$session" ] || { say closed; exit 0; }
 ours "$session" || { say refused "$session"; exit 0; }
-[ "$(cat "$session/owner" 2>/dev/null)" = "$2" ] || { say usurped; exit 0; }
+holds "$session/owner" "$2" || { say usurped; exit 0; }
 rm -rf -- "$session" && say closed
 rmdir -- "$cluster" "$top" 2>/dev/null
 :
@@ -138,7 +138,7 @@ rmdir -- "$cluster" "$top" 2>/dev/null
 # $1 image name, $2 name while it arrives, $3... docker.
 # What another engine calls "no such image" is an answer here, not an error.
 LOOK = (
-    _HEAD
+    HEAD
     + """\
 name=$1 passing=$2; shift 2
 engine=$("$@" version -f '{{.Server.Os}} {{.Server.Arch}} {{.Server.Version}}' 2>/dev/null) || {
@@ -159,6 +159,7 @@ id=$("$@" image inspect -f '{{.Id}}' "$name" 2>/dev/null) && {
 }
 root=$("$@" info -f '{{.DockerRootDir}}' 2>/dev/null)
 say root "$root"
+command -v zstd >/dev/null 2>&1 && say zstd
 say looked
 """
 )
@@ -168,11 +169,11 @@ say looked
 # parameter), $8... docker.
 # An engine may say "Loaded image" and mean half of it: the image gets its name after a container was created.
 LOAD = (
-    _HEAD
+    HEAD
     + """\
 session=$1 owner=$2 passing=$3 name=$4 ids=$5 layers=$6 files=$7; shift 7
 log=$session/load.log
-[ "$(cat "$session/owner" 2>/dev/null)" = "$owner" ] || { say usurped; exit 0; }
+holds "$session/owner" "$owner" || { say usurped; exit 0; }
 proof= child=
 drop() {
     [ -n "$child" ] && kill "$child" 2>/dev/null
