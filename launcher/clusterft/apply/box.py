@@ -27,7 +27,7 @@ from clusterft.plan import container, network
 from clusterft.plan.container import ContainerPlan, Labels, Person
 from clusterft.provision import worlds
 from clusterft.provision.worlds import Box, World
-from clusterft.remote import Remote, Unreachable
+from clusterft.remote import Asker, Remote, Unreachable
 from clusterft.runtime import docker
 from clusterft.runtime.docker import Placed
 from clusterft.runtime.process import CannotStart
@@ -58,10 +58,13 @@ class Opened:
 class Opening:
     """One `open`."""
 
-    def __init__(self, cluster: Cluster, run: str, mounts: tuple[str, ...], show: Show) -> None:
+    def __init__(
+        self, cluster: Cluster, run: str, mounts: tuple[str, ...], show: Show, asker: Asker | None = None
+    ) -> None:
         self._cluster = cluster
         self._run = run
         self._mounts = mounts
+        self._asker = asker
         self._show = show
         self._where = settings.cluster_places(cluster.name)
         self._known = _brought_up(cluster)
@@ -71,7 +74,7 @@ class Opening:
 
     def run(self) -> Opened:
         """Create, start, prove; when one node cannot, nothing is left on the others."""
-        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key) as fleet:
+        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._asker) as fleet:
             survey = self._survey(fleet)
             person = _person(self._cluster.active[0], survey)
             port = network.free_port(_FIRST_PORT, _listening(survey))
@@ -191,7 +194,7 @@ class Opening:
             self._show(event, self.roster)
 
 
-def close(cluster: Cluster, run: str) -> dict[str, int | Unreachable]:
+def close(cluster: Cluster, run: str, asker: Asker | None = None) -> dict[str, int | Unreachable]:
     """End the containers of a run and take them away: how many there were on each node."""
     where = settings.cluster_places(cluster.name)
 
@@ -203,7 +206,7 @@ def close(cluster: Cluster, run: str) -> dict[str, int | Unreachable]:
                 docker.remove(engine, box.id)
         return len(found)
 
-    with Fleet(cluster.mustered(), where.known_hosts, key=where.key) as fleet:
+    with Fleet(cluster.mustered(), where.known_hosts, key=where.key, asker=asker) as fleet:
         done: dict[str, int | Unreachable] = dict(fleet.each(one))
         for miss in fleet.unreached:
             done[miss.node] = Unreachable(miss.id, miss.words, fix=miss.fix)

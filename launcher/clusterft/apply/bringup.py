@@ -105,9 +105,10 @@ class Bringup:
             self._reach(fleet)
             self._check(fleet)
             self._give_keys(fleet)
+            self._remember()  # also of an up whose image cannot be built: down must find what is there by now
             if self._wants.image:
                 self._give_image(fleet, self._wants.image)
-            self._remember()
+                self._remember()
             standings = tuple(self._standing(node) for node in self._given.nodes)
         found = self._found
         tag = found.made.tag if found.made else None
@@ -139,11 +140,24 @@ class Bringup:
         wanted = (self._wants.shared,) if self._wants.shared else ()
         survey = fleet.survey(lambda node: (*wanted, facts.HOME))
         found = checks.judge_up(survey, self._demand(survey))
-        self._found.survey, self._found.findings = survey, found
+        self._found.survey, self._found.findings = survey, (*found, *self._left_behind())
         worst = {node: finding for finding in reversed(blockers(found)) for node in finding.nodes}
         for name in self.roster.up:
             self._settle(name, "check", worst.get(name, ()))
         self._stage(f"{_count(survey.facts)} checked", began)
+
+    def _left_behind(self) -> Iterable[Finding]:
+        """Who was up and is no longer in the hostfile keeps what it was given, and nobody would ever say so."""
+        before = self._before.nodes if self._before else ()
+        gone = tuple(name for name in before if name not in self.roster.rows)
+        if gone:
+            yield Finding(
+                "ctl.left-behind",
+                "warn",
+                gone,
+                "was up and is no longer in the hostfile; its keys and its image stay there",
+                fix=(f"clusterft down --hosts {self._where.hostfile}   with the line back in it takes them away",),
+            )
 
     def _demand(self, survey: Survey) -> UpDemand:
         return UpDemand(
@@ -313,7 +327,7 @@ class Bringup:
             nodes=self.roster.up,
         )
         found.changes += settings.remember(self._where, self._given)
-        if settings.save(self._where, now):
+        if settings.save(self._where, now) and "settings kept" not in found.changes:
             found.changes.append("settings kept")
 
     def _settle(self, node: str, stage: str, outcome: Outcome) -> None:

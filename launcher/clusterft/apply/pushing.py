@@ -15,6 +15,7 @@ from clusterft.events import Progress, Settled
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
 from clusterft.places import NodePlaces
+from clusterft.remote import Asker
 from clusterft.ship import Convoy, Pushed, Target
 
 STAGES = ("reach", "push")
@@ -25,9 +26,10 @@ Show = Callable[[Progress | Settled, Roster], None]
 class Pushing:
     """One `push`."""
 
-    def __init__(self, cluster: Cluster, show: Show) -> None:
+    def __init__(self, cluster: Cluster, show: Show, asker: Asker | None = None) -> None:
         self._cluster = cluster.mustered()
         self._show = show
+        self._asker = asker
         self._where = settings.cluster_places(cluster.name)
         if settings.load(self._where) is None:
             remedy = f"run: clusterft up --hosts {cluster.path}"
@@ -37,7 +39,7 @@ class Pushing:
 
     def run(self, source: Path, to: PurePosixPath | None, *, full: bool) -> Pushed:
         """Bring it to every node that is reached; the roster knows the others."""
-        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key) as fleet:
+        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._asker) as fleet:
             survey = fleet.survey(lambda node: ())
             missed = tuple(controller.unreached(survey))
             for name in self.roster.rows:

@@ -129,6 +129,11 @@ def write(path: Path, text: str) -> bool:
     return True
 
 
+def any_default() -> bool:
+    """Whether a command may leave the cluster out."""
+    return _default() is not None
+
+
 def _default() -> str | None:
     path = places.default_cluster(places.controller_home())
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None

@@ -19,7 +19,7 @@ from clusterft.events import Progress, Settled
 from clusterft.findings import Finding, Outcome
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
-from clusterft.remote import Remote, Unreachable
+from clusterft.remote import Asker, Remote, Unreachable
 from clusterft.runtime import docker
 
 STAGES = ("reach", "containers", "image", "take back")
@@ -31,10 +31,11 @@ Show = Callable[[Progress | Settled, Roster], None]
 class Teardown:
     """One `down`."""
 
-    def __init__(self, cluster: Cluster, show: Show, *, now: bool) -> None:
+    def __init__(self, cluster: Cluster, show: Show, asker: Asker | None = None, *, now: bool) -> None:
         self._cluster = cluster.mustered()
         self._show = show
         self._now = now
+        self._asker = asker
         self._where = settings.cluster_places(cluster.name)
         self._before = settings.load(self._where) or settings.Settings()
         self._turn = threading.RLock()
@@ -43,7 +44,7 @@ class Teardown:
 
     def run(self) -> tuple[str, ...]:
         """All of it; what changed on the controller."""
-        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key) as fleet:
+        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._asker) as fleet:
             missed = tuple(controller.unreached(Survey(self._cluster, {}, tuple(fleet.unreached), {})))
             for name in self.roster.up:
                 why = next((finding for finding in missed if name in finding.nodes), None)

@@ -16,7 +16,7 @@ _YES = ("y", "yes")
 class Terminal:
     """The person at the keyboard. `pause` takes a live view away while a question stands."""
 
-    def __init__(self, *, accept_host_keys: bool, accept_nat: bool) -> None:
+    def __init__(self, *, accept_host_keys: bool = False, accept_nat: bool = False) -> None:
         self._accept_host_keys = accept_host_keys
         self._accept_nat = accept_nat
         self._nat: dict[str, bool] = {}

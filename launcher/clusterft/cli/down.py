@@ -9,6 +9,7 @@ from pathlib import Path
 from clusterft.apply import settings
 from clusterft.apply.teardown import Teardown
 from clusterft.board import Roster
+from clusterft.cli.ask import Terminal
 from clusterft.errors import Blocked
 from clusterft.ui import muster as view
 from clusterft.ui import text
@@ -19,7 +20,9 @@ def run(hosts: Path | None, cluster: str | None, *, now: bool, as_json: bool) ->
     """Take the cluster down; 3 when a node still has something of it."""
     meant = settings.find(hosts, cluster)
     with view.watcher(quiet=as_json) as watcher:
-        teardown = Teardown(meant, watcher.show, now=now)
+        person = Terminal()
+        person.pause = watcher.pause
+        teardown = Teardown(meant, watcher.show, person, now=now)
         own = teardown.run()
     if as_json:
         say(sys.stdout, json.dumps(view.changes(meant.name, teardown.roster, own)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clusterft.apply import settings
 from clusterft.apply.box import Opened, Opening
+from clusterft.cli.ask import Terminal
 from clusterft.errors import UsageError
 from clusterft.ui import muster as view
 from clusterft.ui import text
@@ -25,7 +26,9 @@ def run(hosts: Path | None, cluster: str | None, mounts: tuple[str, ...], *, as_
     meant = settings.find(hosts, cluster)
     name = f"open-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
     with view.watcher(quiet=as_json) as watcher:
-        opened = Opening(meant, name, mounts, watcher.show).run()
+        person = Terminal()
+        person.pause = watcher.pause
+        opened = Opening(meant, name, mounts, watcher.show, person).run()
     if as_json:
         body = {"schema": 1, **asdict(opened), "findings": [one.to_dict() for one in opened.findings]}
         say(sys.stdout, json.dumps(body))

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from clusterft.apply import settings
 from clusterft.apply.pushing import Pushing
+from clusterft.cli.ask import Terminal
 from clusterft.errors import Blocked
 from clusterft.ui import muster as view
 from clusterft.ui import text
@@ -18,7 +19,9 @@ def run(path: Path, to: str | None, *, full: bool, hosts: Path | None, cluster: 
     """Push; 3 when a node does not have it in the end."""
     meant = settings.find(hosts, cluster)
     with view.watcher(quiet=as_json) as watcher:
-        pushing = Pushing(meant, watcher.show)
+        person = Terminal()
+        person.pause = watcher.pause
+        pushing = Pushing(meant, watcher.show, person)
         done = pushing.run(path, PurePosixPath(to) if to else None, full=full)
     roster = pushing.roster
     if as_json:

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from clusterft import hosts, places
-from clusterft.apply import box, record
+from clusterft import hosts
+from clusterft.apply import box, record, settings
+from clusterft.cli.ask import Terminal
 from clusterft.errors import RunFailed
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
@@ -25,7 +26,8 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
     missed = {node: f"no longer in {note.hostfile}" for node in note.stop if node not in known}
     told: list[str] = []
     idle: list[str] = []
-    with Fleet(cluster, places.controller_home() / cluster.name / "known_hosts") as fleet:
+    where = settings.cluster_places(cluster.name)
+    with Fleet(cluster, where.known_hosts, key=where.key, asker=Terminal()) as fleet:
         missed |= {miss.node: miss.words for miss in fleet.unreached if miss.node in note.stop}
         for _ in range(2 if now else 1):  # told twice, a supervisor no longer waits for its ranks
             outcomes = fleet.each(lambda node, remote: _tell(note.stop.get(node), remote))
@@ -40,7 +42,7 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
 
 def _close(name: str, cluster: Cluster, *, as_json: bool) -> int:
     """Containers without a launcher have nothing to save: they go at once."""
-    done = box.close(cluster, name)
+    done = box.close(cluster, name, Terminal())
     told = [node for node, found in done.items() if not isinstance(found, Unreachable) and found]
     idle = [node for node, found in done.items() if not isinstance(found, Unreachable) and not found]
     missed = {node: found.what for node, found in done.items() if isinstance(found, Unreachable)}

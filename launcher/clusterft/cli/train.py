@@ -15,10 +15,11 @@ from pathlib import Path, PurePosixPath
 from types import FrameType, TracebackType
 
 from clusterft import board as boards
-from clusterft import checks, facts, hosts, places, plan, spec
-from clusterft.apply import Gang
+from clusterft import checks, facts, places, plan, spec
+from clusterft.apply import Gang, settings
 from clusterft.apply.record import Record
 from clusterft.board import Board, Verdict
+from clusterft.cli.ask import Terminal
 from clusterft.errors import Blocked, ClusterftError, Interrupted, RunFailed, UsageError
 from clusterft.events import Event, StageDone, Stopping
 from clusterft.findings import Finding, blockers
@@ -60,7 +61,8 @@ def run(options: Options) -> int:
     out = watch.notes(quiet=options.as_json)
     for note in cluster.notes:
         out(note)
-    with Fleet(cluster, places.controller_home() / cluster.name / "known_hosts") as fleet:
+    where = settings.cluster_places(cluster.name)
+    with Fleet(cluster, where.known_hosts, key=where.key, asker=Terminal()) as fleet:
         began = time.monotonic()
         prepared = _judge_and_plan(options, job, fleet)
         for line in text.findings(prepared.found):
@@ -74,13 +76,13 @@ def run(options: Options) -> int:
 
 def _cluster(options: Options, job: JobSpec) -> Cluster:
     path = options.hosts or job.hosts
-    if path is None:
+    if path is None and options.cluster is None and not settings.any_default():
         raise UsageError(
             "no hostfile is named",
             where=str(options.job),
-            remedy="add hosts: to the job, or give --hosts FILE",
+            remedy="add hosts: to the job, or give --hosts FILE, or run: clusterft up --hosts FILE",
         )
-    return hosts.load(path, name=options.cluster)
+    return settings.find(path, options.cluster)
 
 
 def _secret_values(job: JobSpec) -> dict[str, str]:
