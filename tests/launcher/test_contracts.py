@@ -104,7 +104,10 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("verb", ["", "train", "stop", "init", "schema"])
+VERBS = ("up", "down", "open", "ssh", "push", "train", "stop", "init", "schema")
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_loads_nothing_heavy(verb: str) -> None:
     words = [*verb.split(), "--help"]
     done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, timeout=20)
@@ -117,4 +120,4 @@ def test_help_loads_nothing_heavy(verb: str) -> None:
 def test_every_verb_is_among_those() -> None:
     from clusterft.cli import app
 
-    assert set(app.command().commands) == {"train", "stop", "init", "schema"}
+    assert set(app.command().commands) == set(VERBS)

@@ -41,7 +41,6 @@ _TRAINER = "opt/clusterft/trainer"  # on sys.path by a .pth file
 BUILD = ("setuptools==80.9.0", "wheel==0.45.1")
 # torch alone with these: a pin of anything else must not make a new layer of gigabytes.
 _WITH_TORCH = frozenset("torch filelock typing_extensions sympy mpmath networkx jinja2 markupsafe fsspec".split())
-_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _PASSWORD = re.compile(r"://[^/\s]*@")
@@ -108,7 +107,6 @@ def _ours(spec: ImageSpec, needs: tuple[str, ...], environ: Mapping[str, str]) -
         "PACKAGES": " ".join(spec.packages),
         "PIP_NO_INDEX": "1" if offline else "",
         "PIP_FIND_LINKS": "/wheelhouse" if offline else "",
-        "TORCH_SOURCE": "" if offline or cuda else f"--extra-index-url {_CPU_INDEX}",
         "DEEPSPEED_OPS": _OPS[spec.variant],
         "DS_ACCELERATOR": spec.variant,
         "TORCH_CUDA_ARCH_LIST": _CARDS if cuda else "",
@@ -151,7 +149,6 @@ def _wheelhouse(spec: ImageSpec, needs: tuple[str, ...]) -> tuple[Entry, ...]:
     pinned = next(need for need in needs if _name(need) == "deepspeed").replace("==", "-")
     if not any(entry.name == f"wheelhouse/{pinned}.tar.gz" for entry in found):
         fill = ["pip", "download", "--dest", str(spec.wheelhouse), "--constraint", str(_file("constraints.txt"))]
-        fill += ["--extra-index-url", _CPU_INDEX] if spec.variant == "cpu" else []
         raise UsageError(
             f"the wheelhouse lacks {pinned}.tar.gz",
             where=str(spec.wheelhouse),
