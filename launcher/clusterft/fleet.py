@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # paramiko costs 0.1 s that a local cluster need not pay
 _WIDTH = 32  # nodes at a time
 _WIDTH_BEHIND = 8  # of those behind one bastion, which carries them all
 _PROBE_SECONDS = 20.0
+# The answer in one piece: a message for each of its many lines would be most of the controller's work.
+_PROBE = ("sh", "-c", 'said=$(sh); printf "%s\\n" "$said"')
 _LAST_BREATH = 2.0  # seconds that calls under way get when the user stops; a healthy node needs less
 
 T = TypeVar("T")
@@ -196,7 +198,7 @@ class Fleet:
         sent = time.time()
         # Piped into sh, not given as an argument: a process list shows nothing, and no length limit applies.
         text = facts.script(word, peers=peers, disks=disks)
-        done = self.remotes[node.name].run(("sh",), stdin=text.encode(), seconds=_PROBE_SECONDS)
+        done = self.remotes[node.name].run(_PROBE, stdin=text.encode(), seconds=_PROBE_SECONDS)
         asked = facts.Asked(word, peers, disks, sent, time.time())
         try:
             return facts.parse(node.name, done.out, asked)
