@@ -164,6 +164,7 @@ def test_another_architecture_and_a_missing_engine_are_named(harbour: Harbour, i
     assert {f.id for f in found.values() if isinstance(f, Finding)} == {"dk.arch"} and len(found) == 4
 
 
+@pytest.mark.long
 def test_what_can_be_squeezed_travels_squeezed_on_slow_links(trio: Harbour) -> None:
     if not shutil.which("zstd"):
         pytest.skip("zstd is not here; apt install zstd")
@@ -200,6 +201,7 @@ def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
     assert trio.litter("n2") == ""
 
 
+@pytest.mark.long
 def test_a_node_that_freezes_half_way(trio: Harbour, large: Made) -> None:
     slow(trio)
     shipping = Background(trio, large)
@@ -214,6 +216,7 @@ def test_a_node_that_freezes_half_way(trio: Harbour, large: Made) -> None:
     assert all(trio.has(node, large) for node in ("n2", "n3"))
 
 
+@pytest.mark.long
 def test_a_controller_that_dies_half_way_loads_nothing_and_goes_on_later(trio: Harbour, large: Made) -> None:
     slow(trio)
     # A process of its own, killed without a chance to clean up.
@@ -232,6 +235,7 @@ def test_a_controller_that_dies_half_way_loads_nothing_and_goes_on_later(trio: H
     assert [trio.litter(node.name) for node in trio.lab.nodes] == ["", "", ""]
 
 
+@pytest.mark.long
 def test_disks_without_room(trio: Harbour, large: Made) -> None:
     slow(trio)
     for name, size in (("n1", "8m"), ("n2", "200m")):

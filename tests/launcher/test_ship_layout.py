@@ -45,6 +45,12 @@ def test_the_identity_does_not_depend_on_the_name_or_the_controller() -> None:
     assert parts().manifest_digest == "sha256:bf582f5959f4a15b0d55a9856c3b005192f9c84ee1a57626853657bd9bfd0599"
 
 
+def test_parts_survive_a_file() -> None:
+    kept = json.loads(json.dumps(parts().to_dict()))
+    assert ImageParts.from_dict(kept) == parts()
+    assert ImageParts.from_dict(kept).manifest_digest == parts().manifest_digest
+
+
 @pytest.mark.parametrize(
     ("present", "lacking"),
     [

@@ -64,7 +64,7 @@ class _Bringing:
         self._looks: dict[str, Look] = {}
         self._seen = origin.look(source.remote, source.command, reference)
         if known and known.reference == reference and known.diff_ids == self._seen.diff_ids:
-            if self._seen.id in (known.config_digest, known.manifest_digest):
+            if self._seen.id in (known.config_digest, known.manifest_digest, known.source_id):
                 self._done.parts = known
 
     def run(self) -> Shipment:
@@ -158,7 +158,7 @@ class _Bringing:
             unpacked = headsave.save(source.remote, source.command, self._seen, session, wanted, self._reference)
         if known is None:
             layers = tuple(layout.Blob(digest, unpacked.sizes[digest]) for digest in digests)
-            self._done.parts = ImageParts(self._reference, unpacked.config, layers)
+            self._done.parts = ImageParts(self._reference, unpacked.config, layers, self._seen.id)
         return reader.spool
 
     def _carry(self, sizes: Mapping[str, int], needs: Mapping[str, set[str]], spool: origin.Spool) -> None:

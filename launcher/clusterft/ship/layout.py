@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _OCI = "application/vnd.oci.image"
@@ -32,6 +32,7 @@ class ImageParts:
     reference: str  # NAME:TAG that it shall have on every node
     config: bytes  # the very bytes: their digest is the image's identity
     layers: tuple[Blob, ...]
+    source_id: str = field(default="", compare=False)  # the Id that the origin's engine gave it
 
     @property
     def config_digest(self) -> str:
@@ -47,6 +48,18 @@ class ImageParts:
     def diff_ids(self) -> tuple[str, ...]:
         """RootFS.Layers."""
         return tuple(f"sha256:{layer.digest}" for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file: the next shipment of the same image then need not read it again."""
+        layers = [[layer.digest, layer.size] for layer in self.layers]
+        config = self.config.decode("utf-8")  # JSON is UTF-8; the very bytes come back
+        return {"reference": self.reference, "config": config, "layers": layers, "source_id": self.source_id}
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> ImageParts:
+        """What to_dict gave; KeyError, TypeError or ValueError for anything else."""
+        layers = tuple(Blob(str(digest), int(size)) for digest, size in kept["layers"])
+        return cls(str(kept["reference"]), str(kept["config"]).encode(), layers, str(kept["source_id"]))
 
     def documents(self, name: str) -> dict[str, bytes]:
         """Everything but the layers, for an image that is to be loaded as NAME:TAG."""
