@@ -15,7 +15,7 @@ from clusterft import hosts, places
 from clusterft.errors import UsageError
 from clusterft.hosts import Cluster
 from clusterft.places import ClusterPlaces
-from clusterft.ship import Blob, ImageParts
+from clusterft.ship import ImageParts
 
 SCHEMA = 1
 
@@ -54,22 +54,13 @@ def load(where: ClusterPlaces) -> Settings | None:
     return Settings(
         **{name: body[name] for name in ("image", "tag", "tried", "device", "shared")},
         nodes=tuple(body["nodes"]),
-        parts=parts and _parts(parts),
+        parts=parts and ImageParts.from_dict(parts),
     )
-
-
-def _parts(body: dict[str, Any]) -> ImageParts:
-    layers = tuple(Blob(digest, size) for digest, size in body["layers"])
-    return ImageParts(body["reference"], body["config"].encode(), layers)
 
 
 def save(where: ClusterPlaces, settings: Settings) -> bool:
     """Write it down; whether that changed anything."""
-    parts = settings.parts and {
-        "reference": settings.parts.reference,
-        "config": settings.parts.config.decode(),
-        "layers": [[layer.digest, layer.size] for layer in settings.parts.layers],
-    }
+    parts = settings.parts and settings.parts.to_dict()
     plain = {field.name: getattr(settings, field.name) for field in fields(settings)}
     body = {"schema": SCHEMA, **plain, "parts": parts}
     return write(where.settings, json.dumps(body, indent=2) + "\n")

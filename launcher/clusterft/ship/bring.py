@@ -227,7 +227,9 @@ class _Bringing:
             return words.full(node, "while Docker loaded the image")
         if word == "usurped":
             return words.usurped(node)
-        if word == "differs":
+        # An engine with the containerd store may have a layer as another blob than ours, say "Loaded", and hold an
+        # image whose layers it cannot list.
+        if word == "differs" and (whole or not rest.startswith("layers")):
             return words.differs(node, " or ".join(self._ids()), rest)
         if not whole:
             # Some engines do not load an image that lacks a layer they have: then all of it has to travel.
