@@ -35,6 +35,7 @@ _READY = (
 )
 _MAY = (
     "--cap-add=SYS_ADMIN",
+    "--cap-add=SYS_PTRACE",  # to enter a container whose user is not root
     "--cap-add=NET_ADMIN",
     "--security-opt=seccomp=unconfined",
     "--security-opt=apparmor=unconfined",

@@ -166,6 +166,10 @@ class Opening:
             peers = [peer for peer in self._made if peer != name]
             asked = engine.api.exec_create(identity, ["sh", "-c", _GREET, "sh", *peers])
             said = engine.api.exec_start(asked["Id"]).decode(errors="replace").strip()
+            code = engine.api.exec_inspect(asked["Id"])["ExitCode"]
+            if code:  # the script itself always ends well
+                what = "no command can be started in its container"
+                return Finding("dk.exec", "warn", (name,), what, evidence=f"exit code {code}: {said}")
             if not said:
                 return ()
             return Finding(
