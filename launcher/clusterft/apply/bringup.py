@@ -337,6 +337,7 @@ class Bringup:
         self._see(progress)
 
     def _stage(self, name: str, began: float) -> None:
+        self.roster.controller = ""
         self._show(StageDone(name, time.monotonic() - began), self.roster)
 
     def _see(self, event: Progress | Settled) -> None:
