@@ -90,6 +90,8 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, object]]:
         raise SystemExit("without clush there is nothing to compare with")
     with LightLab.up(count=count) as lab, tempfile.TemporaryDirectory(prefix="clusterft-fanout-") as directory:
         home = Path(directory)
+        (home / ".ssh").mkdir()
+        (home / ".ssh" / "config").write_text(lab.ssh_config.read_text())  # both sides know the same of the nodes
         probe = facts.script(WORD, peers=tuple(node.address for node in lab.nodes), disks=(facts.HOME,))
         names = ",".join(node.name for node in lab.nodes)
 

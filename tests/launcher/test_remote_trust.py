@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import paramiko
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterft.hosts import Node
-from clusterft.remote import Unreachable, hostkeys, keys
+from clusterft.remote import Unreachable, hostkeys, keys, way
 from clusterft.remote.hostkeys import HostKey
 from clusterft.remote.interactive import ssh_argv
 from clusterft.remote.login import Keyring, Login
@@ -267,3 +268,22 @@ def test_a_node_that_is_reached_directly_stays_so(home: Path) -> None:
     argv = ssh_argv(Node("gpu0", 8, addr="10.0.0.1"), home / "pins", None, tty=False)
     assert argv[:2] == ("ssh", "-T") and "ProxyJump=none" in argv and argv[-1] == "gpu0"
     assert "HostName=10.0.0.1" in argv
+
+
+def test_a_name_server_that_does_not_answer_is_waited_for_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def silent(host: str) -> bool:
+        asked.append(host)
+        time.sleep(5)
+        return True
+
+    monkeypatch.setattr(way, "_is_name", silent)
+    monkeypatch.setattr(way, "_NAME_SECONDS", 0.1)
+    ways = way.Ways()
+    began = time.monotonic()
+    hosts = [ways.to(Node(f"gpu{i}", 8, addr=f"10.0.0.{i}")).host for i in range(4)]
+    assert hosts == [f"10.0.0.{i}" for i in range(4)] and asked == ["gpu0"]
+    assert time.monotonic() - began < 2

@@ -23,6 +23,7 @@ from clusterft.hosts import Node
 from clusterft.remote.protocol import Unreachable
 
 SSH_PORT = 22
+_NAME_SECONDS = 2.0  # for a name server, where addr= would do as well
 SECONDS = 10.0  # for each of: TCP, key exchange, login, a channel
 _BANNER_SECONDS = 8.0  # less, or the key exchange would give up first, with words that tell nothing
 _CONFIGS = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
@@ -37,6 +38,8 @@ class Ways:
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._read: fabric.Config | Unreachable | None = None
+        self._asking = threading.Lock()
+        self._mute = False
 
     def to(self, node: Node) -> fabric.Connection:
         """The connection to a node; its gateway is a Connection, the text of a ProxyCommand, or False."""
@@ -53,7 +56,7 @@ class Ways:
             made.connect_kwargs["key_filename"] = [_identity(node), *made.connect_kwargs["key_filename"]]
         # addr= is what other nodes use; the controller goes by the name, which ~/.ssh/config may explain. Behind a
         # bastion it is the bastion that resolves the name.
-        if node.addr and not gateway and not _resolves(made.host):
+        if node.addr and not gateway and not self._resolves(str(made.host)):
             made.host = node.addr
         return made
 
@@ -66,6 +69,21 @@ class Ways:
         if isinstance(gateway, fabric.Connection):
             return known_as(gateway)
         return gateway if isinstance(gateway, str) else ""
+
+    def _resolves(self, host: str) -> bool:
+        """Whether a name means anything here; a name server that does not answer is not waited for twice.
+
+        One at a time: of many questions at once, some servers drop most, and each is repeated after 5 seconds.
+        """
+        with self._asking:
+            if self._mute:
+                return False
+            found: list[bool] = []
+            asking = threading.Thread(target=lambda: found.append(_is_name(host)), daemon=True)
+            asking.start()
+            asking.join(_NAME_SECONDS)
+            self._mute = not found
+            return found == [True]
 
     def _config(self) -> fabric.Config:
         with self._turn:
@@ -197,7 +215,7 @@ def _identity(node: Node) -> str:
     return str(path)
 
 
-def _resolves(host: str) -> bool:
+def _is_name(host: str) -> bool:
     try:
         socket.getaddrinfo(host, None)
     except (socket.gaierror, UnicodeError):
