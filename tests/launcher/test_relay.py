@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -60,6 +61,8 @@ def peer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
     made = Peer(tmp_path, request.param)
     yield made
     shutil.rmtree(made.top / made.cluster)
+    with contextlib.suppress(OSError):  # others may be using it
+        made.top.rmdir()
 
 
 def named(data: bytes) -> str:
