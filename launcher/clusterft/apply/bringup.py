@@ -139,7 +139,7 @@ class Bringup:
         began = time.monotonic()
         wanted = (self._wants.shared,) if self._wants.shared else ()
         survey = fleet.survey(lambda node: (*wanted, facts.HOME))
-        found = checks.judge_up(survey, self._demand(survey))
+        found = checks.judge_up(survey, self._demand())
         self._found.survey, self._found.findings = survey, (*found, *self._left_behind())
         worst = {node: finding for finding in reversed(blockers(found)) for node in finding.nodes}
         for name in self.roster.up:
@@ -159,10 +159,11 @@ class Bringup:
                 fix=(f"clusterft down --hosts {self._where.hostfile}   with the line back in it takes them away",),
             )
 
-    def _demand(self, survey: Survey) -> UpDemand:
-        return UpDemand(
-            device=self._wants.device, shared=self._wants.shared, with_docker=self._wants.image is not None
-        )
+    def _demand(self) -> UpDemand:
+        wants = self._wants
+        if wants.image is None:  # reachable, and no more: what a training needs is not asked for
+            return UpDemand(device="cpu", with_docker=False, shared=wants.shared)
+        return UpDemand(device=wants.device, shared=wants.shared)
 
     def _give_keys(self, fleet: Fleet) -> None:
         """The host-to-host world, proven for every pair."""
