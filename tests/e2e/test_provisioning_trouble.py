@@ -165,7 +165,8 @@ def test_no_file_is_left_alone(desk: Desk, odd: str) -> None:
 def bare(desk: Desk) -> Iterator[tuple[Fleet, Order]]:
     """A fleet whose n2 has no ~/.ssh at all; the connection stands from before."""
     with desk.fleet() as fleet:
-        order = desk.order(fleet.survey(lambda node: ()), controller_key=public_half(desk.lab.key))
+        mine = {"controller_key": public_half(desk.lab.key), "controller_for": frozenset({"n2"})}
+        order = desk.order(fleet.survey(lambda node: ()), **mine)
         desk.sh("n2", "mv ~/.ssh ~/kept")
         try:
             yield fleet, order
@@ -197,12 +198,37 @@ def test_what_came_into_a_new_ssh_directory_stays(desk: Desk) -> None:
 
 def test_the_controllers_key_stays_until_it_is_taken_back(desk: Desk) -> None:
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlain me@desk"
-    done = desk.up(controller_key=other)
-    assert all("authorized_keys: 3 lines added" in outcome for outcome in done.outcomes.values())
+    done = desk.up(controller_key=other, controller_for=frozenset({"n1"}))
+    added = {name: outcome[-1] for name, outcome in done.outcomes.items() if not isinstance(outcome, Finding)}
+    two = "authorized_keys: 2 lines added"
+    assert added == {"n1": "authorized_keys: 3 lines added", "n2": two, "n3": two}
     line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPlain clusterft:rack:controller\n"
     assert desk.sh("n1", "grep controller ~/.ssh/authorized_keys") == line
     assert set(desk.up().outcomes.values()) == {()}
+    # Opened by that very key now, it is none that a password opened; the line stays, there and nowhere else.
+    assert set(desk.up(controller_key=other).outcomes.values()) == {()}
+    done = desk.up(controller_key=other.replace("Plain", "Fresh"))
+    assert done.outcomes == {"n1": ("authorized_keys: 1 line changed",), "n2": (), "n3": ()}
     assert desk.down()["n1"][0] == "authorized_keys: 3 lines removed"
+
+
+def test_a_damaged_relay_key_stops_no_other_node(desk: Desk) -> None:
+    desk.up()
+    desk.sh("n2", f"head -c 40 /dev/urandom >{keys('n2')}/relay_ed25519.pub")
+    done = desk.up()
+    assert works(done, *ALL)
+    assert done.outcomes == {"n1": (), "n2": ("relay key: public half made anew",), "n3": ()}
+    desk.sh("n2", f"echo garbage >{keys('n2')}/relay_ed25519")
+    done = desk.up()
+    finding = done.outcomes["n2"]
+    assert (
+        isinstance(finding, Finding)
+        and finding.id == "ssh.relay"
+        and "relay_ed25519 is damaged" in finding.evidence
+    )
+    assert set(done.proof.heard) == pairs("n1", "n3")
+    desk.sh("n2", f"rm {keys('n2')}/relay_ed25519")
+    assert works(desk.up(), *ALL)
 
 
 def test_two_clusters_on_the_same_nodes_do_not_meet(desk: Desk) -> None:

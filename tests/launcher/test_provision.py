@@ -12,25 +12,20 @@ from typing import Any
 
 import pytest
 import scenes
+from glimpses import glimpse, key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft import provision, relay
-from clusterft.facts.network import Address
+from clusterft import relay
 from clusterft.findings import Finding
 from clusterft.places import NodePlaces
-from clusterft.provision import Member, Order, admission, hostworld, keyring, proof, seen, wire
+from clusterft.provision import Member, hostworld, keyring, proof, seen, wire
 from clusterft.provision.hostworld import Peer
 from clusterft.provision.keyring import CONTROLLER, edit, owner, relay_line
 from clusterft.provision.seen import Refused, Seen, Unreadable
 from clusterft.remote import Remote, Unreachable
 
 GOLDEN = scenes.GOLDEN / "provision"
-
-
-def key(name: str) -> str:
-    """A public line that is another one for each name."""
-    return f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{name.encode().hex()}"
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
@@ -111,41 +106,7 @@ def test_what_changed_is_a_sentence() -> None:
     assert keyring.Edited(b"").words == ""
 
 
-# -- who is where -------------------------------------------------------------------------------------------------
-
-RACK = (
-    "n1 slots=1 addr=10.0.0.1\nn2 slots=1 port=2222\nn3 slots=1 addr=far port=2200\nhere slots=1 transport=local\n"
-)
-
-
-def found() -> dict[str, Member]:
-    """The members of a rack whose nodes all have a bridge of the same address."""
-    cluster = scenes.cluster(RACK)
-    own = {"n1": ["10.0.0.1", "fd00::1", "fe80::1", "127.0.0.1"], "n2": ["10.0.0.2", "192.168.7.2"], "n3": []}
-    known = [
-        scenes.facts(
-            name,
-            home=f"/home/{name}",
-            addresses=tuple(Address("e", ip, 24) for ip in (*own.get(name, ()), "172.17.0.1")),
-        )
-        for name in ("n1", "n2", "n3", "here")
-    ]
-    contacts = {"n1": "10.0.0.1", "n2": "10.0.0.2", "n3": "127.0.0.1"}
-    return provision.members(scenes.survey(cluster, *known, contacts=contacts), {"n1": (key("h"),)})
-
-
-def test_members_of_a_survey() -> None:
-    members = found()
-    assert members["n1"].sources == ("10.0.0.1", "fd00::1") and members["n1"].host_keys == (key("h"),)
-    assert (members["n2"].address, members["n2"].port) == ("10.0.0.2", 2222)
-    # A forwarded port of the controller's is not the port at the address that the peers use.
-    assert (members["n3"].address, members["n3"].port, members["n3"].sources) == ("far", None, ())
-    assert members["here"].local and members["here"].sources == ()
-
-
-def test_who_has_no_home_is_no_member() -> None:
-    cluster = scenes.cluster("n1 slots=1\n")
-    assert provision.members(scenes.survey(cluster, scenes.facts("n1", home=None)), {}) == {}
+# -- members ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,6 +203,11 @@ def test_what_is_seen() -> None:
     assert known.nat == (("n2", "10.9.9.9"),) and known.made == ("relay key made",) and not known.fresh
 
 
+@pytest.mark.parametrize("garbage", ["", "\ufffd\0x", "ssh-rsa AAAA me", "ssh-ed25519", "ssh-ed25519 A{A"])
+def test_what_is_no_public_key_is_none(garbage: str) -> None:
+    assert seen.parse(answer("user me", f"public {garbage}", "end"), "w0rd", 0).public is None
+
+
 def test_half_an_answer_is_none() -> None:
     with pytest.raises(Unreadable):
         seen.parse(answer("user me", "keys AAAA"), "w0rd", 0)
@@ -260,12 +226,6 @@ def test_any_answer_is_read_or_refused(text: str) -> None:
             pass
 
 
-def glimpse(own: str | None, *others: str, **changes: Any) -> Seen:
-    """A node that sees these tokens."""
-    bare = Seen("me", None, (), None, own, frozenset({*others, *filter(None, [own])}), (), None, "", (), False)
-    return replace(bare, **changes)
-
-
 @pytest.mark.parametrize(
     ("nodes", "groups"),
     [
@@ -281,31 +241,6 @@ def glimpse(own: str | None, *others: str, **changes: Any) -> Seen:
 )
 def test_who_shares_a_home(nodes: dict[str, Seen], groups: tuple[tuple[str, ...], ...]) -> None:
     assert seen.filesystems(nodes) == groups
-
-
-def order(**more: Any) -> Order:
-    members = {
-        name: Member(name, replace(PLACES, node=name), f"10.0.0.{i}", sources=(f"10.0.0.{i}",))
-        for i, name in enumerate(("n1", "n2", "n3"), 1)
-    }
-    return Order(members, **more)
-
-
-def test_the_lines_of_a_home() -> None:
-    known = {name: glimpse(name, public=key(name)) for name in ("n1", "n2", "n3")}
-    known["n1"] = replace(known["n1"], nat=(("n2", "10.9.9.9"), ("n3", "x"), ("gone", "10.9.9.8")))
-    lines = admission.lines(("n1",), order(), known)
-    assert set(lines) == {"n2", "n3"}, "nobody's own key opens his own home"
-    assert 'from="10.0.0.2,10.9.9.9"' in lines["n2"] and 'from="10.0.0.3"' in lines["n3"]
-    assert set(admission.lines(("n1", "n3"), order(), known)) == {"n1", "n2", "n3"}
-    assert "from=" not in admission.lines(("n1",), order(), known, {"n2"})["n2"]
-    assert CONTROLLER in admission.lines(("n1",), order(controller_key=key("c")), known)
-
-
-def test_a_caller_without_an_address_gets_no_line_rather_than_an_open_one() -> None:
-    members = {name: replace(member, sources=()) for name, member in order().members.items()}
-    known = {name: glimpse(name, public=key(name)) for name in members}
-    assert admission.lines(("n1",), Order(members), known) == {}
 
 
 # -- findings -----------------------------------------------------------------------------------------------------

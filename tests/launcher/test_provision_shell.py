@@ -34,11 +34,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.commands: list[tuple[str, ...]] = []
+        self.public = KEY
+        self.written = b""
 
     def run(self, argv: tuple[str, ...], *, stdin: bytes = b"", seconds: float = 30.0) -> Completed:
         self.commands.append(argv)
+        self.written += stdin
         word = argv[4]
-        lines = ("user me", "own " + "0" * 32, f"public {KEY}", "absent", "end")
+        lines = ("user me", "own " + "0" * 32, f"public {self.public}", "absent", "end")
         return Completed(0, "".join(f"{word} {line}\n" for line in lines), "")
 
 
@@ -82,6 +85,29 @@ def test_shell_text_is_constant(home: str, nodes: list[str], given_addresses: li
     commands = [argv for remote in fleet.remotes.values() for argv in remote.commands]
     assert {argv[:2] for argv in commands} == {("sh", "-c")} and {argv[3] for argv in commands} == {"sh"}
     assert {argv[2] for argv in commands} == SCRIPTS, "every script was used, and nothing else"
+
+
+def test_one_node_s_damaged_key_is_that_node_s_trouble_alone() -> None:
+    fleet: Any = Rack("n1", "n2", "n3")
+    fleet.remotes["n2"].public = "\ufffd\ufffd garbage"
+    members = {
+        name: Member(
+            name,
+            NodePlaces(PurePosixPath("/home/me/.clusterft"), "rack", name),
+            f"10.0.0.{number}",
+            sources=(f"10.0.0.{number}",),
+            host_keys=(KEY,),
+        )
+        for number, name in enumerate(("n1", "n2", "n3"), 1)
+    }
+    done = provision.apply(fleet, Order(members), lambda event: None)
+    finding = done.outcomes["n2"]
+    assert isinstance(finding, Finding) and finding.id == "ssh.relay" and "relay_ed25519.pub" in finding.evidence
+    assert not isinstance(done.outcomes["n1"], Finding) and not isinstance(done.outcomes["n3"], Finding)
+    assert set(done.proof.refused) == {("n1", "n3"), ("n3", "n1")}, "these two went on to the proof"
+    written = fleet.remotes["n1"].written + fleet.remotes["n3"].written
+    assert b"clusterft:rack:n3" in written and b"clusterft:rack:n1" in written
+    assert b"clusterft:rack:n2" not in written and b"garbage" not in written
 
 
 # -- really run ------------------------------------------------------------------------------------------------
@@ -153,6 +179,51 @@ def test_a_node_is_looked_at_written_and_left_as_it_was(node: Any) -> None:
     word, out = wire.run(node, scripts.TAKE, ("rack", "n1"))
     assert (f"{word} removed 0\n" in out) and not (node.home / ".clusterft").exists()
     assert keys(node).read_bytes() == b"ssh-rsa AAAA me\xff"
+
+
+GARBAGE = [
+    b"\xff\0{garbage}\n",
+    b"ssh-ed25519 AAAA\n",
+    b"-o x\nmore",
+    b"ssh-rsa AAAA me\n",
+    f"{KEY} me\n".encode(),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_damaged_public_half_is_made_from_the_private_one(node: Any, garbage: bytes) -> None:
+    one = member(node)
+    good = wire.look(node, one, (), "key")
+    private = Path(one.places.relay_key)
+    before = private.read_bytes()
+    Path(f"{private}.pub").write_bytes(garbage)
+    known = wire.look(node, one, (), "key")
+    assert known.made == ("relay key: public half made anew",) and private.read_bytes() == before
+    assert good.public and known.public and known.public.split()[:2] == good.public.split()[:2]
+    assert wire.look(node, one, (), "key").made == ()
+
+
+def test_a_damaged_public_half_without_a_private_one_makes_both_anew(node: Any) -> None:
+    one = member(node)
+    good = wire.look(node, one, (), "key")
+    Path(one.places.relay_key).unlink()
+    Path(f"{one.places.relay_key}.pub").write_bytes(b"garbage")
+    known = wire.look(node, one, (), "key")
+    assert known.made == ("relay key made",) and known.public and known.public != good.public
+
+
+def test_a_damaged_private_half_is_told_and_left(node: Any) -> None:
+    one = member(node)
+    wire.look(node, one, (), "key")
+    private = Path(one.places.relay_key)
+    private.write_bytes(b"garbage\n")
+    with pytest.raises(Refused, match="relay_ed25519 is damaged"):
+        wire.look(node, one, (), "key")
+    assert private.read_bytes() == b"garbage\n"
+    # It does not stand in the way of leaving.
+    assert wire.look_home(node, one.places).public
+    private.unlink()
+    assert wire.look(node, one, (), "key").made == ("relay key made",)
 
 
 def test_somebody_else_s_edit_at_the_same_moment_is_kept(node: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from clusterft.places import NodePlaces
 from clusterft.provision import scripts
-from clusterft.provision.keyring import CONTROLLER, Edited, controller_line, edit, relay_line
+from clusterft.provision.keyring import CONTROLLER, Edited, controller_line, edit, holds, relay_line
 from clusterft.provision.member import Order, ip
 from clusterft.provision.seen import Refused, Seen, answers, digest
 from clusterft.provision.wire import look_home, run
@@ -35,9 +35,17 @@ def lines(
             wanted[caller] = relay_line(member.places.cluster, caller, public, ())
         elif sources:  # a line without from= would let in everybody
             wanted[caller] = relay_line(member.places.cluster, caller, public, sources)
-    if order.controller_key:
+    if order.controller_key and _takes_controller(group, order, seen):
         wanted[CONTROLLER] = controller_line(order.members[group[0]].places.cluster, order.controller_key)
     return wanted
+
+
+def _takes_controller(group: tuple[str, ...], order: Order, seen: Mapping[str, Seen]) -> bool:
+    """Only where a password was needed, or was once: a home that opens by the user's own key gets no other."""
+    cluster = order.members[group[0]].places.cluster
+    return any(
+        node in order.controller_for or holds(seen[node].keys or b"", cluster, CONTROLLER) for node in group
+    )
 
 
 def admit(

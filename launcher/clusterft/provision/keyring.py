@@ -51,6 +51,17 @@ def controller_line(cluster: str, public: str) -> str:
     return f"{_key(public)} clusterft:{cluster}:controller"
 
 
+def public_key(text: str) -> str | None:
+    """The key in a public line, without its comment; None where there is none of the kind of relay keys."""
+    found = _PUBLIC.match(text)
+    return found.group() if found else None
+
+
+def holds(content: bytes, cluster: str, who: str) -> bool:
+    """Whether there is a line of this cluster by which `who` may come in."""
+    return any(owner(line, cluster) == who for line in _LINE.findall(content))
+
+
 def edit(old: bytes, cluster: str, wanted: Mapping[str, str], keep: Collection[str] = ()) -> Edited:
     """Make the lines of one cluster these, by who may come in; those of `keep` stay where they are not wanted."""
     todo = dict(wanted)
@@ -82,7 +93,7 @@ def owner(line: bytes, cluster: str) -> str | None:
 
 
 def _key(public: str) -> str:
-    found = _PUBLIC.match(public)
-    if not found:
+    found = public_key(public)
+    if found is None:
         raise ValueError(f"not an ed25519 public key: {public!r}")
-    return found.group()
+    return found

@@ -25,7 +25,7 @@ class Member:
     places: NodePlaces
     address: str | None = None  # where the peers find it; None where no address of use to them is known
     port: int | None = None  # None: the one on which its sshd says that this login came in
-    sources: tuple[str, ...] = ()  # the addresses that its connections come from
+    sources: tuple[str, ...] = ()  # the addresses that its connections come from, all of them its own
     host_keys: tuple[str, ...] = ()  # "ssh-ed25519 AAAA...", from the controller's pins
     local: bool = False  # this machine, without SSH
 
@@ -50,13 +50,14 @@ class Order:
     members: Mapping[str, Member]
     hostfile: str = ""  # DeepSpeed's, active nodes only
     controller_key: str | None = None  # a public line to let in; None leaves one that is there
+    controller_for: frozenset[str] = frozenset()  # the nodes that it is let into; elsewhere only renewed
     accept_nat: Callable[[str, str], bool] = field(default=lambda caller, peer: False)
 
 
 def members(survey: Survey, host_keys: Mapping[str, tuple[str, ...]]) -> dict[str, Member]:
     """The nodes that answered the survey and have a home."""
     nodes = {node.name: node for node in survey.cluster.active if node.name in survey.facts}
-    own = {name: _sources(node, survey) for name, node in nodes.items()}
+    own = {name: _sources(survey.facts[name]) for name in nodes}
     found = {}
     for name, node in nodes.items():
         home = survey.facts[name].home
@@ -81,10 +82,12 @@ def hostfile(nodes: Iterable[Node]) -> str:
     return "".join(f"{node.name} slots={node.slots}\n" for node in nodes)
 
 
-def _sources(node: Node, survey: Survey) -> tuple[str, ...]:
-    facts = survey.facts[node.name]
-    given = (node.addr, survey.contacts.get(node.name), facts.login_address, *_own(facts))
-    found = {address: ip(address) for text in given if (address := _usable(text))}
+def _sources(facts: NodeFacts) -> tuple[str, ...]:
+    """The node's own addresses, by its own account.
+
+    Not the one at which it is found: that may be a gateway's, and all machines behind it would be let in.
+    """
+    found = {address for text in (facts.login_address, *_own(facts)) if (address := _usable(text))}
     return tuple(sorted(found, key=lambda text: (ipaddress.ip_address(text).version, ipaddress.ip_address(text))))
 
 

@@ -15,7 +15,8 @@ refuse() { say refused "$*"; exit 0; }
 
 # word root cluster node make token FILE... -> what is there; `make` is no, place (a directory and its token),
 # fresh (the same with a new token) or key (place and relay key). An empty root is the login directory's.
-# The public half of the key appears first: a private half without one is made anew.
+# The public half of the key appears first: a private half without one is made anew. Whatever became of the public
+# half's file, it is what the private half says.
 LOOK = (
     _BEGIN
     + """\
@@ -48,6 +49,20 @@ if [ "$make" = key ] && { [ ! -s "$key" ] || [ ! -s "$key.pub" ]; }; then
 fi
 if [ "$make" = key ] && [ "$(stat -c %a "$key")" != 600 ]; then
     chmod 600 "$key" && say made 'relay key: mode set right'
+fi
+if [ "$make" = key ] && command -v ssh-keygen >/dev/null; then
+    public=$(ssh-keygen -y -P '' -f "$key" 2>/dev/null </dev/null) ||
+        refuse "$key is damaged: $(ssh-keygen -y -P '' -f "$key" 2>&1 </dev/null)"
+    kind= blob=
+    read -r kind blob rest <"$key.pub"
+    case $public in
+        "$kind $blob" | "$kind $blob "*) ;;
+        *)
+            words=$({ printf '%s\\n' "$public" | cat >"$key.new.pub" && mv -f "$key.new.pub" "$key.pub"; } 2>&1) ||
+                refuse "$words"
+            say made 'relay key: public half made anew'
+            ;;
+    esac
 fi
 say user "$(id -un)"
 say login "${SSH_CONNECTION-}"

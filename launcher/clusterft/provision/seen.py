@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from clusterft.provision.hostworld import File
+from clusterft.provision.keyring import public_key
 
 _TOKEN = re.compile(r"[0-9a-f]{32}\Z")
 ABSENT = "absent"
@@ -30,7 +31,7 @@ class Seen:
     user: str
     sshd: tuple[str, int] | None  # its own end of this login
     files: tuple[tuple[str, str] | None, ...]  # (mode, sum) of those asked for; None where there is none
-    public: str | None  # its relay key's public half
+    public: str | None  # its relay key's public half; None if there is none, or something else in its place
     token: str | None  # its own
     tokens: frozenset[str]  # of all nodes whose directories it sees, its own included
     nat: tuple[tuple[str, str], ...]  # (peer, address it was seen to come from)
@@ -83,7 +84,7 @@ def parse(out: str, word: str, count: int) -> Seen:
         user=one.get("user", ""),
         sshd=(login[2], int(login[3])) if len(login) == 4 and login[3].isdecimal() else None,
         files=tuple(files),
-        public=one.get("public"),
+        public=public if public_key(public := one.get("public", "")) else None,
         token=_token(one.get("own", "")),
         tokens=frozenset(filter(None, (_token(rest) for kind, rest in found if kind == "token"))),
         nat=tuple(_pair(rest) for kind, rest in found if kind == "nat" and len(rest.split()) == 2),

@@ -19,6 +19,7 @@ from clusterft.remote import Remote, Unreachable
 STAGE = "keys"  # of `up`, in what is reported
 _SECONDS = 60.0  # making a key on a machine that has just booted, or waiting for a lock
 _LOCK_SECONDS = 90.0
+_DAMAGED = "is damaged"  # as LOOK says it, too
 T = TypeVar("T")
 
 
@@ -84,7 +85,10 @@ def look(remote: Remote, member: Member, files: tuple[File, ...] = (), make: str
     paths = tuple(str(file.path) for file in files)
     given = (str(places.root), places.cluster, places.node, make, secrets.token_hex(16), *paths)
     word, out = run(remote, scripts.LOOK, given)
-    return parse(out, word, len(files))
+    seen = parse(out, word, len(files))
+    if make == "key" and seen.public is None:  # said here, of this node: its peers have to write the key down
+        raise Refused(f"{places.relay_key}.pub {_DAMAGED}: it holds no ed25519 public key")
+    return seen
 
 
 def look_home(remote: Remote, places: NodePlaces) -> Seen:
@@ -125,6 +129,9 @@ def _finding(node: str, error: Exception) -> Finding:
     if "No space left" in words or "quota exceeded" in words:
         fix = ("make room in the home directory: du -xh ~ | sort -h | tail",)
         return Finding("os.disk-full", "fail", (node,), f"{node}: the home directory is full", words, fix=fix)
+    if _DAMAGED in words:
+        fix = (f"remove the file on {node}, then clusterft up: a new key is made",)
+        return Finding("ssh.relay", "fail", (node,), f"{node}: its relay key cannot be used", words, fix=fix)
     summary = f"{node}: the files under ~/.clusterft and ~/.ssh/authorized_keys cannot be written"
     fix = ("ls -ld ~ ~/.ssh ~/.ssh/authorized_keys ~/.clusterft   (on the node)",)
     return Finding("fs.home", "fail", (node,), summary, words, fix=fix)
