@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -16,7 +17,8 @@ from shipping import MIB, Harbour, Made, layer, made
 
 from clusterft import ship
 from clusterft.findings import Finding
-from clusterft.ship import Shipment, layout
+from clusterft.remote.local import LocalRemote
+from clusterft.ship import Shipment, docks, layout
 from lab import FullLab
 
 pytestmark = pytest.mark.lab_full
@@ -138,6 +140,36 @@ def test_a_node_that_lost_its_layers_gets_only_those(harbour: Harbour, image: Ma
     with made("clusterft-test:two", [BASE, LIBRARIES, layer("other", 30_000, 3)]) as other:
         done = harbour.bring(other)
         assert done.sent == other.size and all(harbour.has(node.name, other) for node in harbour.lab.nodes)
+
+
+def test_only_leftovers_of_the_same_user_and_cluster_are_taken_away(harbour: Harbour, image: Made) -> None:
+    harbour.bring(image)
+    with harbour.fleet() as fleet:
+        targets = harbour.convoy(fleet).targets
+    other = "clusterft-arriving:" + "f" * 16 + "-1"
+    for node, target in targets.items():
+        for name in (docks.passing(target.scratch, "dead"), other):
+            harbour.on(node, f"docker tag {image.reference} {name}")
+    assert harbour.bring(image).outcomes == dict.fromkeys(targets, ())
+    for node in targets:
+        left = harbour.on(node, "docker image ls --format '{{.Repository}}:{{.Tag}}' clusterft-arriving")
+        harbour.on(node, f"docker image rm {other}")
+        assert left.split() == [other], node
+
+
+def test_an_engine_that_refuses_the_name_says_so_at_once(harbour: Harbour, image: Made) -> None:
+    harbour.bring(image)
+    refusing = 'if [ "$1" = tag ]; then echo not this name >&2; exit 1; fi; exec docker "$@"'
+    with made("clusterft-test:refused", [BASE, LIBRARIES, layer("refused", 9000, 9)]) as refused:
+        with harbour.fleet() as fleet:
+            convoy = harbour.convoy(fleet)
+            target = dataclasses.replace(convoy.targets["n1"], command=("sh", "-c", refusing, "docker"))
+            convoy = dataclasses.replace(convoy, targets={"n1": target})
+            done = ship.image(convoy, refused.reference, ship.Origin(LocalRemote()))
+        found = done.outcomes["n1"]
+        assert isinstance(found, Finding) and found.id == "dk.load" and "not this name" in found.evidence, found
+        assert done.whole == {} and not harbour.has("n1", refused)
+    assert harbour.litter("n1") == ""
 
 
 def test_half_an_image_under_its_name_is_mended(harbour: Harbour, image: Made) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from clusterft.errors import Blocked
+from clusterft.errors import Blocked, UsageError
 from clusterft.events import Progress
 from clusterft.findings import Finding, Outcome
 from clusterft.remote import Remote, Unreachable
@@ -24,7 +24,6 @@ from clusterft.ship.layout import ImageParts
 from clusterft.ship.route import Route
 
 SESSION = layout.digest_of(b"image")[:16]  # one for the image of a cluster: what is there is found by content
-PASSING = f"clusterft-arriving:{SESSION}"  # the image's name until it is proven
 _LOAD_RATE = 2 << 20  # bytes a second: the slowest disk that is waited for
 _LOAD_SECONDS = 120.0
 
@@ -53,6 +52,8 @@ def image(convoy: Convoy, reference: str, source: Origin, known: ImageParts | No
 
     `known` are the parts of an earlier shipment: with them a second one need not read the image again.
     """
+    if "@" in reference or ":" not in reference.rpartition("/")[2]:
+        raise UsageError(f"{reference} cannot be given to an image on the nodes", remedy="give it as NAME:TAG")
     return _Bringing(convoy, reference, source, known).run()
 
 
@@ -89,7 +90,7 @@ class _Bringing:
     # -- looking -------------------------------------------------------------------
 
     def _look(self) -> None:
-        names = docks.Names(self._reference, PASSING, SESSION, self._owner)
+        names = docks.Names(self._reference, SESSION, self._owner)
         for node, found in self._convoy.each(lambda n, remote: docks.look(self._convoy, n, remote, names)).items():
             if isinstance(found, Unreachable):
                 self._done.outcomes[node] = words.unreachable(node, found)
@@ -200,13 +201,14 @@ class _Bringing:
             said = dict(scripts.said(self._convoy.fleet.remotes[node].lines(argv)))
             if "released" not in said:
                 return words.full(node, "unpacking") if "full" in said else words.differs(node, *_pair(said))
-        documents = parts.documents(PASSING)
+        passing = docks.passing(target.scratch, self._owner)
+        documents = parts.documents(passing)
         files = [*documents, *(f"blobs/sha256/{digest}" for digest in need)]
         argv = scripts.sh(
             scripts.LOAD,
             session,
             self._owner,
-            PASSING,
+            passing,
             self._reference,
             " ".join((parts.config_digest, parts.manifest_digest)),
             " ".join(parts.diff_ids),
@@ -217,9 +219,11 @@ class _Bringing:
         seconds = _LOAD_SECONDS + size / _LOAD_RATE
         self._convoy.report(Progress(node, "image", "loading", size, size))
         ran = self._convoy.fleet.remotes[node].run(argv, stdin=layout.packed(documents), seconds=seconds)
-        word, rest = (list(scripts.said(ran.out.splitlines())) or [("refused", ran.err.strip())])[-1]
+        word, rest = (list(scripts.said(ran.out.splitlines())) or [("", "")])[-1]
         if word == "loaded":
             return (f"image {self._reference} loaded, {words.mib(size)} of layers",)
+        if word in ("", "loading"):  # it did not come to an end, whatever ended it
+            word, rest = "broke", f"the load broke off with exit code {ran.code}: {ran.err.strip()[-500:]}"
         return self._not_loaded(node, word, rest, whole=len(need) == len(set(parts.diff_ids)))
 
     def _not_loaded(self, node: str, word: str, rest: str, *, whole: bool) -> Outcome:
@@ -227,6 +231,8 @@ class _Bringing:
             return words.full(node, "while Docker loaded the image")
         if word == "usurped":
             return words.usurped(node)
+        if word in ("unnamed", "broke"):
+            return words.refused(node, rest)  # more layers would not mend it
         # An engine with the containerd store may have a layer as another blob than ours, say "Loaded", and hold an
         # image whose layers it cannot list.
         if word == "differs" and (whole or not rest.startswith("layers")):

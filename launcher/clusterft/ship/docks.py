@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from clusterft.findings import Finding
 from clusterft.remote import Remote
-from clusterft.ship import scripts, words
+from clusterft.ship import layout, scripts, words
 from clusterft.ship.convoy import Convoy
 
 _SPOOL, _ROOT = "spool", "target"  # the words of the script
@@ -21,9 +22,18 @@ class Names(NamedTuple):
     """What the session goes by."""
 
     reference: str
-    passing: str
     session: str
     owner: str
+
+
+def berth(scratch: PurePosixPath) -> str:
+    """How the names of images that arrive begin: an engine is everybody's, a scratch one user's and cluster's."""
+    return f"clusterft-arriving:{layout.digest_of(str(scratch).encode())[:16]}"
+
+
+def passing(scratch: PurePosixPath, owner: str) -> str:
+    """The image's name until it is proven; of this shipment alone."""
+    return f"{berth(scratch)}-{owner}"
 
 
 class Room(NamedTuple):
@@ -65,7 +75,7 @@ class Look:
 def look(convoy: Convoy, node: str, remote: Remote, names: Names) -> Look | Finding:
     """Ask the engine, and make the session's directory."""
     target = convoy.targets[node]
-    argv = scripts.sh(scripts.LOOK, names.reference, names.passing, *target.command)
+    argv = scripts.sh(scripts.LOOK, names.reference, berth(target.scratch), *target.command)
     looked = list(scripts.said(remote.run(argv, seconds=_LOOK_SECONDS).out.splitlines()))
     found = dict(looked)
     if "mute" in found or "looked" not in found:

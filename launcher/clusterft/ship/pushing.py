@@ -87,7 +87,10 @@ class _Hold:
         """A file that is read where it lies."""
         file = open(os.path.join(os.fsencode(root), entry.path), "rb")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._large[digest], self.sizes[digest] = file, entry.size
+        self._large.setdefault(digest, file)
+        if self._large[digest] is not file:
+            file.close()  # its bytes are those of another
+        self.sizes[digest] = entry.size
         return digest
 
     def read(self, digest: str, offset: int, count: int) -> bytes:
@@ -222,14 +225,9 @@ class _Pushing:
         lack, target = self._lacks[node], self._convoy.targets[node]
         files = [entry for entry in lack.travel if entry.kind != "d"]
         folders = [entry for entry in lack.travel if entry.kind == "d"]
-        big: list[bytes] = []
-        for entry in files:
-            if entry.path in large:
-                digest, mode = large[entry.path].encode(), f"{entry.mode:o}".encode()
-                big += [digest, mode, str(entry.mtime).encode(), tally.at(entry.path)]
         lists = {
             "packs": [digest.encode() for digest in self._needs(node, packs, {})],
-            "big": big,
+            "big": tally.large(files, large),
             "dirs": [tally.at(entry.path) for entry in folders],
             "files": [tally.at(entry.path) for entry in files],
             # From the deepest up: a directory that is to be closed is closed last.

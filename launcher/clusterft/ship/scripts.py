@@ -35,6 +35,8 @@ for at in "$top" "$cluster" "$session" "$session/blobs" "$session/blobs/sha256";
 done
 printf '%s' "$owner" >"$session/owner" || { say full; exit 0; }
 for at in "$session"/blobs/sha256/*; do
+    # One that has another name too may have been changed under that name.
+    [ "$(stat -c %h -- "$at" 2>/dev/null || echo 1)" -eq 1 ] || rm -f -- "$at"
     [ -f "$at" ] && say blob "${at##*/}" "$(size "$at")"
 done
 room() {
@@ -135,25 +137,27 @@ rmdir -- "$cluster" "$top" 2>/dev/null
 """
 )
 
-# $1 image name, $2 name while it arrives, $3... docker.
+# $1 image name, $2 berth: how the names of what arrives begin, for this user and cluster; $3... docker.
 # What another engine calls "no such image" is an answer here, not an error.
 LOOK = (
     HEAD
     + """\
-name=$1 passing=$2; shift 2
+name=$1 berth=$2; shift 2
 engine=$("$@" version -f '{{.Server.Os}} {{.Server.Arch}} {{.Server.Version}}' 2>/dev/null) || {
     said=$("$@" version 2>&1 >/dev/null | tail -n 1); say mute "$said"; exit 0
 }
 say engine "$engine"
-for left in $("$@" ps -aq --filter "label=clusterft.proof=$passing" 2>/dev/null); do
+for left in $("$@" ps -aq --filter "label=clusterft.proof=$berth" 2>/dev/null); do
     "$@" rm "$left" >/dev/null 2>&1
 done
-"$@" image rm "$passing" >/dev/null 2>&1
+for left in $("$@" image ls --format '{{.Repository}}:{{.Tag}}' "${berth%:*}" 2>/dev/null); do
+    case $left in "$berth"-*) "$@" image rm "$left" >/dev/null 2>&1 ;; esac
+done
 "$@" image ls -aq --no-trunc | sort -u | while read -r id; do
     say layers "$id" "$("$@" image inspect -f '{{json .RootFS}}' "$id" 2>/dev/null)"
 done
 id=$("$@" image inspect -f '{{.Id}}' "$name" 2>/dev/null) && {
-    label=clusterft.proof=$passing
+    label=clusterft.proof=$berth
     proof=$("$@" create --pull never --network none --label "$label" "$name" /proof 2>/dev/null) &&
         "$@" rm "$proof" >/dev/null 2>&1 && say has "$id"
 }
@@ -167,7 +171,8 @@ say looked
 # stdin: a tar of the documents. $1 session directory, $2 owner word, $3 name while it arrives, $4 image name,
 # $5 ids that the image may have, $6 its layers, $7 files of the session to load (all: plain words in one
 # parameter), $8... docker.
-# An engine may say "Loaded image" and mean half of it: the image gets its name after a container was created.
+# An engine may say "Loaded image" and mean half of it: the image gets its name after a container was created. It
+# is named by its id: that is what was proven.
 LOAD = (
     HEAD
     + """\
@@ -192,15 +197,19 @@ wait "$child" && code=0 || code=$?; child=
 said=$(tail -n 3 "$log" | tr '\\n' ' ')
 if grep -q 'no space left\\|No space left\\|quota exceeded' "$log"; then say full; exit 0; fi
 [ "$code" -eq 0 ] || { say refused "$said"; exit 0; }
-id=$("$@" image inspect -f '{{.Id}}' "$passing" 2>&1)
-found=$("$@" image inspect -f '{{range .RootFS.Layers}}{{.}} {{end}}' "$passing" 2>/dev/null)
-label=clusterft.proof=$passing
-proof=$("$@" create --pull never --network none --label "$label" "$passing" /proof 2>"$log") || {
+id=$("$@" image inspect -f '{{.Id}}' "$passing" 2>"$log") || {
+    said="$said $(tail -n 1 "$log")"; say refused "$said"; exit 0
+}
+found=$("$@" image inspect -f '{{range .RootFS.Layers}}{{.}} {{end}}' "$id" 2>/dev/null)
+label=clusterft.proof=${passing%-*}
+proof=$("$@" create --pull never --network none --label "$label" "$id" /proof 2>"$log") || {
     proof=; said="$said $(tail -n 1 "$log")"; say refused "$said"; exit 0
 }
 case " $ids " in *" $id "*) ;; *) say differs id "$id"; exit 0 ;; esac
 [ "$found" = "$layers " ] || { say differs layers "$found"; exit 0; }
-"$@" tag "$passing" "$name" && say loaded "$id"
+holds "$session/owner" "$owner" || { say usurped; exit 0; }
+"$@" tag "$id" "$name" 2>"$log" || { said=$(tail -n 3 "$log" | tr '\n' ' '); say unnamed "$said"; exit 0; }
+say loaded "$id"
 """
 )
 

@@ -7,7 +7,7 @@ stdin: no name is ever part of a shell text or of an argv that this side makes.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -46,7 +46,7 @@ rm -rf "$lists"
 
 # stdin: a tar of the lists. $1 session directory, $2 destination, $3 owner word, $4 node: the destination may be
 # shared. Everything is made beside its place and renamed into it: a reader sees the old or the new.
-# lists/big: digest, mode, mtime, name; the link keeps the blob for nodes that still take it from here.
+# lists/big: digest, link or copy, mode, mtime, name; a link keeps the blob for nodes that still take it from here.
 STOW = r"""
 LC_ALL=C; export LC_ALL; umask 022
 session=$1 top=$2 owner=$3
@@ -61,12 +61,12 @@ trap 'exit 1' HUP INT PIPE TERM
 {
     mkdir -p -- "$top" && rm -rf -- "$staging" && mkdir -m 700 -- "$staging" &&
     xargs -0 -r -a "$lists/packs" -n 1 sh -c 'tar -xpof "$1/blobs/sha256/$3" -C "$2"' sh "$session" "$staging" &&
-    xargs -0 -r -a "$lists/big" -n 4 sh -c '
+    xargs -0 -r -a "$lists/big" -n 5 sh -c '
         set -e; session=$1 staging=$2; shift 2
-        mkdir -p -- "$staging/$(dirname -- "$4")"
-        ln -- "$session/blobs/sha256/$1" "$staging/$4" 2>/dev/null ||
-            cp -- "$session/blobs/sha256/$1" "$staging/$4"
-        chmod "$2" "$staging/$4"; touch -d "@$3" "$staging/$4"' sh "$session" "$staging" &&
+        blob=$session/blobs/sha256/$1 file=$staging/$5
+        mkdir -p -- "$(dirname -- "$file")"
+        { [ "$2" = link ] && ln -- "$blob" "$file" 2>/dev/null; } || cp -- "$blob" "$file"
+        chmod "$3" "$file"; touch -d "@$4" "$file"' sh "$session" "$staging" &&
     cd -- "$top" &&
     xargs -0 -r -a "$lists/dirs" mkdir -p -- &&
     xargs -0 -r -a "$lists/files" -n 200 sh -c '
@@ -112,6 +112,19 @@ def packed(lists: dict[str, list[bytes]]) -> bytes:
     return layout.packed(
         {f"lists/{name}": b"".join(item + b"\0" for item in items) for name, items in lists.items()}
     )
+
+
+def large(files: Sequence[Entry], digests: Mapping[bytes, str]) -> list[bytes]:
+    """lists/big: of files with the same content only one is the blob itself; each shall be a file of its own."""
+    linked: set[str] = set()
+    items = []
+    for entry in files:
+        if digest := digests.get(entry.path):
+            how = b"copy" if digest in linked else b"link"
+            linked.add(digest)
+            mode, mtime = f"{entry.mode:o}".encode(), str(entry.mtime).encode()
+            items += [digest.encode(), how, mode, mtime, at(entry.path)]
+    return items
 
 
 def at(path: bytes) -> bytes:
