@@ -135,6 +135,11 @@ class Fleet:
         nodes = tuple(node for node in self.cluster.active if node.name in self.remotes)
         return self._fan_out(lambda node: work(node.name, self.remotes[node.name]), nodes)
 
+    def leave(self, name: str) -> None:
+        """Let go of a node: nothing more is asked of it."""
+        if remote := self.remotes.pop(name, None):
+            remote.close()
+
     def reconnect(self, name: str) -> None:
         """Replace a broken connection; if that fails, the old one stays and the next use of it says why."""
         try:

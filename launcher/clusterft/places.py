@@ -46,8 +46,8 @@ class ClusterPlaces:
 
 
 def default_cluster(home: Path) -> Path:
-    """The file that names the cluster of the last `up`."""
-    return home / "default"
+    """The file that names the cluster of the last `up`; no cluster's name begins with a dot."""
+    return home / ".default"
 
 
 @dataclass(frozen=True, slots=True)

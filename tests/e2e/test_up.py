@@ -1,15 +1,16 @@
-"""`clusterft up` and what comes after it, on real sshds and three versions of engine: given, proven, taken back."""
+"""`clusterft up` and what comes after it, on real sshds and three versions of engine: given, proven, undone."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
 import pytest
-from upping import Desk, blocking, changes, desk
+from upping import JOB, Desk, blocking, changes, desk
 
 from lab import FullLab
 
@@ -222,3 +223,62 @@ def test_behind_nat(tmp_path: Path) -> None:
         assert changes(person.said("up", "--accept-nat")) == {}
         person.said("down")
         assert trees(lab, "root") == before
+
+
+def test_an_image_built_on_the_head_and_one_that_exists(lab: FullLab, tmp_path: Path) -> None:
+    """Built on the first node, nothing of it leaves the controller; an existing image needs no tag of ours."""
+    person = desk(lab, tmp_path)
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB.replace("Dockerfile}", "Dockerfile, build_on: head}"))
+    head = lab.nodes[0]
+    base = subprocess.run(["docker", "save", "debian:bookworm-slim"], capture_output=True, check=True).stdout
+    subprocess.run(
+        ["ssh", "-F", str(lab.ssh_config), head.name, "docker", "load"],
+        input=base,
+        capture_output=True,
+        check=True,
+    )
+    built = person.up()
+    assert built["complete"] and built["sent_bytes"] == 0, built
+    assert changes(person.said("up")) == {}
+
+    mine = "clusterft-test-mine"
+    job.write_text(JOB.replace("{dockerfile: image/Dockerfile}", mine))
+    made = desk(lab, tmp_path / "other")
+    subprocess.run(["docker", "tag", made.up("--cluster", "other")["image"], mine], check=True)
+    try:
+        used = person.said("up", "--job", "job.yaml")
+        assert used["complete"]
+        assert {node["image"] for node in used["nodes"]} == {used["image"].partition(":")[2]}
+        person.said("down")
+        assert made.said("up")["complete"], "the other cluster on the same nodes keeps its image"
+        assert subprocess.run(["docker", "image", "inspect", mine], capture_output=True).returncode == 0
+        made.said("down")
+    finally:
+        subprocess.run(["docker", "image", "rm", mine], capture_output=True, check=True)
+
+
+def test_what_a_node_does_not_have_is_not_made(lab: FullLab, tmp_path: Path) -> None:
+    """A mount that is missing on the nodes stops the start on all of them, and leaves nothing."""
+    person = desk(lab, tmp_path)
+    person.up()
+    done = person.run("open", "--mount", "/data/pictures")
+    assert done.returncode == 3 and "/data/pictures" in done.stderr
+    for node in lab.nodes:
+        assert node.run(["sh", "-c", "ls -d /data; docker ps -aq"]).stdout == ""
+    for refused in ("/var/run/docker.sock", "/", "data"):
+        assert person.run("open", "--mount", refused).returncode == 2
+    person.said("down")
+
+
+def test_a_run_without_containers_is_under_way(lab: FullLab, tmp_path: Path) -> None:
+    """What holds a node's lock has its files among those that would go."""
+    person = desk(lab, tmp_path)
+    person.said("up", "--hosts", str(person.hosts), "--no-image", "--accept-new-host-keys")
+    lock = "/root/.clusterft/rack/nodes/n2/active.lock"
+    hold = f"echo some-run >>{lock}; nohup sh -c 'sleep 60 9>>{lock}' >/dev/null 2>&1 & echo $!"
+    pid = lab.node("n2").run(["sh", "-c", hold]).stdout.strip()
+    done = person.run("down", "--now")
+    assert done.returncode == 3 and "some-run" in done.stderr and "clusterft stop some-run" in done.stderr
+    lab.node("n2").run(["sh", "-c", f"pkill -P {pid}; kill {pid}; true"])
+    assert person.said("down")["complete"]

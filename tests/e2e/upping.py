@@ -36,6 +36,7 @@ class Desk:
     """A home, a hostfile and a job."""
 
     def __init__(self, root: Path, hostfile: str) -> None:
+        root.mkdir(exist_ok=True)
         self.root = root
         self.hosts = root / "rack"
         self.hosts.write_text(hostfile)

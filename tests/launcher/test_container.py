@@ -21,7 +21,7 @@ def plan(**given_: object) -> ContainerPlan:
         "name": "clusterft-gpu1-all",
         "image": "clusterft/rack:3f2a91c0",
         "command": ("/usr/sbin/sshd", "-D", "-e", "-f", "/run/clusterft/ssh/sshd_config"),
-        "labels": Labels("rack", "open-20261120-1432-7f3a", "gpu1", 1),
+        "labels": Labels("rack", "open-20261120-1432-7f3a", "gpu1", 1, 1000),
         "person": ME,
         "gpus": ("all",),
         "binds": ("/mnt/out",),

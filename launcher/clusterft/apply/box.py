@@ -7,7 +7,7 @@ The same containers, files and keys as a run has; only nobody has started a laun
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -36,11 +36,17 @@ STAGES = ("reach", "container", "ssh")
 _FIRST_PORT = 22022
 _SSHD = ("/usr/sbin/sshd", "-D", "-e", "-f", str(worlds.SSHD_CONFIG))
 _INFINIBAND = "/dev/infiniband"
-# Plain `ssh NAME`, as a launcher says it; each peer gets a few tries, since its sshd may have started just now.
+# Plain `ssh NAME`, as a launcher says it, to all at once. A peer's sshd may have started just now: only a refusal
+# is worth another try.
 _GREET = (
-    'for peer in "$@"; do n=0; until said=$(ssh -n "$peer" printf %s ok 2>&1) && [ "$said" = ok ]; do '
-    'n=$((n+1)); [ $n -ge 10 ] && { printf "%s: %s\\n" "$peer" "$said"; break; }; sleep 0.3; done; done'
+    'for peer in "$@"; do ( n=0; while :; do n=$((n + 1)); '
+    'said=$(ssh -n -o ConnectTimeout=5 "$peer" printf %s ok 2>&1) && [ "$said" = ok ] && exit 0; '
+    "case $said in *efused*) [ $n -lt 15 ] && sleep 0.3 && continue ;; esac; "
+    'printf \'%s: %s\\n\' "$peer" "$said"; exit 0; done ) & done; wait'
 )
+_GREET_SECONDS = 90.0
+# What would give a container the whole node, or hide what the engine puts there.
+_NEVER_MOUNTED = ("/", "/run", "/var", "/var/run", "/run/docker.sock", "/var/run/docker.sock", "/run/clusterft")
 
 Show = Callable[[Progress | Settled, Roster], None]
 
@@ -61,6 +67,8 @@ class Opening:
     def __init__(
         self, cluster: Cluster, run: str, mounts: tuple[str, ...], show: Show, asker: Asker | None = None
     ) -> None:
+        for path in mounts:
+            _mountable(path)
         self._cluster = cluster
         self._run = run
         self._mounts = mounts
@@ -78,15 +86,15 @@ class Opening:
             survey = self._survey(fleet)
             person = _person(self._cluster.active[0], survey)
             port = network.free_port(_FIRST_PORT, _listening(survey))
+            record.save_box(self._run, self._cluster)  # so that `stop` finds what a lost node keeps
             try:
                 self._create(fleet, survey, person, port)
                 self._settle("container", fleet.each(lambda name, _: self._start(name)))
                 self._all_or_none()
+                findings = self._prove(fleet)
             except BaseException:
-                self._undo()
+                self._undo(fleet)
                 raise
-            record.save_box(self._run, self._cluster)
-            findings = self._prove(fleet)
         return Opened(self._run, tuple(self.roster.rows), port, findings)
 
     def _survey(self, fleet: Fleet) -> Survey:
@@ -111,7 +119,11 @@ class Opening:
         def one(name: str, remote: Remote) -> Outcome:
             facts = survey.facts[name]
             engine = Engine(remote, facts.docker.command if facts.docker and facts.docker.command else ("docker",))
-            env = _image_env(engine, str(self._known.tag)) | worlds.environment() | {"HOME": str(container.HOME)}
+            env = (
+                docker.environment(engine, str(self._known.tag))
+                | worlds.environment()
+                | {"HOME": str(container.HOME)}
+            )
             world = World(self._cluster.name, self._run, person, port, boxes, env)
             files = worlds.entries(world, keys)[name]
             placed = [Placed(PurePosixPath(file.path), file.data, file.mode) for file in files]
@@ -128,7 +140,7 @@ class Opening:
             name=container.name(node),
             image=str(self._known.tag),
             command=_SSHD,
-            labels=Labels(self._cluster.name, self._run, name, rank),
+            labels=Labels(self._cluster.name, self._run, name, rank, facts.uid or 0),
             person=person,
             gpus=container.cards(node, facts),
             binds=tuple(dict.fromkeys((*shared, *self._mounts))),
@@ -149,12 +161,11 @@ class Opening:
                 "nothing was opened: a gang starts as one, or not at all", gathered(self.roster.failures)
             )
 
-    def _undo(self) -> None:
-        for engine, identity in self._made.values():
-            try:
-                docker.remove(engine, identity)
-            except ClusterftError:
-                continue  # its node is lost; `down` and the next start find the container by its label
+    def _undo(self, fleet: Fleet) -> None:
+        """By label, not by what we remember: a creation may have succeeded without our hearing of it."""
+        left = fleet.each(lambda name, remote: _removed(remote, self._cluster.name, self._run))
+        if not any(isinstance(one, Finding | Unreachable) for one in left.values()):
+            record.forget_box(self._run)
 
     # -- proof ---------------------------------------------------------------------------
 
@@ -164,12 +175,12 @@ class Opening:
         def greet(name: str, remote: Remote) -> Outcome:
             engine, identity = self._made[name]
             peers = [peer for peer in self._made if peer != name]
-            asked = engine.api.exec_create(identity, ["sh", "-c", _GREET, "sh", *peers])
-            said = engine.api.exec_start(asked["Id"]).decode(errors="replace").strip()
-            code = engine.api.exec_inspect(asked["Id"])["ExitCode"]
-            if code:  # the script itself always ends well
+            argv = (*engine.command, "exec", identity, "sh", "-c", _GREET, "sh", *peers)
+            done = remote.run(argv, seconds=_GREET_SECONDS)
+            said = (done.out + done.err).strip()
+            if done.code:  # the script itself always ends well
                 what = "no command can be started in its container"
-                return Finding("dk.exec", "warn", (name,), what, evidence=f"exit code {code}: {said}")
+                return Finding("dk.exec", "warn", (name,), what, evidence=f"exit code {done.code}: {said}")
             if not said:
                 return ()
             return Finding(
@@ -182,15 +193,14 @@ class Opening:
                 fix=("open the nodes' network for each other",),
             )
 
-        found = fleet.each(lambda name, remote: _tried(name, lambda: greet(name, remote)))
+        found = {name: _heard(name, one) for name, one in fleet.each(greet).items()}
         for name, outcome in found.items():
-            self._see(Settled(name, "ssh", () if isinstance(outcome, (Finding, Unreachable)) else outcome))
+            self._see(Settled(name, "ssh", () if isinstance(outcome, Finding) else outcome))
         return tuple(one for one in found.values() if isinstance(one, Finding))
 
     def _settle(self, stage: str, outcomes: Mapping[str, Outcome | Unreachable]) -> None:
         for name, outcome in outcomes.items():
-            lost = isinstance(outcome, Unreachable)
-            self._see(Settled(name, stage, _lost(name, outcome) if lost else outcome))  # type: ignore[arg-type]
+            self._see(Settled(name, stage, _heard(name, outcome)))
 
     def _see(self, event: Progress | Settled) -> None:
         with self._turn:
@@ -203,12 +213,10 @@ def close(cluster: Cluster, run: str, asker: Asker | None = None) -> dict[str, i
     where = settings.cluster_places(cluster.name)
 
     def one(name: str, remote: Remote) -> int:
-        with Engine(remote, docker.command(remote)) as engine:
-            found = docker.find(engine, cluster=cluster.name, run=run)
-            for box in found:
-                docker.stop(engine, box.id)
-                docker.remove(engine, box.id)
-        return len(found)
+        found = _removed(remote, cluster.name, run)
+        if isinstance(found, Finding):
+            raise Unreachable(found.id, found.evidence, fix=found.fix)
+        return found
 
     with Fleet(cluster.mustered(), where.known_hosts, key=where.key, asker=asker) as fleet:
         done: dict[str, int | Unreachable] = dict(fleet.each(one))
@@ -217,18 +225,38 @@ def close(cluster: Cluster, run: str, asker: Asker | None = None) -> dict[str, i
     return done
 
 
+def _removed(remote: Remote, cluster: str, run: str) -> int | Finding:
+    """How many containers of a run went from a node; a Finding where the engine did not do it."""
+    try:
+        with Engine(remote, docker.command(remote)) as engine:
+            found = docker.find(engine, cluster=cluster, run=run, owner=docker.owner(remote))
+            for box in found:
+                docker.stop(engine, box.id)
+                docker.remove(engine, box.id)
+    except docker.EngineSaidNo as error:
+        return Finding("dk.leftover", "fail", (), "a container is left", error.what)
+    return len(found)
+
+
 def _tried(name: str, work: Callable[[], Outcome]) -> Outcome:
     """A node that cannot start its part is a finding, so that the others are still looked at."""
     try:
         return work()
-    except (CannotStart, UsageError) as error:
+    except (CannotStart, docker.EngineSaidNo, UsageError) as error:
         fix = (error.remedy,) if error.remedy else ()
         return Finding("dk.start", "fail", (name,), "its container cannot be had", error.what, fix=fix)
 
 
-def _lost(name: str, why: object) -> Finding:
-    assert isinstance(why, Unreachable)
-    return Finding(why.id, "fail", (name,), "could not be asked", why.what, fix=why.fix)
+def _heard(name: str, outcome: Outcome | Unreachable) -> Outcome:
+    """A node that is lost in the middle is one that failed."""
+    return outcome.finding(name) if isinstance(outcome, Unreachable) else outcome
+
+
+def _mountable(path: str) -> None:
+    if not path.startswith("/"):
+        raise UsageError(f'--mount "{path}": give the whole path on the nodes, from / on')
+    if str(PurePosixPath(path)) in _NEVER_MOUNTED or ".." in PurePosixPath(path).parts:
+        raise UsageError(f"--mount {path}: that would hand the node itself to the container")
 
 
 def _brought_up(cluster: Cluster) -> Settings:
@@ -236,7 +264,10 @@ def _brought_up(cluster: Cluster) -> Settings:
     lacking = [node.name for node in cluster.active if known is None or node.name not in known.nodes]
     if known is None or known.tag is None or lacking:
         what = f"{', '.join(lacking)} not up" if known and known.tag else "no image yet"
-        raise UsageError(f"cluster {cluster.name}: {what}", remedy=f"run: clusterft up --hosts {cluster.path}")
+        raise UsageError(
+            f"cluster {cluster.name}: {what}",
+            remedy=f"run: clusterft up --hosts {cluster.path} --cluster {cluster.name}",
+        )
     return known
 
 
@@ -257,9 +288,3 @@ def _own(address: str, facts: NodeFacts) -> str | None:
 def _listening(survey: Survey) -> frozenset[int]:
     """What is taken on any node: containers share its network."""
     return frozenset().union(*(facts.listening or frozenset() for facts in survey.facts.values()))
-
-
-def _image_env(engine: Engine, tag: str) -> dict[str, str]:
-    """What the image sets; a session over SSH would not have it otherwise."""
-    given: Iterable[str] = engine.api.inspect_image(tag)["Config"].get("Env") or ()  # type: ignore[no-untyped-call]
-    return {name: value for name, _, value in (one.partition("=") for one in given)}

@@ -6,36 +6,34 @@ and a rerun continues. What each stage does is known by its own room.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
-from clusterft import __version__, checks, facts, places, provision, ship
-from clusterft.apply import settings
+from clusterft import checks, facts, places, provision, ship
+from clusterft.apply import settings, supplying
 from clusterft.apply.settings import Settings
+from clusterft.apply.supplying import Supply, image_name
 from clusterft.board import Muster, Roster, Standing
 from clusterft.checks import Survey, UpDemand, controller
-from clusterft.engine import Engine
-from clusterft.errors import Blocked
 from clusterft.events import Progress, Settled, StageDone
 from clusterft.facts import NodeFacts
 from clusterft.findings import Finding, Outcome, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node, deepspeed_hostfile
-from clusterft.image import Made, make, pull, push, selftest
+from clusterft.image import Made
 from clusterft.places import NodePlaces
 from clusterft.provision import Order
 from clusterft.remote import Asker, Remote, keys
 from clusterft.remote.hostkeys import Stranger
-from clusterft.remote.local import LocalRemote
 from clusterft.ship import Convoy, ImageParts, Origin, Target
 from clusterft.spec import ImageSpec
 
-OURS = "clusterft:"  # how the images that we make are called; what a user made is a user's to remove
 _DROP_SECONDS = 60.0
 STAGES = ("reach", "check", "keys", "image")
 
@@ -71,6 +69,7 @@ class _Found:
     findings: tuple[Finding, ...] = ()
     cut: tuple[tuple[str, str], ...] = ()  # (who asks, who is asked): relays that do not work
     made: Made | None = None
+    sent: int = 0
     parts: ImageParts | None = None
     changes: list[str] = field(default_factory=list)  # on the controller
 
@@ -87,9 +86,11 @@ class Bringup:
         self._consent = consent
         self._show = show
         self._where = settings.cluster_places(cluster.name)
-        self._before = settings.load(self._where)
+        self._before = settings.load_if_sound(self._where)
+        self._id = (self._before.id if self._before else "") or secrets.token_hex(4)
         self._found = _Found()
         self._turn = threading.RLock()
+        self._tag = ""
         stages = STAGES if wants.image else STAGES[:-1]
         self.roster = Roster(tuple(node.name for node in cluster.nodes), stages)
 
@@ -109,11 +110,21 @@ class Bringup:
             if self._wants.image:
                 self._give_image(fleet, self._wants.image)
                 self._remember()
+                self._drop_last(fleet)
             standings = tuple(self._standing(node) for node in self._given.nodes)
         found = self._found
-        tag = found.made.tag if found.made else None
+        tag = self._tag if found.made else None
         seconds = time.monotonic() - began
-        return Muster(self._given.name, self.roster, standings, found.findings, tag, tuple(found.changes), seconds)
+        return Muster(
+            self._given.name,
+            self.roster,
+            standings,
+            found.findings,
+            tag,
+            tuple(found.changes),
+            seconds,
+            found.sent,
+        )
 
     # -- stages ------------------------------------------------------------------------
 
@@ -156,7 +167,7 @@ class Bringup:
                 "warn",
                 gone,
                 "was up and is no longer in the hostfile; its keys and its image stay there",
-                fix=(f"clusterft down --hosts {self._where.hostfile}   with the line back in it takes them away",),
+                fix=("clusterft down, with the line back in the hostfile, takes them away",),
             )
 
     def _demand(self) -> UpDemand:
@@ -176,6 +187,7 @@ class Bringup:
             {name: member for name, member in members.items() if name in self.roster.up},
             hostfile=deepspeed_hostfile(self._given.active),
             controller_key=self._controller_key(fleet),
+            controller_for=fleet.by_password,
             accept_nat=self._consent.nat,
         )
         done = provision.apply(fleet, order, self._tell)
@@ -190,62 +202,52 @@ class Bringup:
         if not self.roster.up:
             return
         began = time.monotonic()
-        source = self._source(fleet, spec)
-        made = self._make(source, spec)
-        self._found.made = made
-        self._stage(f"image {made.tag}", began)
+        supply = Supply(spec, self._id, self._tell)
+        made = supply.make(self._source(fleet, spec), tried=self._before.tried if self._before else None)
+        self._found.made, self._tag = made, supply.tag
+        self._found.findings += supply.findings
+        self._found.changes += [f"image {tag} built" for tag in made.built]
+        self._stage(f"image {self._tag}", began)
         began = time.monotonic()
-        if spec.registry:
-            self._pull(fleet, source, made, spec.registry)
         targets = {name: self._target(name) for name in self.roster.up}
+        if spec.registry:
+            commands = {name: target.command for name, target in targets.items()}
+            self._found.findings += supply.by_registry(fleet, commands, spec.registry)
         convoy = Convoy(fleet, targets, self._tell, self._found.cut)
         known = self._before.parts if self._before else None
-        shipment = ship.image(convoy, made.tag, source, known)
+        shipment = ship.image(convoy, self._tag, supply.source, known)
         for name in targets:
             self._settle(name, "image", shipment.outcomes.get(name, ()))
         for name, words in shipment.whole.items():
             self._tell(Progress(name, "image", f"took all layers: {words}"))
-        self._found.parts = shipment.parts
+        self._found.parts, self._found.sent = shipment.parts, shipment.sent
         up = tuple(name for name in targets if name in self.roster.up)
         sent = f", {shipment.sent / 1e6:.1f} MB sent from here" if shipment.sent else ""
-        self._drop_last(fleet, made.tag)
         self._stage(f"image proven on {_count(up)}{sent}", began)
 
-    def _pull(self, fleet: Fleet, source: Origin, made: Made, repository: str) -> None:
-        """By the registry where there is one; the relay then only proves that every node has the very image."""
-        with Engine(source.remote, source.command) as engine:
-            reference = push(engine.api, made.tag, repository, self._tell)
+    def _source(self, fleet: Fleet, spec: ImageSpec) -> Origin:
+        """The engine that has, or builds, the image."""
+        if spec.build_on == "controller":
+            return supplying.here()
+        head = self._given.active[0].name
+        if head not in self.roster.up:
+            raise supplying.no_head(head)
+        return Origin(fleet.remotes[head], self._docker(head), head)
 
-        def take(name: str, remote: Remote) -> Outcome:
-            if name not in self.roster.up:
-                return ()
-            try:
-                with Engine(remote, self._docker(name)) as engine:
-                    pull(engine.api, reference, name, self._tell)
-                    repo, _, version = made.tag.rpartition(":")
-                    engine.api.tag(reference, repo, version)
-            except Blocked as refused:
-                return refused.findings[0]
-            return ()
-
-        for outcome in fleet.each(take).values():
-            if isinstance(outcome, Finding):
-                # The relay brings it all the same; the user still learns that the registry does not.
-                self._found.findings += (replace(outcome, status="warn"),)
-
-    def _drop_last(self, fleet: Fleet, tag: str) -> None:
+    def _drop_last(self, fleet: Fleet) -> None:
         """The image of the last `up` has had its day; where a container still uses it, the engine keeps it."""
         last = self._before.tag if self._before else None
-        if last is None or last == tag or not last.startswith(OURS):
+        if last is None or last == self._tag or not last.startswith(f"{image_name(self._id)}:"):
             return
 
         def drop(name: str, remote: Remote) -> bool:
-            argv = (*self._docker(name), "image", "rm", last)
-            return name in self.roster.up and remote.run(argv, seconds=_DROP_SECONDS).code == 0
+            if name not in self.roster.up:
+                return False
+            return remote.run((*self._docker(name), "image", "rm", last), seconds=_DROP_SECONDS).code == 0
 
-        gone = [name for name, dropped in fleet.each(drop).items() if dropped is True]
-        for name in gone:
-            self._settle(name, "image", (f"image {last} removed",))
+        for name, gone in fleet.each(drop).items():
+            if gone is True:
+                self._settle(name, "image", (f"image {last} removed",))
 
     # -- what the stages need ------------------------------------------------------------
 
@@ -269,39 +271,6 @@ class Bringup:
             self._found.changes.append("a key of the cluster's own made: only a password opened a node")
         return keys.make(self._where.key)
 
-    def _source(self, fleet: Fleet, spec: ImageSpec) -> Origin:
-        """The engine that has, or builds, the image."""
-        if spec.build_on == "controller":
-            return Origin(LocalRemote())
-        head = self._given.active[0].name
-        if head not in self.roster.up:
-            finding = Finding(
-                "dk.build",
-                "fail",
-                (head,),
-                "the head is not up, and image.build_on names it",
-                fix=(f"mend {head}, or build_on: controller",),
-            )
-            raise Blocked("the image cannot be built", (finding,), effect="blocks")
-        return Origin(fleet.remotes[head], self._docker(head))
-
-    def _make(self, source: Origin, spec: ImageSpec) -> Made:
-        """Built if need be, and tried in a container unless this very image has been tried before."""
-        with Engine(source.remote, source.command) as engine:
-            made = make(engine.api, spec, self._tell)
-            tried = self._before is not None and self._before.tried == made.identity.config_digest
-            if not tried:
-                self._tell(Progress("", "image", "self-test in a container"))
-                expected = selftest.Expected(__version__, spec.variant, not (spec.use or spec.dockerfile))
-                _, found = selftest.passed(engine.api, made.tag, expected)
-                self._found.findings += found
-                if blocking := blockers(found):
-                    raise Blocked(
-                        "the image does not pass its self-test; no node got it", blocking, effect="blocks"
-                    )
-        self._found.changes += [f"image {tag} built" for tag in made.built]
-        return made
-
     def _docker(self, name: str) -> tuple[str, ...]:
         found = self._facts(name).docker
         return found.command if found and found.command else ("docker",)
@@ -320,7 +289,8 @@ class Bringup:
         found, before = self._found, self._before or Settings()
         now = Settings(
             image=self._wants.image.model_dump(mode="json") if self._wants.image else before.image,
-            tag=found.made.tag if found.made else before.tag,
+            id=self._id,
+            tag=self._tag if found.made else before.tag,
             tried=found.made.identity.config_digest if found.made else before.tried,
             parts=found.parts or before.parts,
             device=self._wants.device,
@@ -356,7 +326,7 @@ class Bringup:
             address=node.addr or self._survey.contacts.get(node.name) or known.login_address or "",
             gpus=_cards(known),
             driver=known.gpus[0].driver if known.gpus else "",
-            image=made.tag if made else "",
+            image=self._tag.rpartition(":")[2] if made else "",
             shared=_share(known, self._wants.shared),
             spare=node.spare,
         )

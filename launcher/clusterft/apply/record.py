@@ -17,7 +17,7 @@ from clusterft.errors import ClusterftError, UsageError
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
 from clusterft.plan import LaunchPlan
-from clusterft.remote import files
+from clusterft.remote import files, private
 
 SCHEMA = 1
 
@@ -30,7 +30,7 @@ class Note:
     cluster: str
     hostfile: str
     run_dir: str
-    stop: dict[str, list[str]]  # node -> the command that stops its part; none where containers are its parts
+    stop: dict[str, list[str]]  # node -> the command that stops its part; empty where that is a container
     containers: bool = False
 
 
@@ -94,8 +94,14 @@ class Record:
 
 
 def save_box(run: str, cluster: Cluster) -> None:
-    """The note of containers that nobody has started a launcher in."""
-    _save_note(Note(run, cluster.name, str(cluster.path.absolute()), "", {}, containers=True))
+    """The note of containers that nobody has started a launcher in; kept before the first of them is made."""
+    nodes: dict[str, list[str]] = {node.name: [] for node in cluster.active}
+    _save_note(Note(run, cluster.name, str(cluster.path.absolute()), "", nodes, containers=True))
+
+
+def forget_box(run: str) -> None:
+    """Nothing of it was left."""
+    (_notes() / f"{run}.json").unlink(missing_ok=True)
 
 
 def forget_boxes(cluster: str) -> None:
@@ -111,11 +117,7 @@ def _notes() -> Path:
 
 
 def _save_note(note: Note) -> None:
-    _notes().mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = _notes() / f"{note.run}.json"
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"schema": SCHEMA, **asdict(note)}), encoding="utf-8")
-    draft.replace(path)
+    private.write(_notes() / f"{note.run}.json", json.dumps({"schema": SCHEMA, **asdict(note)}).encode("utf-8"))
 
 
 def find(run: str) -> Note:

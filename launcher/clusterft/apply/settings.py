@@ -6,7 +6,6 @@ Only `up` writes here; `down` takes it away. Every file appears whole or not at 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from clusterft import hosts, places
 from clusterft.errors import UsageError
 from clusterft.hosts import Cluster
 from clusterft.places import ClusterPlaces
+from clusterft.remote import private
 from clusterft.ship import ImageParts
 
 SCHEMA = 1
@@ -24,6 +24,7 @@ SCHEMA = 1
 class Settings:
     """The contents of settings.json."""
 
+    id: str = ""  # of this cluster as this controller made it: in the names of its images
     image: dict[str, Any] | None = None  # the image: block, as ImageSpec wrote it
     tag: str | None = None  # what every node that is up calls the image
     tried: str | None = None  # config digest of the image that passed its self-test
@@ -48,14 +49,26 @@ def load(where: ClusterPlaces) -> Settings | None:
         raise UsageError(
             f"cannot be read: {error}", where=str(where.settings), remedy="clusterft up   writes it anew"
         ) from None
-    if body.get("schema") != SCHEMA:
-        raise UsageError("was written by another version", where=str(where.settings), remedy="clusterft up")
-    parts = body["parts"]
-    return Settings(
-        **{name: body[name] for name in ("image", "tag", "tried", "device", "shared")},
-        nodes=tuple(body["nodes"]),
-        parts=parts and ImageParts.from_dict(parts),
-    )
+    try:
+        if body["schema"] != SCHEMA:
+            raise ValueError(f"schema {body['schema']}")
+        parts = body["parts"]
+        return Settings(
+            **{name: body[name] for name in ("id", "image", "tag", "tried", "device", "shared")},
+            nodes=tuple(body["nodes"]),
+            parts=parts and ImageParts.from_dict(parts),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"is not what this version writes ({type(error).__name__}: {error})"
+        raise UsageError(what, where=str(where.settings), remedy="clusterft up   writes it anew") from None
+
+
+def load_if_sound(where: ClusterPlaces) -> Settings | None:
+    """For `up`, which writes it anew: what cannot be read counts as nothing."""
+    try:
+        return load(where)
+    except UsageError:
+        return None
 
 
 def save(where: ClusterPlaces, settings: Settings) -> bool:
@@ -106,17 +119,10 @@ def forget(where: ClusterPlaces) -> tuple[str, ...]:
 
 
 def write(path: Path, text: str) -> bool:
-    """Write a private file so that it is there whole or not at all; False if it said that already."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    """Write a private file; False if it said that already."""
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(path.name + ".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(path)
+    private.write(path, text.encode("utf-8"))
     return True
 
 

@@ -6,11 +6,11 @@ Refuses to end a run that is under way unless told to. A node that is not reache
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from clusterft import provision
+from clusterft import places, provision
 from clusterft.apply import record, settings
-from clusterft.apply.bringup import OURS
+from clusterft.apply.supplying import image_name
 from clusterft.board import Roster
 from clusterft.checks import Survey, controller
 from clusterft.engine import Engine, NoEngine
@@ -20,10 +20,18 @@ from clusterft.findings import Finding, Outcome
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
 from clusterft.remote import Asker, Remote, Unreachable
+from clusterft.remote.local import LocalRemote
 from clusterft.runtime import docker
 
 STAGES = ("reach", "containers", "image", "take back")
 _SECONDS = 60.0
+_OVER = ("created", "exited", "dead")
+# Who holds the lock of a node: the run that its supervisor serves. Needs no tool beyond /proc.
+_HOLDER = (
+    "root=${3:-$HOME/.clusterft}; at=$root/$1/nodes/$2; "
+    'cd -- "$at" 2>/dev/null || exit 0; lock=$(pwd -P)/active.lock; '
+    '[ -s "$lock" ] || exit 0; ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- " -> $lock" && cat "$lock"; exit 0'
+)
 
 Show = Callable[[Progress | Settled, Roster], None]
 
@@ -49,14 +57,42 @@ class Teardown:
             for name in self.roster.up:
                 why = next((finding for finding in missed if name in finding.nodes), None)
                 self._see(Settled(name, "reach", why or ()))
+            self._nothing_trains(fleet)
             self._containers(fleet)
             self._image(fleet)
+            for name in self.roster.rows.keys() - set(self.roster.up):
+                fleet.leave(name)  # a node that could not be rid of its containers keeps its keys, too
             self._settle("take back", dict(provision.take_back(fleet, self._see)))
         # What could not be taken back must be found again by the next `down`.
         if self.roster.failures:
             return ()
         record.forget_boxes(self._cluster.name)
-        return settings.forget(self._where)
+        return (*self._own_image(), *settings.forget(self._where))
+
+    def _nothing_trains(self, fleet: Fleet) -> None:
+        """A run without containers has its files and its lock among those that are to go."""
+        root = str(places.controller_home())
+        local = {node.name for node in self._cluster.nodes if node.transport == "local"}
+
+        def holder(name: str, remote: Remote) -> str:
+            argv = ("sh", "-c", _HOLDER, "sh", self._cluster.name, name, root if name in local else "")
+            return remote.run(argv, seconds=_SECONDS).out.strip()
+
+        holders = {name: run for name, run in fleet.each(holder).items() if isinstance(run, str) and run}
+        if holders:
+            raise _under_way({name: f"{name}: {run}" for name, run in holders.items()}, holders.values())
+
+    def _own_image(self) -> tuple[str, ...]:
+        """The name that it had in the engine here; the layers stay as that engine's build cache."""
+        tag = self._ours()
+        if tag is None or LocalRemote().run(("docker", "image", "rm", tag), seconds=_SECONDS).code != 0:
+            return ()
+        return (f"image {tag} removed",)
+
+    def _ours(self) -> str | None:
+        """The image, if the name is of our making: what a user named is a user's to remove."""
+        tag = self._before.tag
+        return tag if tag and self._before.id and tag.startswith(image_name(self._before.id)) else None
 
     def _containers(self, fleet: Fleet) -> None:
         found = fleet.each(self._find)
@@ -65,20 +101,13 @@ class Teardown:
             for name, listed in found.items()
             if isinstance(listed, tuple)
             for one in listed
-            if one.state == "running"
+            if one.state not in _OVER
         }
         if running and not self._now:
-            runs = dict.fromkeys(one.run for one in running.values())
-            lines = "\n".join(f"{name}: {one.run}, container {one.name}" for name, one in running.items())
-            finding = Finding(
-                "dk.leftover",
-                "fail",
-                tuple(running),
-                "a run of this cluster is under way",
-                evidence=lines,
-                fix=tuple(f"clusterft stop {run}" for run in runs),
-            )
-            raise Blocked("nothing was taken down; --now ends runs too", (finding,), effect="blocks")
+            shown = {
+                name: f"{name}: {one.run}, container {one.name}, {one.state}" for name, one in running.items()
+            }
+            raise _under_way(shown, (one.run for one in running.values()), now="; --now ends them")
         removed = fleet.each(lambda name, _: self._remove(name, found[name]))
         self._settle("containers", removed)
 
@@ -88,27 +117,29 @@ class Teardown:
         if engine is None:
             return ()
         self._engines[name] = engine
-        return docker.find(engine, cluster=self._cluster.name)
+        return docker.find(engine, cluster=self._cluster.name, owner=docker.owner(remote))
 
-    @staticmethod
-    def _engine(remote: Remote) -> Engine | None:
+    def _engine(self, remote: Remote) -> Engine | None:
         try:
             return Engine(remote, docker.command(remote))
         except NoEngine as why:
-            if why.id not in ("dk.perm", "dk.absent"):
+            if why.id not in ("dk.perm", "dk.absent") and self._before.tag is not None:
                 raise  # it may hold containers of ours
             return None
 
     def _remove(self, name: str, found: tuple[docker.Found, ...] | Unreachable) -> Outcome:
         if isinstance(found, Unreachable):
             raise found
-        for one in found:
-            docker.remove(self._engines[name], one.id)
+        try:
+            for one in found:
+                docker.remove(self._engines[name], one.id)
+        except docker.EngineSaidNo as error:
+            return Finding("dk.leftover", "fail", (name,), "a container is left", error.what)
         return tuple(f"container {one.name} of run {one.run} removed" for one in found)
 
     def _image(self, fleet: Fleet) -> None:
-        tag = self._before.tag
-        if tag is None or not tag.startswith(OURS):
+        tag = self._ours()
+        if tag is None:
             return
 
         def drop(name: str, remote: Remote) -> Outcome:
@@ -122,7 +153,8 @@ class Teardown:
     def _settle(self, stage: str, outcomes: dict[str, Outcome] | dict[str, Outcome | Unreachable]) -> None:
         for name, outcome in outcomes.items():
             if name in self.roster.up:
-                self._see(Settled(name, stage, _finding(name, outcome)))
+                lost = isinstance(outcome, Unreachable)
+                self._see(Settled(name, stage, outcome.finding(name) if lost else outcome))  # type: ignore[union-attr, arg-type]
 
     def _see(self, event: Progress | Settled) -> None:
         with self._turn:
@@ -130,7 +162,13 @@ class Teardown:
             self._show(event, self.roster)
 
 
-def _finding(name: str, outcome: Outcome | Unreachable) -> Outcome:
-    if not isinstance(outcome, Unreachable):
-        return outcome
-    return Finding(outcome.id, "fail", (name,), "could not be asked", outcome.what, fix=outcome.fix)
+def _under_way(shown: dict[str, str], runs: Iterable[str], now: str = "") -> Blocked:
+    finding = Finding(
+        "dk.leftover",
+        "fail",
+        tuple(shown),
+        "a run of this cluster is under way",
+        evidence="\n".join(shown.values()),
+        fix=tuple(f"clusterft stop {run}" for run in dict.fromkeys(runs)),
+    )
+    return Blocked(f"nothing was taken down{now}", (finding,), effect="blocks")

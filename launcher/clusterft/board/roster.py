@@ -86,6 +86,7 @@ class Muster:
     tag: str | None  # of the image that every node now has
     controller: tuple[str, ...]  # what changed on the controller
     seconds: float
+    sent: int = 0  # bytes of the image that left the controller
 
     @property
     def all_findings(self) -> tuple[Finding, ...]:

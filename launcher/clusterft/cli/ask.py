@@ -5,8 +5,10 @@ Owns the words of the questions. Refuses to keep an answer: a secret goes back t
 
 from __future__ import annotations
 
+import atexit
 import getpass
 import sys
+import termios
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -19,6 +21,9 @@ class Terminal:
     def __init__(self, *, accept_host_keys: bool = False, accept_nat: bool = False) -> None:
         self._accept_host_keys = accept_host_keys
         self._accept_nat = accept_nat
+        if self.present:
+            # A secret is asked for in a thread of the fleet, and a Ctrl-C ends the process in the middle of it.
+            atexit.register(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0))
         self._nat: dict[str, bool] = {}
         self.pause: Callable[[], AbstractContextManager[None]] = nullcontext
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from clusterft.apply import settings
 from clusterft.apply.box import Opened, Opening
 from clusterft.cli.ask import Terminal
-from clusterft.errors import UsageError
 from clusterft.ui import muster as view
 from clusterft.ui import text
 from clusterft.ui.watch import say
@@ -20,9 +19,6 @@ from clusterft.ui.watch import say
 
 def run(hosts: Path | None, cluster: str | None, mounts: tuple[str, ...], *, as_json: bool) -> int:
     """Open, and say how to get in and how to end it."""
-    for path in mounts:
-        if not path.startswith("/"):
-            raise UsageError(f'--mount "{path}": give the whole path on the nodes, from / on')
     meant = settings.find(hosts, cluster)
     name = f"open-{time.strftime('%Y%m%d-%H%M')}-{secrets.token_hex(2)}"
     with view.watcher(quiet=as_json) as watcher:

@@ -21,7 +21,7 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
     note = record.find(name)
     cluster = hosts.load(Path(note.hostfile), name=note.cluster)
     if note.containers:
-        return _close(name, cluster, as_json=as_json)
+        return _close(note, cluster, as_json=as_json)
     known = {node.name for node in cluster.active}
     missed = {node: f"no longer in {note.hostfile}" for node in note.stop if node not in known}
     told: list[str] = []
@@ -40,13 +40,16 @@ def run(name: str, *, now: bool, as_json: bool) -> int:
     return RunFailed.exit_code if missed else 0
 
 
-def _close(name: str, cluster: Cluster, *, as_json: bool) -> int:
+def _close(note: record.Note, cluster: Cluster, *, as_json: bool) -> int:
     """Containers without a launcher have nothing to save: they go at once."""
-    done = box.close(cluster, name, Terminal())
+    done = box.close(cluster, note.run, Terminal())
     told = [node for node, found in done.items() if not isinstance(found, Unreachable) and found]
     idle = [node for node, found in done.items() if not isinstance(found, Unreachable) and not found]
     missed = {node: found.what for node, found in done.items() if isinstance(found, Unreachable)}
-    _print(name, told, idle, missed, as_json=as_json)
+    missed |= {node: f"no longer in {note.hostfile}" for node in note.stop if node not in done}
+    if not missed:
+        record.forget_box(note.run)
+    _print(note.run, told, idle, missed, as_json=as_json)
     return RunFailed.exit_code if missed else 0
 
 

@@ -53,10 +53,10 @@ def _wants(options: Options, cluster: Cluster) -> Wants:
     if options.job:
         job = spec.load(options.job)
         told = settings.Settings(
-            job.image.model_dump(mode="json"), device=job.resources.device, shared=str(job.shared)
+            image=job.image.model_dump(mode="json"), device=job.resources.device, shared=str(job.shared)
         )
     else:
-        told = settings.load(settings.cluster_places(cluster.name)) or settings.Settings()
+        told = settings.load_if_sound(settings.cluster_places(cluster.name)) or settings.Settings()
     image = None if options.no_image else ImageSpec.model_validate(told.image or {})
     return Wants(image, told.device, told.shared, options.forget)
 

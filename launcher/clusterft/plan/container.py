@@ -26,6 +26,7 @@ class Labels:
     run: str
     node: str
     machine_rank: int
+    owner: int  # who logs in on the node, by number: another person's cluster may have the same name
     attempt: int = 0
     config_digest: str = ""
 
@@ -36,6 +37,7 @@ class Labels:
             "clusterft.run": self.run,
             "clusterft.node": self.node,
             "clusterft.machine-rank": str(self.machine_rank),
+            "clusterft.owner": str(self.owner),
             "clusterft.attempt": str(self.attempt),
             "clusterft.config-digest": self.config_digest,
         }
@@ -81,7 +83,11 @@ class ContainerPlan:
             "NetworkMode": "host",
             "IpcMode": "host",
             "Init": True,
-            "Binds": [f"{path}:{path}:rw,rslave" for path in self.binds],
+            # Not as Binds, with which an engine makes a directory that is not there.
+            "Mounts": [
+                {"Type": "bind", "Source": path, "Target": path, "BindOptions": {"Propagation": "rslave"}}
+                for path in self.binds
+            ],
             "Devices": [
                 {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in self.devices
             ],

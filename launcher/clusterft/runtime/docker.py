@@ -6,16 +6,19 @@ matter, and no file of the host is mounted. Nothing is ended but by container id
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+import requests
 from docker.errors import APIError, NotFound
 
 from clusterft.engine import Engine, NoEngine
+from clusterft.errors import ClusterftError
 from clusterft.plan.container import HOME, ContainerPlan, Person
 from clusterft.remote import Remote
 from clusterft.runtime.process import CannotStart
@@ -23,6 +26,23 @@ from clusterft.runtime.process import CannotStart
 _STOP_SECONDS = 10
 _CONFLICT = 409
 _FIRST_MOMENTS = 0.5  # seconds in which a command that cannot run has ended
+
+
+class EngineSaidNo(ClusterftError):
+    """The engine was reached and did not do it; the words are its own."""
+
+    exit_code = 3
+    kind = "engine"
+
+
+@contextlib.contextmanager
+def _plainly(what: str) -> Iterator[None]:
+    """What docker's SDK raises, as an error of ours: one node's trouble must not end the work on the others."""
+    try:
+        yield
+    except (APIError, requests.exceptions.RequestException) as error:
+        words = error.explanation if isinstance(error, APIError) else str(error)
+        raise EngineSaidNo(f"{what}: {words}") from None
 
 
 class Placed(NamedTuple):
@@ -57,7 +77,8 @@ def create(engine: Engine, plan: ContainerPlan, files: Iterable[Placed]) -> str:
         ) from None
     identity = str(made["Id"])
     try:
-        _put(engine, identity, plan.person, files)
+        with _plainly("files cannot be put into the container"):
+            _put(engine, identity, plan.person, files)
     except BaseException:
         remove(engine, identity)
         raise
@@ -86,35 +107,61 @@ def start(engine: Engine, identity: str) -> None:
         raise CannotStart(f"the container does not start: {error.explanation}") from None
     deadline = time.monotonic() + _FIRST_MOMENTS
     while time.monotonic() < deadline:
-        state = engine.api.inspect_container(identity)["State"]
+        with _plainly("the container cannot be looked at"):
+            state = engine.api.inspect_container(identity)["State"]
+            said = "" if state["Running"] else engine.api.logs(identity, tail=10).decode(errors="replace").strip()
         if not state["Running"]:
-            said = engine.api.logs(identity, tail=10).decode(errors="replace").strip()
             raise CannotStart(f"the container ended at once with exit code {state['ExitCode']}: {said}")
         time.sleep(0.1)
 
 
 def stop(engine: Engine, identity: str, seconds: int = _STOP_SECONDS) -> None:
     """TERM, then KILL; a container that is gone is stopped."""
-    try:
+    with _plainly("the container cannot be stopped"), contextlib.suppress(NotFound):
         engine.api.stop(identity, timeout=seconds)
-    except NotFound:
-        return
 
 
 def remove(engine: Engine, identity: str) -> None:
-    """Take it away with its anonymous volumes; gone already is fine."""
-    try:
-        engine.api.remove_container(identity, force=True, v=True)
-    except NotFound:
-        return
+    """Take it away with its anonymous volumes; gone already, or going, is fine."""
+    with _plainly("the container cannot be removed"):
+        try:
+            engine.api.remove_container(identity, force=True, v=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != _CONFLICT or "in progress" not in str(error.explanation):
+                raise
 
 
-def find(engine: Engine, *, cluster: str | None = None, run: str | None = None) -> tuple[Found, ...]:
+def find(
+    engine: Engine, *, cluster: str | None = None, run: str | None = None, owner: int | None = None
+) -> tuple[Found, ...]:
     """Our containers on this engine, also those that have ended."""
-    wanted = {"clusterft.cluster": cluster, "clusterft.run": run}
+    wanted = {"clusterft.cluster": cluster, "clusterft.run": run, "clusterft.owner": owner}
     labels = [key if value is None else f"{key}={value}" for key, value in wanted.items()]
-    listed = engine.api.containers(all=True, filters={"label": labels})
+    with _plainly("the containers cannot be listed"):
+        listed = engine.api.containers(all=True, filters={"label": labels})
     return tuple(_found(one) for one in listed)
+
+
+def environment(engine: Engine, tag: str) -> dict[str, str]:
+    """What the image sets; a session over SSH would not have it otherwise."""
+    try:
+        with _plainly(f"image {tag} cannot be looked at"):
+            body = engine.api.inspect_image(tag)  # type: ignore[no-untyped-call]
+    except EngineSaidNo as error:
+        raise CannotStart(error.what, remedy="clusterft up   brings the image to every node") from None
+    given: Iterable[str] = body["Config"].get("Env") or ()
+    return {name: value for name, _, value in (one.partition("=") for one in given)}
+
+
+def owner(remote: Remote) -> int:
+    """Who we are on this node, as the label has it."""
+    done = remote.run(("id", "-u"))
+    words = done.out.split()
+    if done.code != 0 or not words or not words[-1].isdecimal():
+        raise EngineSaidNo(f"who logs in here could not be read: {(done.err or done.out).strip()[-200:]}")
+    return int(words[-1])
 
 
 def _found(one: dict[str, Any]) -> Found:

@@ -217,6 +217,7 @@ def to_dict(muster: Muster) -> dict[str, Any]:
         ],
         "controller_changes": list(muster.controller),
         "checks": [finding.to_dict() for finding in muster.all_findings],
+        "sent_bytes": muster.sent,
         "seconds": round(muster.seconds, 3),
     }
 
