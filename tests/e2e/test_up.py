@@ -53,7 +53,10 @@ def times(lab: FullLab, user: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("user", ["root", "worker", "sudoer"])
+@pytest.mark.parametrize(
+    "user",
+    ["worker", pytest.param("root", marks=pytest.mark.long), pytest.param("sudoer", marks=pytest.mark.long)],
+)
 def test_up_again_and_down(lab: FullLab, tmp_path: Path, user: str) -> None:
     """From nothing to a whole cluster; a second time changes nothing; down leaves every file as it was."""
     before = trees(lab, user)
@@ -192,7 +195,7 @@ def test_never_met_and_changed(lab: FullLab, tmp_path: Path) -> None:
     person.said("down")
 
 
-@pytest.mark.parametrize("homes", ["shared", "squashed"])
+@pytest.mark.parametrize("homes", ["shared", pytest.param("squashed", marks=pytest.mark.long)])
 def test_homes_that_are_not_a_nodes_own(homes: str, tmp_path: Path) -> None:
     """One home for all nodes, also one that root may not enter: up, again and down stay right."""
     with FullLab.up(count=3, homes=homes) as lab:  # type: ignore[arg-type]
@@ -225,6 +228,7 @@ def test_behind_nat(tmp_path: Path) -> None:
         assert trees(lab, "root") == before
 
 
+@pytest.mark.long
 def test_an_image_built_on_the_head_and_one_that_exists(lab: FullLab, tmp_path: Path) -> None:
     """Built on the first node, nothing of it leaves the controller; an existing image needs no tag of ours."""
     person = desk(lab, tmp_path)
