@@ -111,7 +111,7 @@ def test_open_and_ssh_in_both_worlds(lab: FullLab, tmp_path: Path) -> None:
     assert person.run("ssh", "n2", "--", "hostname").stdout == "n2\n"
 
     again = person.run("open")
-    assert again.returncode == 3 and f"in use by run {run}" in again.stderr
+    assert again.returncode == 3 and f"held by run {run}" in again.stderr
     assert person.run("down").returncode == 3, "a run is under way"
     wrong = person.run("ssh", "n2", "--container", "open-gone")
     assert wrong.returncode == 3 and run in wrong.stderr

@@ -157,9 +157,8 @@ class Opening:
 
     def _all_or_none(self) -> None:
         if self.roster.failures:
-            raise Blocked(
-                "nothing was opened: a gang starts as one, or not at all", gathered(self.roster.failures)
-            )
+            found = gathered(self.roster.failures)
+            raise Blocked("nothing was opened: a gang starts as one, or not at all", found, effect="blocks")
 
     def _undo(self, fleet: Fleet) -> None:
         """By label, not by what we remember: a creation may have succeeded without our hearing of it."""

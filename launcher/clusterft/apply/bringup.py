@@ -195,7 +195,7 @@ class Bringup:
             self._settle(name, "keys", done.outcomes.get(name, _homeless(name)))
         self._found.cut = tuple(done.proof.refused)
         self._found.findings += done.proof.findings
-        self._stage(f"{_count(self.roster.up)} know each other", began)
+        self._stage(f"{_count(self.roster.up)} with keys", began)
 
     def _give_image(self, fleet: Fleet, spec: ImageSpec) -> None:
         """One image, made once, proven in a container, brought to every node that is still in."""

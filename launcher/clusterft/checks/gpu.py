@@ -13,6 +13,8 @@ from clusterft.hosts import Node
 _LOOK = ("sudo dmesg | grep -i nvrm   (why the driver does not show all cards)",)
 _MISMATCH = "driver/library version mismatch"
 
+_WITHOUT_CARDS = ("or use no cards: resources: {device: cpu} in the job (clusterft up --job job.yaml)",)
+
 
 def count(survey: Survey) -> Iterator[Finding]:
     """gpu.count: fewer cards than slots, named cards that are absent, or an unclear choice among unlike ones."""
@@ -36,7 +38,11 @@ def count(survey: Survey) -> Iterator[Finding]:
             nodes=(node.name,),
             summary=summary,
             evidence=_seen(facts),
-            fix=(*(_LOOK if _hidden(facts) else ()), f"correct slots= or gpus= in {survey.cluster.path}"),
+            fix=(
+                *(_LOOK if _hidden(facts) else ()),
+                f"correct slots= or gpus= in {survey.cluster.path}",
+                *_WITHOUT_CARDS[bool(facts.gpus) :],
+            ),
             blast_radius="the hostfile",
         )
 

@@ -51,7 +51,9 @@ _Cluster = Annotated[str | None, typer.Option(help="Cluster name; default: the h
 def up(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
-    job: Annotated[Path | None, typer.Option("--job", help="job.yaml: its image: and shared: are taken.")] = None,
+    job: Annotated[
+        Path | None, typer.Option("--job", help="job.yaml: its hosts:, image: and shared: are taken.")
+    ] = None,
     no_image: Annotated[bool, typer.Option("--no-image", help="Connect and give keys; no image.")] = False,
     accept_host_keys: Annotated[
         bool, typer.Option("--accept-new-host-keys", help="Trust machines never met before; their keys are shown.")
@@ -113,7 +115,10 @@ def open_(
 @_app.command(context_settings={"ignore_unknown_options": True})
 def ssh(
     node: Annotated[str, typer.Argument(help="node of the cluster")],
-    command: Annotated[list[str] | None, typer.Argument(help="command; default: a shell")] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="command (after --), or one quoted line for the shell; default: a shell"),
+    ] = None,
     container: Annotated[str | None, typer.Option("--container", help="Run whose container is meant.")] = None,
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -133,7 +138,7 @@ def push(
     cluster: _Cluster = None,
     as_json: _Json = False,
 ) -> int:
-    """Make a file or a directory equal on all nodes."""
+    """Bring a file or a directory to all nodes, as it is here; deletes nothing there."""
     from clusterft.cli import push as verb
 
     return verb.run(path, to, full=full, hosts=hosts, cluster=cluster, as_json=as_json)

@@ -31,7 +31,7 @@ def run(path: Path, to: str | None, *, full: bool, hosts: Path | None, cluster: 
         for line in text.findings(roster.failures, effect="keeps the node without it"):
             say(sys.stdout, line)
         what = f"{done.files} file{'s' * (done.files != 1)}, {view.size(done.size)}"
-        equal = f"equal on {' '.join(roster.up) or 'no node'}"
+        equal = f"as here on {' '.join(roster.up) or 'no node'}, where more files than these may lie"
         sent = f"{view.size(done.sent)} sent from here" if done.sent else "nothing had to be sent"
         say(sys.stdout, f"{what}: {equal}; {sent}")
     return Blocked.exit_code if roster.failures else 0

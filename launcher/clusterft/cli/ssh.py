@@ -32,6 +32,8 @@ def run(
 
     if command[:1] == ("--",):
         command = command[1:]
+    if len(command) == 1:  # a line for the shell, as with ssh; several words are one command and its arguments
+        command = ("sh", "-c", command[0])
     meant = settings.find(hosts, cluster)
     node = _node(meant, name)
     where = settings.cluster_places(meant.name)

@@ -12,9 +12,9 @@ from clusterft.apply import settings
 from clusterft.apply.bringup import Bringup, Wants
 from clusterft.board import Muster
 from clusterft.cli.ask import Terminal
-from clusterft.errors import Blocked
+from clusterft.errors import Blocked, UsageError
 from clusterft.hosts import Cluster
-from clusterft.spec import ImageSpec
+from clusterft.spec import ImageSpec, JobSpec
 from clusterft.ui import muster as view
 from clusterft.ui.watch import notes, say
 
@@ -35,8 +35,9 @@ class Options:
 
 def run(options: Options) -> int:
     """Bring all nodes up; 3 when one of them is not, the others are all the same."""
-    cluster = settings.find(options.hosts, options.cluster)
-    wants = _wants(options, cluster)
+    job = spec.load(options.job) if options.job else None
+    cluster = settings.find(options.hosts or (job.hosts if job else None), options.cluster)
+    wants = _wants(options, job, cluster)
     note = notes(quiet=options.as_json)
     for line in cluster.notes:
         note(line)
@@ -48,17 +49,27 @@ def run(options: Options) -> int:
     return 0 if muster.complete else Blocked.exit_code
 
 
-def _wants(options: Options, cluster: Cluster) -> Wants:
+def _wants(options: Options, job: JobSpec | None, cluster: Cluster) -> Wants:
     """What the job says; without one, what the last `up` was told; at first, the image for CUDA."""
-    if options.job:
-        job = spec.load(options.job)
-        told = settings.Settings(
-            image=job.image.model_dump(mode="json"), device=job.resources.device, shared=str(job.shared)
-        )
+    if job:
+        image = job.image.model_dump(mode="json")
+        told = settings.Settings(image=image, device=job.resources.device, shared=str(job.shared))
     else:
         told = settings.load_if_sound(settings.cluster_places(cluster.name)) or settings.Settings()
-    image = None if options.no_image else ImageSpec.model_validate(told.image or {})
-    return Wants(image, told.device, told.shared, options.forget)
+    wanted = None if options.no_image else ImageSpec.model_validate(told.image or {})
+    if wanted:
+        _there(wanted)
+    return Wants(wanted, told.device, told.shared, options.forget)
+
+
+def _there(image: ImageSpec) -> None:
+    """Before any node is touched: what the build will read."""
+    for key in ("dockerfile", "ca_bundle", "wheelhouse"):
+        path: Path | None = getattr(image, key)
+        if path is not None and not path.exists():
+            raise UsageError(
+                f"image.{key} does not exist", where=str(path), remedy="paths are relative to the job file"
+            )
 
 
 def _print(muster: Muster, wants: Wants, options: Options) -> None:
@@ -68,7 +79,7 @@ def _print(muster: Muster, wants: Wants, options: Options) -> None:
     for line in view.lines(muster):
         say(sys.stdout, line)
     if muster.complete:
-        say(sys.stdout, f"next: clusterft train {options.job or 'job.yaml'}")
+        say(sys.stdout, f"next: clusterft open, or clusterft train {options.job or 'job.yaml'}")
     elif muster.roster.up:
         say(sys.stdout, f"next: mend what is named above, then the same command again; {_kept(muster)}")
 

@@ -28,7 +28,10 @@ class Strange(Unreachable):
     """A host whose key nobody has pinned; `stranger` is what it presented."""
 
     def __init__(self, words: str, stranger: hostkeys.Stranger) -> None:
-        fix = "compare the fingerprint with the one on its console, then pin it: clusterft up"
+        fix = (
+            "compare the fingerprint with the one on its console, then pin it: clusterft up asks at a terminal, "
+            "and takes --accept-new-host-keys"
+        )
         super().__init__("ssh.hostkey-unknown", words, fix=(fix,))
         self.stranger = stranger
 

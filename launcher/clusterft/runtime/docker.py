@@ -71,10 +71,11 @@ def create(engine: Engine, plan: ContainerPlan, files: Iterable[Placed]) -> str:
     except APIError as error:
         if error.status_code == _CONFLICT:
             raise _in_use(engine, plan) from None
-        raise CannotStart(
-            f"{plan.labels.node}: the engine makes no container: {error.explanation}",
-            remedy="clusterft up   brings the image to every node",
-        ) from None
+        said = str(error.explanation)
+        remedy = "clusterft up   brings the image to every node"
+        if "bind source path" in said:
+            remedy = f"make or mount it on {plan.labels.node}, or leave it out"
+        raise CannotStart(f"the engine makes no container: {said}", remedy=remedy) from None
     identity = str(made["Id"])
     try:
         with _plainly("files cannot be put into the container"):
@@ -180,12 +181,14 @@ def _in_use(engine: Engine, plan: ContainerPlan) -> CannotStart:
     holder = next((one for one in find(engine) if one.name == plan.name), None)
     if holder is None:
         return CannotStart(
-            f"{plan.labels.node} has a container named {plan.name} that is none of ours",
+            f"a container named {plan.name} is there that is none of ours",
             remedy=f"docker rename {plan.name} ANOTHER   on {plan.labels.node}",
         )
+    over = holder.state in ("created", "exited", "dead")
+    words = "it is over, and is cleared away by" if over else "wait for it, or end it:"
     return CannotStart(
-        f"{plan.labels.node} is in use by run {holder.run} of cluster {holder.cluster} ({holder.state})",
-        remedy=f"wait for it, or end it: clusterft stop {holder.run}",
+        f"the cards are held by run {holder.run} of cluster {holder.cluster} ({holder.state})",
+        remedy=f"{words} clusterft stop {holder.run}",
     )
 
 
