@@ -14,7 +14,7 @@ from clusterft.checks import Survey, UpDemand
 from clusterft.facts import Asked, NodeFacts
 from lab import FullLab, FullNode
 
-pytestmark = pytest.mark.lab_full
+pytestmark = [pytest.mark.lab_full, pytest.mark.long]
 
 WORD = "5eed5eed5eed5eed"
 ENGINES = {"n1": "20.10", "n2": "26.1", "n3": "28.5"}

@@ -18,7 +18,7 @@ from clusterft.provision.proof import Ground
 from lab import LightLab
 from lab.access import public_half
 
-pytestmark = pytest.mark.lab_light
+pytestmark = [pytest.mark.lab_light, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
