@@ -54,12 +54,18 @@ class Logins:
 
     def test_logins_beyond_max_startups_are_turned_away(self, gated: Lab[Any]) -> None:
         at = (gated.nodes[0].address, 22)
-        until(lambda: greets(*at), 10, "sshd to forget earlier visitors")
-        with contextlib.ExitStack() as held:
-            heard = []
-            for _ in range(3):
-                visitor = held.enter_context(socket.create_connection(at, timeout=5))
-                heard.append(visitor.recv(4))
-        assert heard[0] == b"SSH-"
-        assert heard[2] != b"SSH-"
+
+        def the_third_is_turned_away() -> bool:
+            """sshd counts a visitor who left until it has noticed."""
+            with contextlib.ExitStack() as held:
+                heard = []
+                for _ in range(3):
+                    visitor = held.enter_context(socket.create_connection(at, timeout=5))
+                    try:
+                        heard.append(visitor.recv(4))
+                    except ConnectionResetError:
+                        heard.append(b"")
+            return heard[0] == b"SSH-" and heard[2] != b"SSH-"
+
+        until(the_third_is_turned_away, 15, "sshd to greet the first and turn away the third")
         until(lambda: greets(*at), 10, "sshd to forget visitors who left")
