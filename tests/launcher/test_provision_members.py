@@ -13,7 +13,7 @@ from glimpses import glimpse, key
 from clusterft import provision
 from clusterft.facts.network import Address
 from clusterft.places import NodePlaces
-from clusterft.provision import Member, Order, admission, keyring
+from clusterft.provision import Member, Order, admission, install, keyring
 from clusterft.provision.keyring import CONTROLLER, edit
 
 PLACES = NodePlaces(PurePosixPath("/home/me/.clusterft"), "rack", "n1")
@@ -120,3 +120,10 @@ def test_a_caller_without_an_address_gets_no_line_rather_than_an_open_one() -> N
     members = {name: replace(member, sources=()) for name, member in order().members.items()}
     known = {name: glimpse(name, public=key(name)) for name in members}
     assert admission.lines(("n1",), Order(members), known) == {}
+
+
+def test_a_login_name_that_nobody_can_write_down_keeps_one_node_out_alone() -> None:
+    """Its peers are given no way to it; their own files are written all the same."""
+    member = Member("n1", PLACES, "10.0.0.1", None, ("10.0.0.1",), (key("h"),))
+    assert install._peer(member, glimpse("word")) is not None
+    assert install._peer(member, glimpse("word", user="John Doe")) is None

@@ -87,9 +87,14 @@ def ssh_config(places: NodePlaces, peers: tuple[Peer, ...]) -> str:
     return "".join(lines)
 
 
+def writable(name: str) -> bool:
+    """Whether a login name can stand in ssh_config."""
+    return bool(_USER.match(name))
+
+
 def user(name: str) -> str:
     """A login name for ssh_config; ValueError for one that its readers, old and new, would not read alike."""
-    if not _USER.match(name):
+    if not writable(name):
         raise ValueError(f"the login name {name!r} cannot be written into ssh_config")
     return name
 

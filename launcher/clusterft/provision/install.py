@@ -10,7 +10,7 @@ from clusterft.events import Progress
 from clusterft.findings import Finding, Outcome
 from clusterft.fleet import Fleet
 from clusterft.provision import admission, proof, wire
-from clusterft.provision.hostworld import File, Peer, wanted
+from clusterft.provision.hostworld import File, Peer, wanted, writable
 from clusterft.provision.keyring import CONTROLLER
 from clusterft.provision.member import Member, Order
 from clusterft.provision.proof import Ground, Proof
@@ -93,8 +93,8 @@ def _write(fleet: Fleet, ground: Ground, ledger: wire.Ledger, report: Report) ->
 
 
 def _peer(member: Member, seen: Seen) -> Peer | None:
-    """None where the peers cannot find it, or could not believe it."""
-    if member.local or member.address is None or not member.host_keys:
+    """None where the peers cannot find it, could not believe it, or could not write down who logs in there."""
+    if member.local or member.address is None or not member.host_keys or not writable(seen.user):
         return None
     port = member.port or (seen.sshd[1] if seen.sshd else 22)
     return Peer(member.node, member.address, port, seen.user)
