@@ -109,7 +109,11 @@ def _no_login(hop: Hop, error: Exception) -> Unreachable:
     locked = hop.login.locked
     if locked:
         words += f"; {', '.join(locked)}: encrypted, and no agent offers it"
-    fix = (*(f"ssh-add {shlex.quote(key)}" for key in locked), f"ssh-copy-id -p {connection.port} {login}")
+    fix = (
+        *(f"ssh-add {shlex.quote(key)}" for key in locked),
+        "check user= and identity= in the hostfile, or User and IdentityFile in ~/.ssh/config",
+        f"ssh-copy-id -p {connection.port} {login}   puts your key there, if a password opens it",
+    )
     return Unreachable("ssh.auth", words, fix=fix)
 
 
@@ -127,7 +131,7 @@ def from_errno(target: str, error: Exception) -> Unreachable:
     """What the system said about the network."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ECONNREFUSED:
-        fix = ("sudo systemctl enable --now ssh   (on the node); check port=",)
+        fix = ("check port= in the hostfile; on the node: sudo systemctl enable --now ssh",)
         return Unreachable("ssh.refused", f"{target}: connection refused", fix=fix)
     if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         fix = ("power the node on; check its firewall",)
