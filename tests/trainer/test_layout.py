@@ -13,7 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clusterft_trainer import builtin, layout  # noqa: E402
+from clusterft_trainer import builtin  # noqa: E402
+from clusterft_trainer.model import layout  # noqa: E402
 
 pytestmark = pytest.mark.trainer
 

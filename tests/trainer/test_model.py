@@ -15,9 +15,10 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from clusterft_trainer import buckets, builtin, dataset, export, layout, objective, sdxl  # noqa: E402
+from clusterft_trainer import buckets, builtin, dataset, export, objective  # noqa: E402
 from clusterft_trainer.config import Data, Learn, TrainConfig  # noqa: E402
 from clusterft_trainer.errors import ConfigError, DataError, RunError  # noqa: E402
+from clusterft_trainer.model import layout, sdxl  # noqa: E402
 from clusterft_trainer.records import Record, scan  # noqa: E402
 
 pytestmark = pytest.mark.trainer

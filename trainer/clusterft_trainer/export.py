@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clusterft_trainer import dist, layout, metrics
+from clusterft_trainer import dist, metrics
 from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.dist import Place
 from clusterft_trainer.errors import RunError, storing
-from clusterft_trainer.sdxl import Denoiser, Encoders
+from clusterft_trainer.model import layout
+from clusterft_trainer.model.sdxl import Denoiser, Encoders
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

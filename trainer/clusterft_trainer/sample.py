@@ -19,7 +19,7 @@ from clusterft_trainer import dist, metrics, objective
 from clusterft_trainer.config import Samples
 from clusterft_trainer.dist import Place
 from clusterft_trainer.errors import storing
-from clusterft_trainer.sdxl import Conditioning, Denoiser, Encoders
+from clusterft_trainer.model.sdxl import Conditioning, Denoiser, Encoders
 
 GUIDANCE = 4.0  # how far the picture is pushed away from the empty prompt's
 _GAP = 4  # pixels between the pictures of a grid

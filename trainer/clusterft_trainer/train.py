@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clusterft_trainer import builtin, checkpoint, dist, export, metrics, objective, optim, sdxl
+from clusterft_trainer import builtin, checkpoint, dist, export, metrics, objective
 from clusterft_trainer.buckets import Epochs, Position, Shape
 from clusterft_trainer.checkpoint import Found, Keeper, State
 from clusterft_trainer.config import BuiltinSource, Learn, TrainConfig, Zero
 from clusterft_trainer.dataset import Batch, Pictures, Work, stream
 from clusterft_trainer.dist import Place
+from clusterft_trainer.engine import optim
 from clusterft_trainer.errors import RunError, storing
 from clusterft_trainer.metrics import Journal
+from clusterft_trainer.model import sdxl
 from clusterft_trainer.progress import Step
 from clusterft_trainer.records import Record, digest, scan
 from clusterft_trainer.sample import Sampler
@@ -133,10 +135,12 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         data=digest(records) + f":{config.data.resolution}",
         engine=f"zero-{config.engine.stage}" if isinstance(config.engine, Zero) else "ddp",
         precision=config.precision,
-        learn=f"{'+'.join(part for part, _ in trained(config.learn))} {config.learn.optimizer}",
+        learn=f"{'+'.join(part for part, _ in trained(config.learn))} {config.learn.optimizer.name}",
         model=config.model,
     )
-    keeper = Keeper(run_dir / "checkpoints", config.checkpoints.keep, identity, tuning(config.learn), place)
+    keeper = Keeper(
+        run_dir / "checkpoints", config.checkpoints.keep or 10**9, identity, tuning(config.learn), place
+    )
     sampler = None
     if config.samples is not None:
         sampler = Sampler(
@@ -246,7 +250,7 @@ def sample_losses(run: Run, batch: Batch, epoch: int) -> torch.Tensor:
 
 def keep(run: Run, state: State, last: bool) -> None:
     """Write a checkpoint when one is due, and always at the end."""
-    if last or state.step % run.config.checkpoints.every_steps == 0:
+    if last or state.step % (run.config.checkpoints.every_steps or 500) == 0:
         run.keeper.write(run.accelerator, state)
 
 
@@ -262,8 +266,7 @@ def draw_samples(run: Run, step: int, total: int) -> None:
 
 def trained(learn: Learn) -> list[tuple[str, float]]:
     """Name and full rate of each part that moves."""
-    parts = (("unet", learn.unet), ("text_encoders", learn.text_encoders))
-    return [(name, part.rate) for name, part in parts if part is not None]
+    return [(name, part.rate) for name, part in learn.trained.items()]
 
 
 def tuning(learn: Learn) -> dict[str, Any]:

@@ -164,8 +164,8 @@ def read_schedule(path: Path) -> objective.Schedule:
 def build_denoiser(parts: Parts, learn: Learn) -> Denoiser:
     """Join what is trained and freeze the rest."""
     parts.unet.train().requires_grad_(learn.unet is not None)
-    parts.text.requires_grad_(learn.text_encoders is not None)
-    if learn.text_encoders is not None:
+    parts.text.requires_grad_(bool(learn.trained.keys() - {"unet"}))
+    if bool(learn.trained.keys() - {"unet"}):
         # Only the state before it is used: without a gradient, data parallelism would wait for one.
         first = getattr(parts.text.first, "text_model", parts.text.first)
         first.encoder.layers[-1].requires_grad_(False)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from clusterft_trainer.config import Learn
-from clusterft_trainer.sdxl import Denoiser
+from clusterft_trainer.model.sdxl import Denoiser
 
 
 def build(model: Denoiser, learn: Learn) -> torch.optim.Optimizer:
     """AdamW over one group for each trained part; `base` keeps a group's full rate."""
     groups: list[dict[str, Any]] = []
-    for part, module in ((learn.unet, model.unet), (learn.text_encoders, model.text)):
+    for part, module in ((learn.unet, model.unet), (learn.trained.get("text_encoder_1"), model.text)):
         if part is not None and module is not None:
             weights = [p for p in module.parameters() if p.requires_grad]
             groups.append({"params": weights, "lr": part.rate, "base": part.rate})

@@ -1,0 +1,93 @@
+"""Combinations that cannot work, each with the reason, so that none is found out on a GPU.
+
+Pure: settings in, sentences out. A sentence begins with the setting that has to change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clusterft_trainer.config.learn import FUSABLE, ROUNDS_ITSELF, SHARDED
+from clusterft_trainer.config.run import Ddp, Fsdp, Zero
+
+if TYPE_CHECKING:
+    from clusterft_trainer.config.tree import TrainConfig
+
+
+def refusals(config: TrainConfig) -> list[str]:
+    """Why these settings cannot be trained with; empty if they can."""
+    return [*_sharding(config), *_fused(config), *_numbers(config), *_rest(config)]
+
+
+def _sharding(config: TrainConfig) -> list[str]:
+    engine, name = config.engine, config.learn.optimizer.name
+    found = []
+    if not isinstance(engine, Ddp) and name not in SHARDED:
+        found.append(
+            f"learn.optimizer: {name} looks at whole tensors, which engine {engine.kind} cuts into pieces: "
+            f"use one of {', '.join(sorted(SHARDED))}, or engine: {{kind: ddp}}"
+        )
+    if isinstance(engine, Zero) and engine.offload == "optimizer" and name != "adamw":
+        found.append("engine.offload: optimizer works with learn.optimizer: adamw only (DeepSpeed's CPUAdam)")
+    return found
+
+
+def _fused(config: TrainConfig) -> list[str]:
+    if not config.learn.optimizer.fused_backward:
+        return []
+    found, name = [], config.learn.optimizer.name
+    if not isinstance(config.engine, Ddp):
+        found.append("learn.optimizer.fused_backward needs engine: {kind: ddp}: the others step by themselves")
+    if config.batch.accumulate > 1:
+        found.append(
+            "learn.optimizer.fused_backward and batch.accumulate: a gradient that is forgotten at once "
+            "cannot be added up; set accumulate: 1 and raise per_slot"
+        )
+    if config.learn.clip is not None:
+        found.append(
+            "learn.optimizer.fused_backward and learn.clip: the norm of all gradients is known only when the "
+            "first are gone; set clip: null"
+        )
+    if name not in FUSABLE:
+        found.append(
+            f"learn.optimizer.fused_backward: {name} steps all tensors together; use one of "
+            + ", ".join(sorted(FUSABLE))
+        )
+    if config.precision == "fp16":
+        found.append(
+            "learn.optimizer.fused_backward and precision: fp16: loss scaling must see all gradients first"
+        )
+    return found
+
+
+def _numbers(config: TrainConfig) -> list[str]:
+    found, name = [], config.learn.optimizer.name
+    if config.weights == "bf16":
+        if not isinstance(config.engine, Ddp):
+            found.append(
+                f"weights: bf16 needs engine: {{kind: ddp}}; {config.engine.kind} keeps full copies in pieces"
+            )
+        if config.precision != "bf16":
+            found.append(f"weights: bf16 needs precision: bf16, not {config.precision}")
+        if name not in FUSABLE | ROUNDS_ITSELF:
+            found.append(
+                f"weights: bf16 and learn.optimizer: {name}: its updates cannot be rounded stochastically"
+            )
+    if config.precision == "fp16" and isinstance(config.engine, Fsdp):
+        found.append("precision: fp16 and engine fsdp: no loss scaling across shards; use bf16")
+    if config.learn.lora is not None and config.weights == "bf16":
+        found.append("weights: bf16 and learn.lora: the additions are small; keep weights: fp32")
+    return found
+
+
+def _rest(config: TrainConfig) -> list[str]:
+    found = []
+    if config.checkpoints.best is not None and config.held_out is None:
+        found.append("checkpoints.best: held_out needs a held_out: section")
+    if config.learn.lora is not None and config.output.diffusers:
+        found.append("output.diffusers and learn.lora: additions are exported as one LoRA file")
+    if config.learn.lora is not None and config.learn.unet is not None and config.learn.unet.parts != "all":
+        found.append("learn.lora and learn.unet.parts: additions are made to all attention layers")
+    if config.learn.optimizer.name == "schedule-free-adamw" and config.learn.schedule != "constant":
+        found.append("learn.schedule: schedule-free-adamw brings its own; set schedule: constant")
+    return found
