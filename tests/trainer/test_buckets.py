@@ -130,3 +130,35 @@ def test_a_short_batch_is_spread_over_the_ranks() -> None:
 def test_fewer_pictures_than_one_step_are_refused_with_the_sum() -> None:
     with pytest.raises(DataError, match="3 pictures are fewer than the 8 of one optimizer step"):
         Epochs([Bucket(64, 64)] * 3, 0, Shape(4, 1, 2))
+
+
+@given(seeds, st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=3), st.integers(1, 9))
+def test_no_sample_is_missed_or_seen_twice_when_the_batch_size_changes_within_an_epoch(
+    seed: int, runs: list[tuple[int, int]], last: int
+) -> None:
+    assigned = [buckets.sizes(128)[i % 3] for i in range(40)]
+    seen: list[int] = []
+    position, size = Position(), last
+    for next_size, steps in [*runs, (last, 10**6)]:
+        epochs = Epochs(assigned, seed, Shape(next_size, 1, 1))
+        position = epochs.moved(position, size)
+        assert epochs.sample(position) == len(seen)
+        for at, batch in epochs.walk(position):
+            if steps == 0 or at.epoch > 0:
+                break
+            assert len({assigned[i] for i in batch}) == 1
+            seen += batch
+            position, steps = epochs.after(at), steps - 1
+        size = next_size
+        if position.epoch > 0:
+            break
+    assert sorted(seen) == list(range(40))
+
+
+def test_what_is_left_is_counted_over_epochs() -> None:
+    epochs = Epochs([Bucket(64, 64)] * 10, 0, Shape(4, 1, 1))
+    assert epochs.left(Position(), 2) == 6
+    assert epochs.left(Position(1, 2), 2) == 1
+    assert epochs.left(Position(2), 2) == 0
+    bigger = Epochs([Bucket(64, 64)] * 10, 0, Shape(8, 1, 1))
+    assert bigger.left(bigger.moved(Position(0, 1), 4), 1) == 1

@@ -6,7 +6,8 @@ limits scale along: smallest = resolution / 4 rounded down to the step, largest 
 resolution 512 the step is 32, its smallest value there, or next to nothing but squares would remain.
 
 An epoch is a pure function of (seed, epoch, global batch size): the number of ranks only decides
-who computes which part of a batch. All samples of a step lie in one bucket. A bucket's last batch
+who computes which part of a batch. Where the size changes within an epoch, what is left of it is
+cut anew: no picture is seen twice or missed. All samples of a step lie in one bucket. A bucket's last batch
 may be short; it is padded with samples of its own at weight zero, so no picture is dropped,
 repeated or counted twice, and all ranks see the same shapes.
 """
@@ -102,10 +103,15 @@ def fit(width: int, height: int, bucket: Bucket) -> Fit:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the order of training: the batch that comes next."""
+    """A place in the order of training: the batch that comes next.
+
+    An epoch that was begun with other batch sizes remembers them: what they took is a function of
+    (seed, epoch, sizes), so the rest can be told without a list of samples.
+    """
 
     epoch: int = 0
-    batch: int = 0
+    batch: int = 0  # batches of the present size that this epoch has had
+    earlier: tuple[tuple[int, int], ...] = ()  # (global batch, batches) of this epoch before that
 
 
 class Epochs:
@@ -116,11 +122,13 @@ class Epochs:
         for index, bucket in enumerate(assigned):
             self._members.setdefault(bucket, []).append(index)
         self._seed = seed
-        self._size = shape.global_batch
+        self.size = shape.global_batch
+        # the epoch at hand and the next, which loading ahead begins early
+        self._known: dict[tuple[int, tuple[tuple[int, int], ...]], list[tuple[int, ...]]] = {}
         self.samples = len(assigned)
-        if self.samples < self._size:
+        if self.samples < self.size:
             raise DataError(
-                f"{self.samples} pictures are fewer than the {self._size} of one optimizer step "
+                f"{self.samples} pictures are fewer than the {self.size} of one optimizer step "
                 f"({shape.world} slots x {shape.per_slot} samples x {shape.accumulate} "
                 "accumulated).",
                 "Add pictures, or lower batch.per_slot or batch.accumulate.",
@@ -128,39 +136,83 @@ class Epochs:
 
     @property
     def batches(self) -> int:
-        """Optimizer steps in one epoch; every epoch has the same number."""
-        return sum(-(-len(m) // self._size) for m in self._members.values())
+        """Optimizer steps in one whole epoch; every epoch has the same number."""
+        return sum(-(-len(m) // self.size) for m in self._members.values())
 
     @property
     def padding(self) -> float:
         """Share of the computed samples that only fill short batches."""
-        return 1 - self.samples / (self.batches * self._size)
+        return 1 - self.samples / (self.batches * self.size)
 
-    def batch_list(self, epoch: int) -> list[tuple[int, ...]]:
-        """All global batches of an epoch, in order; each index occurs exactly once."""
-        text = f"epoch:{self._seed}:{epoch}".encode()
-        source = random.Random(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
+    def batch_list(self, epoch: int, earlier: tuple[tuple[int, int], ...] = ()) -> list[tuple[int, ...]]:
+        """The global batches of an epoch, in order, without what earlier sizes have taken.
+
+        Each index of the epoch occurs exactly once, over all sizes together.
+        """
+        known = self._known.get((epoch, earlier))
+        if known is not None:
+            return known
+        left = self._members
+        for number, (size, count) in enumerate(earlier):
+            gone = {i for batch in self._cut(left, epoch, size, number)[:count] for i in batch}
+            left = {b: [i for i in m if i not in gone] for b, m in left.items()}
+        batches = self._cut(left, epoch, self.size, len(earlier))
+        for stale in list(self._known)[:-1]:
+            del self._known[stale]
+        self._known[epoch, earlier] = batches
+        return batches
+
+    def _cut(self, members: dict[Bucket, list[int]], epoch: int, size: int, number: int) -> list[tuple[int, ...]]:
+        """Batches of one size from what is left; `number` counts the sizes that the epoch has had."""
+        text = f"epoch:{self._seed}:{epoch}" + (f":{number}" if number else "")
+        source = random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
         batches: list[tuple[int, ...]] = []
-        for bucket in sorted(self._members):
-            order = list(self._members[bucket])
+        for bucket in sorted(members):
+            order = list(members[bucket])
             source.shuffle(order)
-            batches += [tuple(order[i : i + self._size]) for i in range(0, len(order), self._size)]
+            batches += [tuple(order[i : i + size]) for i in range(0, len(order), size)]
         source.shuffle(batches)
         return batches
 
+    def batch(self, position: Position) -> tuple[int, ...]:
+        """The samples of one step."""
+        return self.batch_list(position.epoch, position.earlier)[position.batch]
+
     def walk(self, start: Position) -> Iterator[tuple[Position, tuple[int, ...]]]:
         """Batches from a position on, epoch after epoch, without end."""
-        epoch, first = start.epoch, start.batch
+        at = start
         while True:
-            for number, batch in enumerate(self.batch_list(epoch)[first:], first):
-                yield Position(epoch, number), batch
-            epoch, first = epoch + 1, 0
+            batches = self.batch_list(at.epoch, at.earlier)
+            for number in range(at.batch, len(batches)):
+                yield Position(at.epoch, number, at.earlier), batches[number]
+            at = Position(at.epoch + 1)
 
     def after(self, position: Position) -> Position:
         """The position that follows."""
-        if position.batch + 1 < self.batches:
-            return Position(position.epoch, position.batch + 1)
-        return Position(position.epoch + 1, 0)
+        if position.batch + 1 < len(self.batch_list(position.epoch, position.earlier)):
+            return Position(position.epoch, position.batch + 1, position.earlier)
+        return Position(position.epoch + 1)
+
+    def left(self, position: Position, epochs: int) -> int:
+        """Optimizer steps from a position to the end of that many epochs."""
+        if position.epoch >= epochs:
+            return 0
+        rest = len(self.batch_list(position.epoch, position.earlier)) - position.batch
+        return rest + (epochs - position.epoch - 1) * self.batches
+
+    def sample(self, position: Position) -> int:
+        """How many samples of its epoch lie behind a position."""
+        batches = self.batch_list(position.epoch, position.earlier)
+        rest = sum(len(batch) for batch in batches[position.batch :])
+        return self.samples - rest
+
+    def moved(self, position: Position, size: int) -> Position:
+        """The same place for this run's batch size, where it was reached with batches of `size`."""
+        if size == self.size:
+            return position
+        if position.batch == 0:
+            return position
+        return Position(position.epoch, 0, (*position.earlier, (size, position.batch)))
 
 
 def share(batch: Sequence[int], shape: Shape, rank: int) -> list[list[Slot]]:

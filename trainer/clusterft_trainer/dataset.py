@@ -1,7 +1,7 @@
 """From a list of records to decoded micro-batches, ahead of the training step.
 
-Owns decoding, resizing, cropping, caption dropout and the background loading. Refuses to hide a
-picture that cannot be decoded: the step that needs it fails with its name.
+Owns decoding, resizing, cropping and the background loading. Refuses to hide a picture that cannot
+be decoded: the step that needs it fails with its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from clusterft_trainer import buckets, objective
+from clusterft_trainer import buckets, captions, objective
 from clusterft_trainer.buckets import Bucket, Epochs, Position, Shape, Slot
 from clusterft_trainer.config import Data
 from clusterft_trainer.errors import DataError
@@ -53,7 +53,8 @@ class Pictures:
         self.records = records
         table = buckets.sizes(data.resolution)
         self.buckets = [buckets.assign(r.width, r.height, table) for r in records]
-        self._dropout = data.captions.dropout
+        self._captions = data.captions
+        self._crop_ids = data.crop_ids
         self._seed = seed
 
     def usual_size(self) -> tuple[int, int]:
@@ -61,15 +62,14 @@ class Pictures:
         sizes = Counter((r.width, r.height) for r in self.records)
         return sizes.most_common(1)[0][0]
 
-    def batch(self, slots: list[Slot], epoch: int, known: Callable[[int], bool]) -> Batch:
-        """Decode what is not `known`; safe to call from several threads."""
+    def batch(
+        self, slots: list[Slot], epoch: int, known: Callable[[int], bool], *, plain: bool = False
+    ) -> Batch:
+        """Decode what is not `known`; `plain` leaves captions as they are. Safe to call from several threads."""
         indices = [s.index for s in slots]
         bucket = self.buckets[indices[0]]
         fits = [self._fit(i) for i in indices]
-        ids = [
-            objective.time_ids(self.records[i].width, self.records[i].height, f, bucket)
-            for i, f in zip(indices, fits, strict=True)
-        ]
+        ids = [self._time_ids(i, f) for i, f in zip(indices, fits, strict=True)]
         pixels = None
         if not all(known(i) for i in indices):
             pictures = [decode(self.records[i], f, bucket) for i, f in zip(indices, fits, strict=True)]
@@ -78,7 +78,7 @@ class Pictures:
             bucket=bucket,
             indices=indices,
             weights=torch.tensor([float(s.weight) for s in slots]),
-            captions=[self._caption(i, epoch) for i in indices],
+            captions=[self.records[i].caption if plain else self._caption(i, epoch) for i in indices],
             time_ids=torch.tensor(ids, dtype=torch.float32),
             pixels=pixels,
         )
@@ -87,12 +87,13 @@ class Pictures:
         record = self.records[index]
         return buckets.fit(record.width, record.height, self.buckets[index])
 
+    def _time_ids(self, index: int, fit: buckets.Fit) -> list[float]:
+        record = self.records[index]
+        return objective.time_ids((record.width, record.height), fit, self.buckets[index], self._crop_ids)
+
     def _caption(self, index: int, epoch: int) -> str:
-        if self._dropout > 0:
-            drawn = objective.key(self._seed, epoch, index, "caption") / 2**63
-            if drawn < self._dropout:
-                return ""
-        return self.records[index].caption
+        drawn = objective.key(self._seed, epoch, index, "caption")
+        return captions.settle(self.records[index].caption, self._captions, drawn)
 
 
 def decode(record: Record, fit: buckets.Fit, bucket: Bucket) -> np.ndarray:

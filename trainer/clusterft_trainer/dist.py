@@ -1,7 +1,7 @@
-"""The process group, the device and the engine: the only module that knows how ranks talk.
+"""The process group and the device: the only module that knows how ranks meet.
 
-Owns the environment variables of a training process, the rendezvous check, the Accelerator and the
-few collectives that the rest uses. Knows no model. Refuses to train in a smaller world than the
+Owns the environment variables of a training process, the rendezvous check and the few collectives
+that the rest uses. Knows no model. Refuses to train in a smaller world than the
 launcher announced: a rank that believes itself alone would train on its own and ruin the run.
 """
 
@@ -11,14 +11,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from clusterft_trainer.config import TrainConfig, Zero
 from clusterft_trainer.errors import ConfigError, RunError, TrainerError
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
 
 T = TypeVar("T")
 # How long a rank waits for another: rank 0 may prepare data or write a large file meanwhile.
@@ -124,93 +119,6 @@ def join(place: Place) -> None:
             + ", ".join(runs),
             "Set port: in one of the jobs to another number, then start it again.",
         )
-
-
-def build_accelerator(config: TrainConfig, place: Place, parameters: int) -> Accelerator:
-    """The engine that the job asks for; `parameters` sizes DeepSpeed's communication buffers."""
-    from accelerate import Accelerator
-    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
-
-    common: dict[str, Any] = {
-        "gradient_accumulation_steps": config.batch.accumulate,
-        "mixed_precision": "bf16" if config.precision == "bf16" else "no",
-    }
-    if not isinstance(config.engine, Zero):
-        return _checked(Accelerator(cpu=place.device == "cpu", **common), place)
-    import deepspeed
-
-    if place.device == "cpu":
-        # This op would be compiled on first use; gloo does the same work without a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "gloo" if place.device == "cpu" else "nccl"
-    accelerator = Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(
-            hf_ds_config=deepspeed_config(config, config.engine, parameters),
-            gradient_clipping=config.learn.clip,
-        ),
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PATIENCE)],
-        **common,
-    )
-    return _checked(accelerator, place)
-
-
-def deepspeed_config(config: TrainConfig, engine: Zero, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's settings. A bucket never needs more room than all gradients take."""
-    bucket = max(1, min(parameters, 500_000_000))
-    return {
-        "train_micro_batch_size_per_gpu": config.batch.per_slot,
-        "gradient_accumulation_steps": config.batch.accumulate,
-        "gradient_clipping": config.learn.clip or 0.0,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {
-            "stage": engine.stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-        },
-    }
-
-
-def _checked(accelerator: Accelerator, place: Place) -> Accelerator:
-    if accelerator.num_processes != place.world or accelerator.process_index != place.rank:
-        raise RunError(
-            "rendezvous",
-            f"accelerate sees rank {accelerator.process_index} of {accelerator.num_processes}, "
-            f"the launcher announced rank {place.rank} of {place.world}.",
-            "This is a mismatch of backend and device; report it with the rank's log.",
-        )
-    return accelerator
-
-
-def gradient_norm(model: torch.nn.Module) -> float | None:
-    """The norm before clipping that the ZeRO engine computed during its step."""
-    norm = model.get_global_grad_norm() if hasattr(model, "get_global_grad_norm") else None
-    return None if norm is None else float(norm)
-
-
-def set_clip(model: torch.nn.Module, clip: float | None) -> None:
-    """Make the settings' gradient limit count: a ZeRO checkpoint brings along the one that it was written with."""
-    zero = getattr(model, "optimizer", None)
-    if zero is not None and hasattr(zero, "clip_grad"):
-        zero.clip_grad = clip or 0.0
-
-
-def full_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of the trained module on the CPU; a collective that every rank must enter.
-
-    Under ZeRO with bfloat16 the module holds rounded copies: the float32 originals are spread over
-    the ranks' optimizers and are put together here, one tensor at a time.
-    """
-    bare = accelerator.unwrap_model(model)
-    state = {name: tensor.detach().cpu() for name, tensor in bare.state_dict().items()}
-    if hasattr(model, "bfloat16_enabled") and model.bfloat16_enabled():
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        for name, parameter in bare.named_parameters():
-            if parameter.requires_grad:
-                state[name] = safe_get_full_fp32_param(parameter).detach().cpu()
-    return state
 
 
 def sum_all(values: list[float]) -> list[float]:

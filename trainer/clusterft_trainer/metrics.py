@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from clusterft_trainer import curve
-from clusterft_trainer.errors import storing
-from clusterft_trainer.progress import Done, Failed, Notice, Phase, Record, Saved, Step, encode
+from clusterft_trainer.config import Wandb
+from clusterft_trainer.errors import ConfigError, storing
+from clusterft_trainer.progress import Done, Failed, HeldOut, Notice, Phase, Record, Saved, Step, encode
 
 # Characters of one text as JSON writes it. Whoever reads a log cuts lines of many thousands, and a progress line
 # that is cut is none: the reason why a run ended would be lost.
@@ -54,8 +55,9 @@ def saved(what: str, path: Path, step: int, began: float) -> None:
 class Journal:
     """The steps of a run, on disk and in memory."""
 
-    def __init__(self, run_dir: Path, resumed_from: int | None) -> None:
+    def __init__(self, run_dir: Path, resumed_from: int | None, wandb: Wandb | None = None) -> None:
         self._run_dir = run_dir
+        self._wandb = None if wandb is None else _open_wandb(wandb, run_dir)
         self._path = run_dir / "metrics.jsonl"
         self._resumed_from = resumed_from
         self._board: Any = None
@@ -72,14 +74,23 @@ class Journal:
             self._file.flush()
             self._chart(record)
 
+    def held_out(self, record: HeldOut) -> None:
+        """Tell the loss on pictures that are not trained, and put it into the charts."""
+        tell(record)
+        with self._storing():
+            self._scalars({"held_out": record.loss}, record.step)
+
     def _chart(self, record: Step) -> None:
+        names = ("loss", "rate", "images_per_second", "data_wait", "peer_wait", "grad_norm", "mfu", "memory")
+        values = {name: getattr(record, name) for name in names}
+        self._scalars({name: value for name, value in values.items() if value is not None}, record.step)
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
         board = self._open_board()
-        board.add_scalar("loss", record.loss, record.step)
-        board.add_scalar("rate", record.rate, record.step)
-        board.add_scalar("images_per_second", record.images_per_second, record.step)
-        board.add_scalar("data_wait", record.data_wait, record.step)
-        if record.grad_norm is not None:
-            board.add_scalar("grad_norm", record.grad_norm, record.step)
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def finish(self, name: str) -> None:
         """Draw the curve, close the files, and say that the run is done."""
@@ -106,6 +117,8 @@ class Journal:
             self._file.close()
             if self._board is not None:
                 self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def _storing(self) -> AbstractContextManager[None]:
         return storing("The account of the run in", self._run_dir)
@@ -137,6 +150,27 @@ class Journal:
         draft.write_text("".join(kept), encoding="utf-8")
         draft.replace(self._path)
         return losses
+
+
+def _open_wandb(settings: Wandb, run_dir: Path) -> Any:
+    """A run of that service that goes on where this run's earlier attempt ended."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"wandb: is set, but the package cannot be imported ({error}).",
+            "Put it into the image (image.pip: [wandb]), or remove the section.",
+            everywhere=False,
+        ) from error
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        mode=settings.mode,
+        dir=str(run_dir),
+        id=run_dir.name,
+        name=run_dir.name,
+        resume="allow",
+    )
 
 
 def _plain(record: Step) -> dict[str, object]:

@@ -36,7 +36,22 @@ class Step:
     rate: float
     grad_norm: float | None
     images_per_second: float
-    data_wait: float  # share of the step's time spent waiting for data
+    data_wait: float  # share of the step's time spent waiting for data, mean over the ranks
+    at: float
+    peer_wait: float | None = field(default=None)  # share spent waiting for slower ranks at the step's end, mean
+    mfu: float | None = field(default=None)  # useful FLOPs over the cards' peak; null where that is not known
+    memory: float | None = field(default=None)  # most bytes that rank 0 has held: of its card, or of the host
+    skipped: int = field(default=0)  # steps so far that half precision left out because they overflowed
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The loss on pictures that are not trained."""
+
+    kind: ClassVar[str] = "held-out"
+    step: int
+    loss: float
+    seconds: float
     at: float
 
 
@@ -84,8 +99,8 @@ class Done:
     resumed_from: int | None = field(default=None)
 
 
-Record = Phase | Step | Saved | Notice | Failed | Done
-_KINDS: dict[str, type[Record]] = {t.kind: t for t in (Phase, Step, Saved, Notice, Failed, Done)}
+Record = Phase | Step | HeldOut | Saved | Notice | Failed | Done
+_KINDS: dict[str, type[Record]] = {t.kind: t for t in (Phase, Step, HeldOut, Saved, Notice, Failed, Done)}
 
 
 def encode(record: Record) -> str:

@@ -1,7 +1,6 @@
 """Pictures from fixed prompts and seeds, so that progress can be seen.
 
-Owns `samples/` of a run. Each rank draws its share of the prompts, since every rank holds all
-weights under DDP and ZeRO 1/2; rank 0 joins them into one grid. Refuses to touch the training
+Owns `samples/` of a run. Each rank draws its share of the prompts; rank 0 joins them into one grid. Refuses to touch the training
 state: its random numbers come from generators of its own.
 """
 
@@ -18,10 +17,11 @@ from PIL import Image
 from clusterft_trainer import dist, metrics, objective
 from clusterft_trainer.config import Samples
 from clusterft_trainer.dist import Place
+from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.errors import storing
-from clusterft_trainer.model.sdxl import Conditioning, Denoiser, Encoders
+from clusterft_trainer.model.sdxl import Conditioning
+from clusterft_trainer.step import Learner
 
-GUIDANCE = 4.0  # how far the picture is pushed away from the empty prompt's
 _GAP = 4  # pixels between the pictures of a grid
 
 
@@ -40,14 +40,20 @@ class Sampler:
         self._folder = folder
         self._place = place
 
-    def draw(self, model: Denoiser, encoders: Encoders, step: int) -> None:
+    def draw(self, learner: Learner, step: int) -> None:
         """All ranks call this; rank 0 writes `step-<8 digits>.png`."""
         began = time.monotonic()
-        mine = range(self._place.rank, len(self._settings.prompts), self._place.world)
+        count = len(self._settings.prompts)
+        mine = range(self._place.rank, count, self._place.world)
+        # Where weights are spread, a rank that draws one picture less would leave the others waiting.
+        rounds = len(mine) if learner.engine.replicated else -(-count // self._place.world)
+        model = learner.engine.bare
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            drawn = {i: self._picture(model, encoders, i) for i in mine}
+            drawn = {i: self._picture(learner, i) for i in mine}
+            for _ in range(rounds - len(mine)):
+                self._picture(learner, 0)
         model.train(was_training)
         pictures: dict[int, np.ndarray] = {}
         for part in dist.gather(drawn):
@@ -57,16 +63,17 @@ class Sampler:
         if self._place.leads:
             metrics.saved("sample", path, step, began)
 
-    def _picture(self, model: Denoiser, encoders: Encoders, number: int) -> np.ndarray:
-        device = next(model.parameters()).device
+    def _picture(self, learner: Learner, number: int) -> np.ndarray:
+        encoders, learned = learner.encoders, learner.objective
         shape = encoders.latent_shape(self._side, self._side)
         generator = torch.Generator().manual_seed(objective.key(0, 0, number, "sample"))
-        latents = torch.randn((1, *shape), generator=generator).to(device)
-        given = encoders.condition([self._settings.prompts[number], ""], self._ids)
-        times = objective.denoise_times(encoders.schedule, self._settings.denoise_steps)
+        noise = torch.randn((1, *shape), generator=generator)
+        given = encoders.condition([self._settings.prompts[number], self._settings.negative], self._ids)
+        latents = noise.to(given.time_ids.device)
+        times = learned.denoise_times(self._settings.denoise_steps)
         for now, then in zip(times, [*times[1:], None], strict=True):
-            noise = _guided(model, latents, now, given)
-            latents = objective.denoise(latents, noise, now, then, encoders.schedule)
+            output = _guided(learner.engine, latents, now, given, self._settings.guidance)
+            latents = learned.denoise(latents, output, now, then)
         return encoders.decode(latents)[0].numpy()
 
 
@@ -93,9 +100,9 @@ def grid(pictures: list[np.ndarray]) -> Image.Image:
     return sheet
 
 
-def _guided(model: Denoiser, latents: torch.Tensor, now: int, given: Conditioning) -> torch.Tensor:
-    """Classifier-free guidance: prompt and empty prompt in one pass."""
+def _guided(engine: Engine, latents: torch.Tensor, now: int, given: Conditioning, guidance: float) -> torch.Tensor:
+    """Classifier-free guidance: prompt and negative prompt in one pass."""
     time_step = torch.tensor([now, now], device=latents.device)
-    wanted, empty = model(torch.cat([latents, latents]), time_step, given).float().chunk(2)
-    guided: torch.Tensor = empty + GUIDANCE * (wanted - empty)
+    wanted, avoided = engine.forward(torch.cat([latents, latents]), time_step, given).float().chunk(2)
+    guided: torch.Tensor = avoided + guidance * (wanted - avoided)
     return guided

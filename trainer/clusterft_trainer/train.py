@@ -1,7 +1,7 @@
 """A training run from its settings to the exported file; the loop that joins all other modules.
 
-Owns the order of things: model, data, resume, steps, checkpoints, samples, export, and stopping at
-a step boundary when asked to. Refuses to go on after a loss or a gradient that is not a number.
+Owns the order of things: build, resume, steps, checkpoints, held-out loss, samples, export, and stopping at a step
+boundary when asked to. Whatever one rank meets, all ranks decide at that boundary, by the same sums.
 """
 
 from __future__ import annotations
@@ -9,60 +9,66 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-
-from clusterft_trainer import builtin, checkpoint, dist, export, metrics, objective
-from clusterft_trainer.buckets import Epochs, Position, Shape
-from clusterft_trainer.checkpoint import Found, Keeper, State
-from clusterft_trainer.config import BuiltinSource, Learn, TrainConfig, Zero
-from clusterft_trainer.dataset import Batch, Pictures, Work, stream
+from clusterft_trainer import dist, step
+from clusterft_trainer.buckets import Position
+from clusterft_trainer.build import Run, build, phase, say
+from clusterft_trainer.checkpoint import Found, State, changes, complete, policy
+from clusterft_trainer.checkpoint.keeper import Saving
+from clusterft_trainer.checkpoint.manifest import Role
+from clusterft_trainer.checkpoint.policy import Diary, Moment
+from clusterft_trainer.config import TrainConfig
+from clusterft_trainer.dataset import Work, stream
+from clusterft_trainer.delivery import deliver
 from clusterft_trainer.dist import Place
-from clusterft_trainer.engine import optim
-from clusterft_trainer.errors import RunError, storing
+from clusterft_trainer.engine import groups, pieces, rates
+from clusterft_trainer.errors import TrainerError, storing
 from clusterft_trainer.metrics import Journal
-from clusterft_trainer.model import sdxl
-from clusterft_trainer.progress import Step
-from clusterft_trainer.records import Record, digest, scan
-from clusterft_trainer.sample import Sampler
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-# Above this share of padding a user should know that much of the computation is for nothing.
-_MUCH_PADDING = 0.25
-
-
-@dataclass(slots=True)
-class Run:
-    """Everything that the loop needs, built and in place."""
-
-    config: TrainConfig
-    run_dir: Path
-    place: Place
-    accelerator: Accelerator
-    model: Any  # the Denoiser as the engine wrapped it
-    optimizer: Any
-    encoders: sdxl.Encoders
-    pictures: Pictures
-    epochs: Epochs
-    shape: Shape
-    keeper: Keeper
-    sampler: Sampler | None
+from clusterft_trainer.progress import HeldOut, Step
+from clusterft_trainer.step import Outcome
 
 
 class StopSignal:
-    """Remembers SIGTERM, which asks for a checkpoint and a clean end at the next step boundary."""
+    """Remembers SIGTERM or Ctrl-C, which ask for a checkpoint and a clean end at the next step boundary."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
 
     def _remember(self, *_: object) -> None:
         self.asked = True
+
+
+@dataclass(slots=True)
+class Course:
+    """How far the run has come, and what it remembers on the way."""
+
+    state: State
+    total: int
+    began: float = field(default_factory=time.monotonic)
+    diary: Diary = field(default_factory=Diary)
+    skipped: int = 0
+    best: float = math.inf
+    met: float = 0.0  # seconds that this rank spent in the last meeting
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What all ranks know together at the end of a step."""
+
+    loss: float
+    stopping: bool
+    data_wait: float  # seconds, mean over the ranks
+    peer_wait: float
+    broken: bool  # some rank's gradient is no number
+    failed: bool  # some rank has no data for the next step
+    written: bool  # every rank's part of the checkpoint under way is on the disk
+    minutes: float  # on rank 0's clock
 
 
 def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
@@ -76,19 +82,13 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     dist.on_lead(place, lambda: make_folder(run_dir))
     built = build(config, run_dir, place)
     found = built.keeper.newest()
-    state = State(0, Position())
-    if found is not None:
-        state = found.state
-        changed = resume(built, found)
-        _say(place, f"Training continues from step {state.step} ({found.folder}).")
-        if changed:
-            _say(place, f"Changed since that step: {'; '.join(changed)}.")
-    journal = Journal(run_dir, state.step if found else None) if place.leads else None
-    finished = loop(built, state, journal, stop)
+    state = State(0, Position()) if found is None else resume(built, found)
+    course = Course(state, total_steps(built, state), best=best_so_far(built))
+    journal = Journal(run_dir, state.step if found else None, config.wandb) if place.leads else None
+    finished = loop(built, course, journal, stop)
+    built.keeper.close()
     if finished:
-        _phase(place, "export")
-        trained = (built.model, built.encoders)
-        export.finish(config, run_dir, place, built.accelerator, trained, total_steps(built))
+        deliver(built, course.total, config.output.name)
         if journal is not None:
             journal.finish(config.output.name)
     elif journal is not None:
@@ -96,184 +96,186 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     return built
 
 
-def resume(run: Run, found: Found) -> list[str]:
-    """Load a checkpoint, but for how fast the weights move: that is the settings' to say.
-
-    Otherwise a run that failed because its rate was too high would go on failing with a lower one.
-    """
-    own = [{k: group[k] for k in ("base", "weight_decay")} for group in run.optimizer.param_groups]
-    changed = run.keeper.restore(run.accelerator, found)
-    for group, settings in zip(run.optimizer.param_groups, own, strict=True):
-        group.update(settings)
-    dist.set_clip(run.model, run.config.learn.clip)
-    return changed
-
-
-def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
-    """Model, data and engine, in the order in which a mistake is found soonest."""
-    _phase(place, "data")
-    home = run_dir.parent / ".clusterft" / "builtin"
-    records = dist.on_lead(place, lambda: gather_records(config, home))
-    shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
-    pictures = Pictures(records, config.data, config.seed)
-    epochs = Epochs(pictures.buckets, config.seed, shape)
-    if epochs.padding > _MUCH_PADDING:
-        share = f"{epochs.padding:.0%} of the samples that are computed only fill up short batches"
-        _say(place, f"{share}: {len(records)} pictures in {len(set(pictures.buckets))} buckets.")
-    _phase(place, "model")
-    folder = dist.on_lead(place, lambda: model_folder(config.model, home))
-    parts = sdxl.load(folder)
-    denoiser = sdxl.build_denoiser(parts, config.learn)
-    encoders = sdxl.Encoders(parts, denoiser, place.device)
-    count = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
-    accelerator = dist.build_accelerator(config, place, count)
-    model, optimizer = accelerator.prepare(denoiser.to(place.device), optim.build(denoiser, config.learn))
-    identity = checkpoint.Identity(
-        world=place.world,
-        global_batch=shape.global_batch,
-        seed=config.seed,
-        data=digest(records) + f":{config.data.resolution}",
-        engine=f"zero-{config.engine.stage}" if isinstance(config.engine, Zero) else "ddp",
-        precision=config.precision,
-        learn=f"{'+'.join(part for part, _ in trained(config.learn))} {config.learn.optimizer.name}",
-        model=config.model,
-    )
-    keeper = Keeper(
-        run_dir / "checkpoints", config.checkpoints.keep or 10**9, identity, tuning(config.learn), place
-    )
-    sampler = None
-    if config.samples is not None:
-        sampler = Sampler(
-            config.samples,
-            config.data.resolution,
-            pictures.usual_size(),
-            run_dir / "samples",
-            place,
+def resume(run: Run, found: Found) -> State:
+    """Load a checkpoint, and say which, and what is different now."""
+    notes = run.keeper.restore(run.learner.engine, run.ema, found)
+    m, now = found.manifest, run.shape.global_batch
+    position = run.epochs.moved(found.state.position, m.global_batch)
+    sample = f"epoch {m.epoch}, sample {m.sample}"
+    say(run.place, f"Training continues from step {m.step} ({found.folder}; {sample}).")
+    if (m.engine, m.world, m.global_batch) != (run.learner.engine.kind, run.place.world, now):
+        say(
+            run.place,
+            f"Written by {m.world} ranks with {m.engine}, {m.global_batch} samples a step; now {run.place.world} "
+            f"with {run.learner.engine.kind}, {now} samples a step.",
         )
-    return Run(
-        config, run_dir, place, accelerator, model, optimizer,
-        encoders, pictures, epochs, shape, keeper, sampler,
-    )  # fmt: skip
+    changed = changes.told(found, run.config.model_dump(mode="json"))
+    for sentence in [*changed, *notes]:
+        say(run.place, f"Changed since that step: {sentence}.")
+    return State(m.step, position)
 
 
-def loop(run: Run, state: State, journal: Journal | None, stop: StopSignal) -> bool:
+def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) -> bool:
     """Every step of the run; False when it was asked to stop before the end."""
-    total = total_steps(run)
-    walk = stream(run.pictures, run.epochs, run.shape, run.place.rank, run.encoders.known)
-    work = walk(state.position, total - state.step)
-    _phase(run.place, "train")
-    stopping = False
-    while state.step < total and not stopping:
-        began = time.monotonic()
-        job = next(work)
-        waited = time.monotonic() - began
-        rate = optim.set_rates(run.optimizer, optim.warmup(state.step + 1, run.config.learn.warmup_steps))
-        loss, norm = train_step(run, job)
-        # One small meeting for all: the global loss, who was asked to stop, who waited for data,
-        # who saw a gradient that is no number. All decide by the same sums, so none waits in vain.
-        broken = float(norm is not None and not math.isfinite(norm))
-        loss, asked, waits, broken = dist.sum_all([loss, float(stop.asked), waited, broken])
-        stopping = asked > 0
-        state = State(state.step + 1, run.epochs.after(job.position))
-        refuse_nan(state.step, loss, broken > 0)
-        seconds = time.monotonic() - began
+    walk = stream(run.pictures, run.epochs, run.shape, run.place.rank, run.learner.encoders.known)
+    work = walk(course.state.position, course.total - course.state.step)
+    phase(run.place, "train")
+    job, problem = fetch(work)
+    surrender_together(problem)
+    while job is not None:
+        began, number = time.monotonic(), course.state.step + 1
+        rate = groups.set_rates(run.learner.engine.groups, rates.factor(number, run.config.learn, course.total))
+        outcome = step.take(run.learner, job, number)
+        if run.ema is not None:
+            run.ema.update(number)
+        waiting = time.monotonic()
+        following, problem = fetch(work)
+        meeting = meet(run, course, outcome, time.monotonic() - waiting, stop.asked, problem)
+        names = [run.pictures.records[i].name for i in run.epochs.batch(job.position)]
+        step.refuse_nan(number, meeting.loss, meeting.broken, names)
+        course.state = State(number, run.epochs.after(job.position))
+        course.skipped += not outcome.applied
         if journal is not None:
-            journal.step(
-                Step(
-                    step=state.step,
-                    steps=total,
-                    epoch=job.position.epoch,
-                    loss=loss,
-                    rate=rate,
-                    grad_norm=norm,
-                    images_per_second=job.real / seconds,
-                    data_wait=min(1.0, waits / run.place.world / seconds),
-                    at=time.time(),
-                )
-            )
-        keep(run, state, last=state.step == total or stopping)
-        if run.sampler is not None and not stopping:
-            draw_samples(run, state.step, total)
-    if stopping and state.step < total:
-        _say(run.place, f"Stopped as asked after step {state.step}; a checkpoint is written.")
-    return state.step >= total
+            journal.step(account(run, course, Account(job, rate, outcome, meeting, began)))
+        if meeting.failed:
+            save(run, course, ("failure",), wait=True)
+            surrender_together(problem)
+        boundary(run, course, journal, meeting, last=following is None)
+        job = None if meeting.stopping else following
+    if course.state.step < course.total:
+        say(run.place, f"Stopped as asked after step {course.state.step}; a checkpoint is written.")
+    return course.state.step >= course.total
 
 
-def refuse_nan(step: int, loss: float, broken_gradient: bool) -> None:
-    """Raise before a step is saved whose weights are, or will be, no numbers."""
-    if math.isfinite(loss) and not broken_gradient:
-        return
-    what = (
-        f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} is not finite"
+def fetch(work: Iterator[Work]) -> tuple[Work | None, TrainerError | None]:
+    """The next step's data, nothing after the last, or why there is none: the others must hear of it first."""
+    try:
+        return next(work, None), None
+    except TrainerError as error:
+        return None, error
+
+
+def surrender_together(problem: TrainerError | None) -> None:
+    """All ranks raise what the first of them has met, if any has."""
+    for told in dist.gather(problem):
+        if told is not None:
+            told.everywhere = True
+            raise told
+
+
+def meet(
+    run: Run, course: Course, outcome: Outcome, waited: float, asked: bool, problem: TrainerError | None
+) -> Boundary:
+    """One small meeting for all at the end of a step: all decide by the same sums, so none waits in vain."""
+    broken = outcome.applied and outcome.norm is not None and not math.isfinite(outcome.norm)
+    minutes = (time.monotonic() - course.began) / 60 if run.place.leads else 0.0
+    began = time.monotonic()
+    loss, asks, waits, meets, breaks, fails, writes, minutes = dist.sum_all(
+        [outcome.loss, asked, waited, course.met, broken, problem is not None, run.keeper.written, minutes]
     )
-    raise RunError(
-        "nan",
-        f"The {what}; its weights are not saved.",
-        "Lower learn.*.rate, or raise learn.warmup_steps; then start again: training "
-        "continues from the last checkpoint.",
+    course.met = time.monotonic() - began
+    world = run.place.world
+    return Boundary(
+        loss=loss,
+        stopping=asks > 0,
+        data_wait=waits / world,
+        peer_wait=meets / world,
+        broken=breaks > 0,
+        failed=fails > 0,
+        written=writes == world,
+        minutes=minutes,
     )
 
 
-def train_step(run: Run, work: Work) -> tuple[float, float | None]:
-    """Forward and backward over the micro-batches, then one update; this rank's part of the loss."""
-    loss_sum, norm = 0.0, None
-    copies = run.place.world * run.shape.accumulate
-    for batch in work.micro:
-        with run.accelerator.accumulate(run.model):
-            losses = sample_losses(run, batch, work.position.epoch)
-            weights = batch.weights.to(losses.device)
-            loss = objective.weighted(losses, weights, work.real, copies)
-            # under DeepSpeed this also updates the weights, and the two calls below do nothing
-            run.accelerator.backward(loss)
-            clip = run.config.learn.clip
-            if run.accelerator.sync_gradients and not isinstance(run.config.engine, Zero):
-                found = run.accelerator.clip_grad_norm_(run.model.parameters(), clip or math.inf)
-                norm = float(found)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        loss_sum += loss.item() / copies
-    return loss_sum, norm if norm is not None else dist.gradient_norm(run.model)
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What there is to tell of one step."""
+
+    job: Work
+    rate: float
+    outcome: Outcome
+    meeting: Boundary
+    began: float
 
 
-def sample_losses(run: Run, batch: Batch, epoch: int) -> torch.Tensor:
-    """The loss of each sample of a micro-batch."""
-    encoders = run.encoders
-    shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
-    keys = [objective.key(run.config.seed, epoch, i, "noise") for i in batch.indices]
-    drawn = objective.draw(keys, shape, encoders.schedule)
-    latents = encoders.latents(batch, drawn)
-    noise, timesteps = drawn.noise.to(latents.device), drawn.timesteps.to(latents.device)
-    noisy = objective.noisy(latents, noise, timesteps, encoders.schedule)
-    prediction = run.model(noisy, timesteps, encoders.condition(batch.captions, batch.time_ids))
-    return objective.sample_losses(prediction, noise)
+def account(run: Run, course: Course, told: Account) -> Step:
+    """A step as the journal writes it."""
+    seconds = time.monotonic() - told.began
+    bucket = told.job.micro[0].bucket
+    useful = run.flops(bucket.width, bucket.height)
+    mfu = None if useful is None else useful * told.job.real / seconds / run.place.world
+    return Step(
+        step=course.state.step,
+        steps=course.total,
+        epoch=told.job.position.epoch,
+        loss=told.meeting.loss,
+        rate=told.rate,
+        grad_norm=told.outcome.norm,
+        images_per_second=told.job.real / seconds,
+        data_wait=min(1.0, told.meeting.data_wait / seconds),
+        at=time.time(),
+        peer_wait=min(1.0, told.meeting.peer_wait / seconds),
+        mfu=mfu,
+        memory=pieces.device_peak(run.place.device),
+        skipped=course.skipped,
+    )
 
 
-def keep(run: Run, state: State, last: bool) -> None:
-    """Write a checkpoint when one is due, and always at the end."""
-    if last or state.step % (run.config.checkpoints.every_steps or 500) == 0:
-        run.keeper.write(run.accelerator, state)
-
-
-def draw_samples(run: Run, step: int, total: int) -> None:
-    """Draw a grid when one is due, and always at the end."""
-    settings = run.config.samples
-    if run.sampler is None or settings is None:
+def boundary(run: Run, course: Course, journal: Journal | None, meeting: Boundary, last: bool) -> None:
+    """What falls due after a step: held-out loss, a checkpoint, samples, an export."""
+    config, state = run.config, course.state
+    ends_epoch = state.position == Position(state.position.epoch)
+    moment = Moment(state.step, state.position.epoch, ends_epoch, meeting.minutes)
+    roles = policy.due(config.checkpoints, moment, course.diary)
+    measured = None
+    if run.held_out is not None and (last or state.step % run.held_out.settings.every_steps == 0):
+        measured = measure(run, state.step, journal)
+        if config.checkpoints.best is not None and measured < course.best:
+            course.best = measured
+            roles.append("best")
+    if last or meeting.stopping:
+        roles.append("stop" if not last else "end")
+    if roles:
+        save(run, course, tuple(roles), wait=last or meeting.stopping, held_out=measured)
+    elif meeting.written:
+        run.keeper.finish()
+    if meeting.stopping and not last:
         return
-    if step == total or step % settings.every_steps == 0:
-        # unwrapping keeps the autocast that a plain bfloat16 run needs
-        run.sampler.draw(run.accelerator.unwrap_model(run.model), run.encoders, step)
+    if run.sampler is not None and config.samples is not None:
+        if last or state.step % config.samples.every_steps == 0:
+            with shown(run):
+                run.sampler.draw(run.learner, state.step)
+    every = config.output.every_epochs
+    if every is not None and ends_epoch and not last and state.position.epoch % every == 0:
+        deliver(run, state.step, f"{config.output.name}-{state.position.epoch:06d}")
 
 
-def trained(learn: Learn) -> list[tuple[str, float]]:
-    """Name and full rate of each part that moves."""
-    return [(name, part.rate) for name, part in learn.trained.items()]
+def save(run: Run, course: Course, roles: tuple[Role, ...], *, wait: bool, held_out: float | None = None) -> None:
+    """A checkpoint of the step that has just ended."""
+    run.keeper.save(run.learner.engine, run.ema, Saving(course.state, run.epochs, roles, held_out, wait))
 
 
-def tuning(learn: Learn) -> dict[str, Any]:
-    """The settings that may change when training continues: the remedy for a loss that is no number is here."""
-    rates: dict[str, Any] = {f"learn.{name}.rate": rate for name, rate in trained(learn)}
-    names = ("warmup_steps", "clip", "weight_decay")
-    return rates | {f"learn.{name}": getattr(learn, name) for name in names}
+def measure(run: Run, number: int, journal: Journal | None) -> float:
+    """The held-out loss of the weights that would be exported."""
+    began = time.monotonic()
+    if run.held_out is None:
+        raise ValueError("there is no held-out set")
+    with shown(run):
+        loss = run.held_out.measure(run.learner)
+    if journal is not None:
+        journal.held_out(HeldOut(number, loss, time.monotonic() - began, time.time()))
+    return loss
+
+
+def shown(run: Run) -> AbstractContextManager[None]:
+    """With the running mean in the place of the weights, where there is one."""
+    return run.learner.engine.averaged() if run.ema is None else run.ema.in_place()
+
+
+def best_so_far(run: Run) -> float:
+    """The least held-out loss of the checkpoints that are there."""
+    every = dist.on_lead(run.place, lambda: complete(run.run_dir / "checkpoints"))
+    return min((f.manifest.held_out for f in every if f.manifest.held_out is not None), default=math.inf)
 
 
 def make_folder(folder: Path) -> None:
@@ -282,39 +284,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def total_steps(run: Run) -> int:
-    """Optimizer steps of the whole run."""
+def total_steps(run: Run, state: State) -> int:
+    """Optimizer steps of the whole run, seen from where it stands."""
     if run.config.steps is not None:
         return run.config.steps
-    return (run.config.epochs or 0) * run.epochs.batches
-
-
-def gather_records(config: TrainConfig, home: Path) -> list[Record]:
-    """The pictures of all sources, in the order of the sources."""
-    records: list[Record] = []
-    for source in config.data.sources:
-        if isinstance(source, BuiltinSource):
-            with storing("The builtin pictures in", home):
-                folder = builtin.materialise("shapes", source.images, home)
-            records += scan(folder)
-        else:
-            records += scan(source.folder)
-    return records
-
-
-def model_folder(model: str, home: Path) -> Path:
-    """Where the model lies; the builtin one is made first."""
-    if model == builtin.MODEL:
-        with storing("The builtin model in", home):
-            return builtin.materialise("tiny", 0, home)
-    return sdxl.check_folder(model)
-
-
-def _phase(place: Place, name: str) -> None:
-    if place.leads:
-        metrics.phase(name)
-
-
-def _say(place: Place, text: str) -> None:
-    if place.leads:
-        metrics.notice(text)
+    return state.step + run.epochs.left(state.position, run.config.epochs or 0)

@@ -1,0 +1,54 @@
+"""What has changed since a checkpoint was written: refused where its meaning is lost, told otherwise. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from clusterft_trainer.checkpoint.manifest import Found, Identity
+from clusterft_trainer.errors import RunError
+
+_MEANING = {
+    "seed": "seed decides the order of the pictures and the noise",
+    "data": "the pictures, their captions or how they are chosen",
+    "trained": "which weights are trained",
+    "objective": "what the model learns to predict",
+}
+
+
+def refuse(found: Found, identity: Identity) -> None:
+    """Raise if the checkpoint belongs to another run than these settings describe."""
+    wanted, had = asdict(identity), found.manifest.identity
+    changed = [name for name in wanted if had.get(name) != wanted[name]]
+    if changed:
+        told = "; ".join(_MEANING[name] for name in changed)
+        raise RunError(
+            "resume",
+            f"{found.folder} belongs to other settings than these. Changed: {told}.",
+            "Restore them to continue, or begin a new run; an export can be its model:.",
+        )
+
+
+def told(found: Found, config: Mapping[str, Any]) -> list[str]:
+    """Each setting that is another now, with both values."""
+    before = dict(_leaves(found.manifest.config))
+    now = dict(_leaves(config))
+    missing = object()
+    return [
+        f"{name} is {_shown(now.get(name, missing), missing)} now, {_shown(before.get(name, missing), missing)} before"
+        for name in sorted(before | now)
+        if before.get(name, missing) != now.get(name, missing)
+    ]
+
+
+def _shown(value: object, missing: object) -> str:
+    return "not set" if value is None or value is missing else str(value)
+
+
+def _leaves(body: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(body, Mapping):
+        for key, value in body.items():
+            yield from _leaves(value, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, body

@@ -1,0 +1,208 @@
+"""One rank's file of a checkpoint, and reading any part of any tensor out of all of them.
+
+A file is a safetensors file: flattened runs of elements under `kind|name|offset`. Whoever reads asks for elements
+of a tensor, and gets them from whichever files hold them: so a checkpoint has no world size and no engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from clusterft_trainer.errors import RunError
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+_BLOCK = 8 << 20  # bytes written, hashed and read back at once
+REST = "rest"  # kind of what is no element for each weight; its offset is the state's own key
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file, still where it is computed with."""
+
+    key: str
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+
+
+def entry(kind: str, name: str, at: int | str, tensor: torch.Tensor) -> Entry:
+    """Name a tensor for a file."""
+    return Entry(f"{kind}|{name}|{at}", tensor, tuple(tensor.shape))
+
+
+class Stage:
+    """Host memory that holds a rank's file while training goes on; made once, used again."""
+
+    def __init__(self, pinned: bool) -> None:
+        self._pinned = pinned
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._header = b""
+        self._size = 0
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Copy everything; afterwards the weights may move."""
+        ordered = sorted(entries, key=lambda e: -e.tensor.element_size())  # keeps each one aligned
+        self._size = sum(e.tensor.numel() * e.tensor.element_size() for e in ordered)
+        if self._memory.numel() < self._size:
+            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        places, sources, at = [], [], 0
+        for one in ordered:
+            size = one.tensor.numel() * one.tensor.element_size()
+            places.append(self._memory[at : at + size].view(one.tensor.dtype))
+            sources.append(one.tensor.detach().reshape(-1))
+            header[one.key] = {
+                "dtype": _NAMES[one.tensor.dtype],
+                "shape": list(one.shape),
+                "data_offsets": [at, at + size],
+            }
+            at += size
+        torch._foreach_copy_(places, sources, non_blocking=self._pinned)
+        if self._pinned:
+            torch.cuda.current_stream().synchronize()
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = len(text).to_bytes(8, "little") + text
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Put it on the disk, flushed, then read it back; its size and checksum."""
+        digest = hashlib.sha256(self._header)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            _write(handle, memoryview(self._header))
+            body = memoryview(self._memory.numpy())[: self._size]
+            for first in range(0, self._size, _BLOCK):
+                block = body[first : first + _BLOCK]
+                digest.update(block)
+                _write(handle, block)
+            os.fsync(handle)
+            # what the disk gives back, not what the page cache still knows
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+        size, sha256 = len(self._header) + self._size, digest.hexdigest()
+        fault = check(path, size, sha256)
+        if fault:
+            raise OSError(f"{fault} right after it was written")
+        return {"size": size, "sha256": sha256}
+
+
+def _write(handle: int, block: memoryview) -> None:
+    while block:
+        block = block[os.write(handle, block) :]
+
+
+def check(path: Path, size: int, sha256: str) -> str | None:
+    """What is wrong with a file, or nothing."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+            real = file.tell()
+    except OSError as error:
+        return f"{path.name} cannot be read: {error}"
+    if real != size:
+        return f"{path.name} has {real} bytes, not {size}"
+    return None if digest.hexdigest() == sha256 else f"{path.name} has not the checksum of the manifest"
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    first: int
+    end: int
+    file: Any
+    key: str
+
+
+class Shards:
+    """All files of a checkpoint as flattened tensors."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._runs: dict[tuple[str, str], list[_Run]] = {}
+        self._rest: dict[str, dict[str, tuple[Any, str]]] = {}
+        for name in sorted(names):
+            file = safe_open(folder / name, "pt")
+            for key in file.keys():
+                self._note(file, key)
+        for runs in self._runs.values():
+            runs.sort(key=lambda run: run.first)
+
+    def _note(self, file: Any, key: str) -> None:
+        kind, name, at = key.split("|", 2)
+        if kind == REST:
+            self._rest.setdefault(name, {})[at] = (file, key)
+            return
+        (numel,) = file.get_slice(key).get_shape()
+        self._runs.setdefault((kind, name), []).append(_Run(int(at), int(at) + numel, file, key))
+
+    @property
+    def kinds(self) -> set[str]:
+        """Of what is there in runs of elements."""
+        return {kind for kind, _ in self._runs}
+
+    def names(self, kind: str) -> set[str]:
+        """The tensors of a kind."""
+        return {name for one, name in self._runs if one == kind}
+
+    def rest(self) -> dict[str, dict[str, Any]]:
+        """What is no element for each weight."""
+        return {n: {k: _number(f.get_tensor(key)) for k, (f, key) in v.items()} for n, v in self._rest.items()}
+
+    def numel(self, kind: str, name: str) -> int:
+        """Elements of a whole tensor."""
+        return max((run.end for run in self._runs.get((kind, name), [])), default=0)
+
+    def read(self, kind: str, name: str, first: int, end: int) -> torch.Tensor:
+        """Elements of a flattened tensor, wherever they lie."""
+        runs = [r for r in self._runs.get((kind, name), []) if r.end > first and r.first < end]
+        parts, at = [], first
+        for run in self._gapless(runs, first, end, kind, name):
+            upto = min(run.end, end)
+            parts.append(run.file.get_slice(run.key)[at - run.first : upto - run.first])
+            at = upto
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _gapless(self, runs: list[_Run], first: int, end: int, kind: str, name: str) -> Iterator[_Run]:
+        at = first
+        for run in runs:
+            if run.first > at:
+                break
+            if run.end > at:
+                yield run
+                at = run.end
+        if at < end:
+            raise RunError(
+                "resume",
+                f"{self._folder} lacks elements {at} to {end} of {kind} {name}.",
+                "It was written by another version or for another model; begin a new run.",
+            )
+
+
+def _number(tensor: torch.Tensor) -> Any:
+    """Plain numbers travel as float64 and int64 without a dimension."""
+    if tensor.ndim == 0 and tensor.dtype in (torch.float64, torch.int64):
+        return tensor.item()
+    return tensor

@@ -1,0 +1,57 @@
+"""The finished model: weights put together from all ranks, written by rank 0, and proven by reading them back.
+
+What was not trained is read from the model's own file again: an engine may hold it rounded or in pieces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from clusterft_trainer import dist, export, metrics
+from clusterft_trainer.build import Run
+from clusterft_trainer.config import TrainConfig
+from clusterft_trainer.engine import pieces
+from clusterft_trainer.engine.base import Engine
+from clusterft_trainer.engine.ema import Ema
+from clusterft_trainer.model import files, proof
+
+
+def deliver(run: Run, step: int, name: str) -> None:
+    """All ranks call this, since weights may have to be gathered; rank 0 writes the file."""
+    if run.place.leads:
+        metrics.phase("export")
+    with run.learner.engine.averaged():
+        weights = whole(run.learner.engine, run.ema)
+    folder = run.run_dir / "export"
+    dist.on_lead(run.place, lambda: write(run.config, run.model, weights, folder, (name, step)))
+
+
+def whole(engine: Engine, ema: Ema | None) -> dict[str, torch.Tensor]:
+    """The trained weights on rank 0, in full precision: the running mean of them where there is one."""
+    if ema is not None:
+        return pieces.assemble(ema.parts(), engine.shapes)
+    return pieces.assemble([(p.name, p.offset, p.weight) for p in engine.pieces()], engine.shapes)
+
+
+def write(
+    config: TrainConfig, model: str, weights: Mapping[str, torch.Tensor], folder: Path, what: tuple[str, int]
+) -> None:
+    """The file, and a diffusers folder where one is wanted."""
+    began, (name, step) = time.monotonic(), what
+    path = folder / f"{name}.safetensors"
+    if config.learn.lora is not None:
+        lora = config.learn.lora
+        export.lora_file(weights, lora.alpha or lora.rank, config, path)
+        metrics.saved("export", path, step, began)
+        return
+    parts = files.load(model, config.tokenizers, config.vae)
+    export.single_file(parts, weights, config, path)
+    proof.prove(path, parts, weights)
+    metrics.saved("export", path, step, began)
+    if config.output.diffusers:
+        export.diffusers_folder(parts, weights, config, folder / name)
+        metrics.saved("export", folder / name, step, began)
