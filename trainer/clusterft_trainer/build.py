@@ -110,7 +110,7 @@ def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learne
     learned = objective_of(config, parts.diffusion)
     denoiser = sdxl.build_denoiser(parts, config.learn, config.compute, config.seed)
     formats = sdxl.Formats(vae=config.compute.vae_dtype)
-    encoders = sdxl.Encoders(parts, denoiser, place.device, config.data.captions.tokens + 2, formats)
+    encoders = sdxl.Encoders(parts, denoiser, place.device, config.data.captions.tokens, formats)
     if config.compute.compile:
         sdxl.compile_unet(denoiser, sizes)
     return Learner(start_engine(config, place, denoiser.to(place.device)), encoders, learned, config.seed)

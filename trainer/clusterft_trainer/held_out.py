@@ -82,11 +82,9 @@ class HeldOut:
         encoders, learned = learner.encoders, learner.objective
         batch = self._pictures.batch(chunk.slots, 0, encoders.known, plain=True)
         shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
-        drawn = learned.fixed_draw(
-            batch.indices, chunk.level, self.settings.levels, seed=learner.seed, shape=shape
-        )
+        level, levels = chunk.level, self.settings.levels
+        drawn = learned.fixed_draw(batch.indices, level, levels, learner.seed, shape).to(encoders.device)
         latents = encoders.latents(batch, drawn)
-        drawn = drawn.to(latents.device)
         given = encoders.condition(batch.captions, batch.time_ids)
         prediction = learner.engine.forward(learned.noisy(latents, drawn), drawn.timesteps, given)
         losses = learned.losses(prediction, latents, drawn)

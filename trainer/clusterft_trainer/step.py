@@ -59,9 +59,8 @@ def sample_losses(learner: Learner, batch: Batch, epoch: int) -> torch.Tensor:
     encoders, learned = learner.encoders, learner.objective
     shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
     keys = [objective.key(learner.seed, epoch, i, "noise") for i in batch.indices]
-    drawn = learned.draw(keys, shape)
+    drawn = learned.draw(keys, shape).to(encoders.device)
     latents = encoders.latents(batch, drawn)
-    drawn = drawn.to(latents.device)
     given = encoders.condition(batch.captions, batch.time_ids)
     prediction = learner.engine.forward(learned.noisy(latents, drawn), drawn.timesteps, given)
     return learned.losses(prediction, latents, drawn)

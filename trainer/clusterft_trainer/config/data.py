@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from clusterft_trainer.config.base import Fraction, PositiveInt, Section
 
@@ -46,6 +46,12 @@ class Captions(Section):
     tokens: Literal[75, 150, 225] = Field(
         75, description="longest caption; above 75 it is encoded in pieces of 75"
     )
+
+    @model_validator(mode="after")
+    def _heeded(self) -> Captions:
+        if (self.keep or self.separator != ",") and not (self.shuffle or self.tag_dropout):
+            raise ValueError("keep and separator have no meaning without shuffle or tag_dropout")
+        return self
 
 
 class Data(Section):

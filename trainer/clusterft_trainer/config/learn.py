@@ -27,9 +27,14 @@ OptimizerName = Literal[
 ]
 SHARDED = frozenset({"adamw", "lion"})
 # Decide about a tensor from that tensor alone, so a step may follow each gradient as it is made.
-FUSABLE = frozenset({"adamw", "adamw-8bit", "lion-8bit", "adafactor", "lion", "came"})
+FUSABLE = frozenset(
+    {"adamw", "adamw-8bit", "paged-adamw-8bit", "lion-8bit", "adafactor", "lion", "came", "stable-adamw"}
+)
 # Round to bfloat16 by themselves, stochastically.
 ROUNDS_ITSELF = frozenset({"ao-adamw-8bit", "ao-adamw-4bit", "ao-adamw-fp8"})
+# Have no pair of betas (adafactor has none, came three), or no eps of that meaning.
+NO_BETAS = frozenset({"adafactor", "came"})
+NO_EPS = frozenset({"adafactor", "came", "lion", "lion-8bit"})
 
 PartName = Literal["unet", "text_encoder_1", "text_encoder_2"]
 
@@ -101,6 +106,7 @@ class Learn(Section):
     floor: Fraction = Field(
         0.0, description="share of the full rate that is left at the end of a falling schedule"
     )
+    power: Annotated[float, Field(gt=0)] = Field(2.0, description="exponent of schedule: polynomial; 1 is linear")
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="gradient norm limit; null for none")
     gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
@@ -113,6 +119,8 @@ class Learn(Section):
             raise ValueError("nothing is trained: give unet or text_encoders a rate")
         if self.schedule == "constant" and self.floor:
             raise ValueError("floor has no meaning under schedule: constant")
+        if self.schedule != "polynomial" and "power" in self.model_fields_set:
+            raise ValueError(f"power has no meaning under schedule: {self.schedule}")
         return self
 
     @property

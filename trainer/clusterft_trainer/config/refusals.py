@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clusterft_trainer.config.learn import FUSABLE, ROUNDS_ITSELF, SHARDED
+from clusterft_trainer.config.learn import FUSABLE, NO_BETAS, NO_EPS, ROUNDS_ITSELF, SHARDED
 from clusterft_trainer.config.run import Ddp, Fsdp, Zero
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def refusals(config: TrainConfig) -> list[str]:
     """Why these settings cannot be trained with; empty if they can."""
-    return [*_sharding(config), *_fused(config), *_numbers(config), *_rest(config)]
+    return [*_sharding(config), *_optimizer(config), *_fused(config), *_numbers(config), *_rest(config)]
 
 
 def _sharding(config: TrainConfig) -> list[str]:
@@ -29,6 +29,27 @@ def _sharding(config: TrainConfig) -> list[str]:
         )
     if isinstance(engine, Zero) and engine.offload == "optimizer" and name != "adamw":
         found.append("engine.offload: optimizer works with learn.optimizer: adamw only (DeepSpeed's CPUAdam)")
+    return found
+
+
+def _optimizer(config: TrainConfig) -> list[str]:
+    learn = config.learn
+    chosen, rates = learn.optimizer, {part.rate for part in learn.trained.values()}
+    found = []
+    if chosen.betas is not None and chosen.name in NO_BETAS:
+        found.append(f"learn.optimizer.betas: {chosen.name} has no pair of them; leave it out")
+    if chosen.eps is not None and chosen.name in NO_EPS:
+        found.append(f"learn.optimizer.eps: {chosen.name} has none to be set; leave it out")
+    if chosen.name == "prodigy" and (len(rates) > 1 or min(rates) < 0.1):
+        found.append(
+            "learn.optimizer: prodigy finds the rate itself, one for all weights, and takes learn's rates as a "
+            "factor of it: give every part the same, near 1"
+        )
+    if chosen.name == "schedule-free-adamw":
+        if learn.schedule != "constant":
+            found.append("learn.schedule: schedule-free-adamw brings its own; set schedule: constant")
+        if learn.ema is not None:
+            found.append("learn.ema: schedule-free-adamw keeps a running mean itself; leave ema out")
     return found
 
 
@@ -52,6 +73,11 @@ def _fused(config: TrainConfig) -> list[str]:
         found.append(
             f"learn.optimizer.fused_backward: {name} steps all tensors together; use one of "
             + ", ".join(sorted(FUSABLE))
+        )
+    if config.compute.compile:
+        found.append(
+            "learn.optimizer.fused_backward and compute.compile: a compiled backward hands over all gradients at "
+            "its end, so none could be forgotten early"
         )
     if config.precision == "fp16":
         found.append(
@@ -82,12 +108,12 @@ def _numbers(config: TrainConfig) -> list[str]:
 
 def _rest(config: TrainConfig) -> list[str]:
     found = []
+    if config.compute.attention == "flash" and config.precision == "fp32":
+        found.append("compute.attention: flash computes in half precision only; set precision: bf16, or sdpa")
     if config.checkpoints.best is not None and config.held_out is None:
         found.append("checkpoints.best: held_out needs a held_out: section")
     if config.learn.lora is not None and config.output.diffusers:
         found.append("output.diffusers and learn.lora: additions are exported as one LoRA file")
     if config.learn.lora is not None and config.learn.unet is not None and config.learn.unet.parts != "all":
         found.append("learn.lora and learn.unet.parts: additions are made to all attention layers")
-    if config.learn.optimizer.name == "schedule-free-adamw" and config.learn.schedule != "constant":
-        found.append("learn.schedule: schedule-free-adamw brings its own; set schedule: constant")
     return found

@@ -110,7 +110,7 @@ class FsdpEngine(Engine):
         for _, parameter in self._names if keys else ():
             state = self._optimizer.state[parameter]
             state |= {key: torch.zeros_like(parameter.detach()) for key in keys}
-            state["step"] = torch.tensor(source.count)
+            state["step"] = torch.tensor(float(source.count))
         for group in self.groups:
             if "step" in group:
                 group["step"] = int(source.count)

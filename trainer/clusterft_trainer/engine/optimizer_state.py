@@ -145,7 +145,7 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Value]]:
 
 
 def _packed(library: Any, weight: torch.Tensor, key: str, values: Mapping[str, Any]) -> Any:
-    buffer = library._new_buffer(weight.detach(), True)  # the second moment has no sign
+    buffer = library._new_buffer(weight.detach(), key == "exp_avg")  # the second moment has no sign
     for name in buffer.__tensor_flatten__()[0]:
         getattr(buffer, name).copy_(values[f"{key}.{name}"])
     return buffer

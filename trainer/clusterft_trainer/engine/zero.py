@@ -147,7 +147,7 @@ class ZeroEngine(Engine):
 
     def _counter(self, count: float) -> Any:
         """DeepSpeed's own Adam counts in integers, torch's in tensors."""
-        return int(count) if type(self._inner).__name__ == "DeepSpeedCPUAdam" else torch.tensor(count)
+        return int(count) if type(self._inner).__name__ == "DeepSpeedCPUAdam" else torch.tensor(float(count))
 
     def take(self, values: dict[str, torch.Tensor]) -> None:
         """Overwrite the slices, then what computes."""

@@ -1,15 +1,17 @@
 """Names and shapes of SDXL's original single-file layout, from those of diffusers and transformers.
 
-Pure: a dictionary of tensors in, another out. Generic over block counts and widths, so that the
-full model and a tiny one take the same path. Refuses a tensor that it cannot place: a key lost here
-would load silently as random weights elsewhere.
+Pure, and one table for both directions: each tensor of a module has one place in the file, `places` says which.
+Whoever reads asks where a module's tensors lie, whoever writes what lies at each place. Generic over block counts
+and widths, so that the full model and a tiny one take the same path. Refuses a tensor that it cannot place: a key
+lost here would load silently as random weights elsewhere.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -18,6 +20,8 @@ UNET = "model.diffusion_model."
 TEXT_1 = "conditioner.embedders.0.transformer.text_model."
 TEXT_2 = "conditioner.embedders.1.model."
 VAE = "first_stage_model."
+PREFIX = {"unet": UNET, "text_encoder_1": TEXT_1, "text_encoder_2": TEXT_2, "vae": VAE}
+LOGIT_SCALE = TEXT_2 + "logit_scale"
 
 _UNET_FIXED = {
     "conv_in": "input_blocks.0.0",
@@ -53,28 +57,75 @@ _TEXT_LAYER = {
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-# What CLIP training ends with, ln 100. Diffusers folders do not keep the value; nothing that makes
-# pictures reads it, but strict loaders miss the key.
-_LOGIT_SCALE = math.log(100.0)
+_QKV = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
-def single_file(unet: Tensors, text_1: Tensors, text_2: Tensors, vae: Tensors) -> Tensors:
-    """All tensors of a model under their single-file names, contiguous."""
-    parts = (
-        (UNET, unet_layout(unet)),
-        (TEXT_1, clip_layout(text_1)),
-        (TEXT_2, open_clip_layout(text_2)),
-        (VAE, vae_layout(vae)),
-    )
-    return {prefix + k: v.contiguous() for prefix, part in parts for k, v in part.items()}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a module's tensor lies in the single file, and in which form."""
+
+    key: str
+    form: Literal["same", "transposed", "convolution"] = "same"
+    third: int | None = None  # it is the first, second or last third of the rows there
 
 
-def unet_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def places(part: str, names: Iterable[str]) -> dict[str, Place]:
+    """The place of each tensor of 'unet', 'text_encoder_1', 'text_encoder_2' or 'vae'."""
+    given = list(names)
+    if part == "unet":
+        return _unet_places(given)
+    if part == "vae":
+        return _vae_places(given)
+    if part == "text_encoder_1":
+        return {n: Place(TEXT_1 + plain(n)) for n in given}
+    return {n: _open_clip_place(plain(n)) for n in given}
+
+
+def plain(name: str) -> str:
+    """A name as torch gave it before anything was wrapped around a module, and without CLIP's prefix.
+
+    torch.compile puts `_orig_mod.` into names; transformers puts `text_model.` before some encoders' names, and
+    from 5.6 on no longer before others'.
+    """
+    return name.replace("_orig_mod.", "").removeprefix("text_model.")
+
+
+def pieces(found: Mapping[str, Place]) -> dict[str, list[str]]:
+    """For each place in the file, the tensors that it consists of, in their order."""
+    out: dict[str, list[str]] = {}
+    for name in sorted(found, key=lambda n: found[n].third or 0):
+        out.setdefault(found[name].key, []).append(name)
+    return out
+
+
+def put(tensors: Sequence[torch.Tensor], form: str) -> torch.Tensor:
+    """What the file holds, from what the module holds."""
+    tensor = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    if form == "transposed":
+        return tensor.T
+    return tensor[:, :, None, None] if form == "convolution" and tensor.ndim == 2 else tensor
+
+
+def take(tensor: torch.Tensor, form: str) -> torch.Tensor:
+    """What the module holds, from what the file holds."""
+    if form == "transposed":
+        return tensor.T.contiguous()
+    # some files keep the autoencoder's attention as the plain matrices that it is
+    return tensor[:, :, 0, 0].contiguous() if form == "convolution" and tensor.ndim == 4 else tensor
+
+
+def stored(part: str, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """All tensors of one module under their names in the file."""
+    found = places(part, tensors)
+    return {key: put([tensors[n] for n in names], found[names[0]].form) for key, names in pieces(found).items()}
+
+
+def _unet_places(names: list[str]) -> dict[str, Place]:
     """Diffusers' blocks become one numbered row each of input and output blocks."""
-    names = list(tensors)
-    row = 1 + max(int(m[4]) for n in names if (m := _BLOCK.match(n)) and m[1] == "down")
-    attended = {int(m[2]) for n in names if (m := _BLOCK.match(n)) and (m[1], m[3]) == ("up", "attentions")}
-    return {_unet_name(n, row + 1, attended): t for n, t in tensors.items()}
+    bare = [plain(n) for n in names]
+    row = 1 + max(int(m[4]) for n in bare if (m := _BLOCK.match(n)) and m[1] == "down")
+    attended = {int(m[2]) for n in bare if (m := _BLOCK.match(n)) and (m[1], m[3]) == ("up", "attentions")}
+    return {n: Place(UNET + _unet_name(plain(n), row + 1, attended)) for n in names}
 
 
 def _unet_name(name: str, row: int, attended: set[int]) -> str:
@@ -104,14 +155,14 @@ def _unet_name(name: str, row: int, attended: set[int]) -> str:
     return f"{place}.0.{_renamed(rest, _RESNET)}"
 
 
-def vae_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def _vae_places(names: list[str]) -> dict[str, Place]:
     """The autoencoder; its attention is a convolution of width 1 there."""
-    last = max(int(m[2]) for n in tensors if (m := re.match(r"decoder\.(up)_blocks\.(\d+)", n)))
-    out: Tensors = {}
-    for name, tensor in tensors.items():
+    last = max(int(m[2]) for n in names if (m := re.match(r"decoder\.(up)_blocks\.(\d+)", n)))
+    out = {}
+    for name in names:
         renamed = _vae_name(name, last)
-        linear = ".mid.attn_1." in renamed and renamed.endswith(".weight") and tensor.ndim == 2
-        out[renamed] = tensor[:, :, None, None] if linear else tensor
+        matrix = ".mid.attn_1." in renamed and ".norm." not in renamed and renamed.endswith(".weight")
+        out[name] = Place(VAE + renamed, "convolution" if matrix else "same")
     return out
 
 
@@ -137,28 +188,14 @@ def _vae_name(name: str, last: int) -> str:
     return f"{half}.{side}.{level}.{side}sample.{rest}"
 
 
-def clip_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """The first text encoder keeps its names, with or without the prefix that transformers dropped."""
-    plain = {n.removeprefix("text_model."): t for n, t in tensors.items()}
-    return {n: t for n, t in plain.items() if not n.endswith("position_ids")}
-
-
-def open_clip_layout(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+def _open_clip_place(name: str) -> Place:
     """The second text encoder in open_clip's names: fused attention input, transposed projection."""
-    plain = {n.removeprefix("text_model."): t for n, t in tensors.items()}
-    out: Tensors = {"logit_scale": torch.tensor(_LOGIT_SCALE)}
-    for name, tensor in plain.items():
-        if name.endswith("position_ids") or ".self_attn.k_proj." in name or ".v_proj." in name:
-            continue
-        if name == "text_projection.weight":
-            out["text_projection"] = tensor.T
-        elif ".self_attn.q_proj." in name:
-            joined = [plain[name.replace("q_proj", f"{p}_proj")] for p in "qkv"]
-            layer, leaf = name.split(".")[2], name.rpartition(".")[2]
-            out[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat(joined)
-        else:
-            out[_open_clip_name(name)] = tensor
-    return out
+    if name == "text_projection.weight":
+        return Place(TEXT_2 + "text_projection", "transposed")
+    if match := _QKV.fullmatch(name):
+        layer, which, leaf = match.groups()
+        return Place(f"{TEXT_2}transformer.resblocks.{layer}.attn.in_proj_{leaf}", third="qkv".index(which))
+    return Place(TEXT_2 + _open_clip_name(name))
 
 
 def _open_clip_name(name: str) -> str:

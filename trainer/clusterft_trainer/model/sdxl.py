@@ -1,191 +1,142 @@
-"""The SDXL model: frozen encoders outside, one trained module inside.
+"""The SDXL model while it is trained: frozen encoders outside, one trained module inside.
 
-Owns loading a diffusers folder, the text path (penultimate states of both encoders, pooled output
-of the second), the VAE path, and Denoiser, which holds everything that is trained because an engine
-takes exactly one module. The VAE and untrained encoders stay float32 and outside of the engine,
-which would cast them. Refuses v-prediction, single-file checkpoints and pickled weights.
+Owns Denoiser, which holds everything that is trained because an engine takes exactly one module, what of it is
+frozen, and Encoders: the VAE and the untrained text encoders, which stay outside of the engine, as it would cast
+and count them. Names of weights begin with the part: unet, text_encoder_1, text_encoder_2. Refuses to read files.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-
-# The classes by their own modules: diffusers' SDXL pipeline would cost four more seconds.
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from torch.utils.checkpoint import checkpoint
 
 from clusterft_trainer import objective
-from clusterft_trainer.config import Learn
+from clusterft_trainer.config import Compute, Learn, PartName
+from clusterft_trainer.config.base import Dtype
 from clusterft_trainer.dataset import Batch
-from clusterft_trainer.errors import ConfigError, DataError
+from clusterft_trainer.errors import RunError
+from clusterft_trainer.model import attention, lora, selection, text
+from clusterft_trainer.model.parts import Parts
 
-_FOLDERS = (
-    "unet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "scheduler",
-)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+TEXT: tuple[PartName, PartName] = ("text_encoder_1", "text_encoder_2")
 _CACHE_BYTES = 2 << 30  # latents and text states that a rank keeps in memory
+# A size is compiled for training, for held-out loss and for samples, each with its own number of samples.
+_COMPILES_PER_SIZE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the UNet is told: text states, or tokens when the text encoders are trained too."""
+    """What the UNet is told: the states of each frozen text encoder, the token ids for each trained one."""
 
     time_ids: torch.Tensor  # (B, 6) float32: bfloat16 would turn 1100 into 1104
-    hidden: torch.Tensor | None = None  # (B, 77, width 1 + width 2)
-    pooled: torch.Tensor | None = None
-    tokens: tuple[torch.Tensor, torch.Tensor] | None = None  # (B, 77) int64 for each encoder
-
-
-class TextEncoders(nn.Module):
-    """Both CLIP text encoders as SDXL reads them."""
-
-    def __init__(self, first: Any, second: Any) -> None:
-        super().__init__()
-        self.first = first
-        self.second = second
-
-    def forward(self, tokens_1: torch.Tensor, tokens_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Penultimate states without the final norm, side by side; projected pooled state."""
-        one = self.first(tokens_1, output_hidden_states=True)
-        two = self.second(tokens_2, output_hidden_states=True)
-        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds
+    hidden_1: torch.Tensor | None = None  # (B, 75 x pieces + 2, width)
+    hidden_2: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None  # (B, projection), of the second
+    tokens_1: torch.Tensor | None = None  # (B, pieces, 77) int64
+    tokens_2: torch.Tensor | None = None
 
 
 class Denoiser(nn.Module):
-    """All that is trained: the UNet, and the text encoders if they are."""
+    """The UNet, trained or not, and those text encoders that are."""
 
-    def __init__(self, unet: Any, text: TextEncoders | None) -> None:
+    def __init__(self, unet: Any, text_encoder_1: Any | None, text_encoder_2: Any | None) -> None:
         super().__init__()
         self.unet = unet
-        self.text = text
+        self.text_encoder_1 = text_encoder_1
+        self.text_encoder_2 = text_encoder_2
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, given: Conditioning) -> torch.Tensor:
-        """The predicted noise."""
-        hidden, pooled = given.hidden, given.pooled
-        if self.text is not None and given.tokens is not None:
-            hidden, pooled = self.text(*given.tokens)
-        if hidden is None or pooled is None:
-            raise ValueError("Denoiser needs text states, or tokens and its own text encoders")
+        """What the model predicts: the noise, or v."""
+        hidden_1, hidden_2, pooled = given.hidden_1, given.hidden_2, given.pooled
+        if self.text_encoder_1 is not None and given.tokens_1 is not None:
+            hidden_1, _ = text.states(self.text_encoder_1, given.tokens_1)
+        if self.text_encoder_2 is not None and given.tokens_2 is not None:
+            hidden_2, pooled = text.states(self.text_encoder_2, given.tokens_2)
+        if hidden_1 is None or hidden_2 is None or pooled is None:
+            raise ValueError("Denoiser needs, for each text encoder, its states, or the encoder and tokens")
         kind = self.unet.dtype
+        hidden = torch.cat([hidden_1.to(kind), hidden_2.to(kind)], -1)
         extra = {"text_embeds": pooled.to(kind), "time_ids": given.time_ids}
-        output = self.unet(noisy.to(kind), timesteps, hidden.to(kind), added_cond_kwargs=extra, return_dict=False)
+        output = self.unet(noisy.to(kind), timesteps, hidden, added_cond_kwargs=extra, return_dict=False)
         prediction: torch.Tensor = output[0]
         return prediction
 
 
-@dataclass(slots=True)
-class Parts:
-    """A loaded model folder, all float32 on the CPU."""
-
-    unet: Any
-    vae: Any
-    text: TextEncoders
-    tokenizers: tuple[Any, Any]
-    schedule: objective.Schedule
-
-
-def check_folder(model: str) -> Path:
-    """The model folder, or what is wrong with it; reads no weights."""
-    folder = Path(model)
-    if folder.suffix == ".safetensors":
-        raise ConfigError(
-            f"model: {model} is a single file, which this version cannot read yet.",
-            "Convert it to a diffusers folder first and give that.",
-        )
-    if not folder.is_dir():
-        raise DataError(
-            f"The model folder {model} does not exist on this node.",
-            "Put the diffusers folder there on every node, or set model: to where it is.",
-        )
-    missing = [name for name in _FOLDERS if not (folder / name).is_dir()]
-    if missing:
-        raise DataError(
-            f"{model} is no diffusers folder of an SDXL model: it lacks {', '.join(missing)}.",
-            "Give the folder that holds model_index.json.",
-        )
-    return folder
+def build_denoiser(parts: Parts, learn: Learn, compute: Compute, seed: int = 0) -> Denoiser:
+    """Join what is trained and freeze the rest; `seed` is for the first values of LoRA's additions."""
+    attention.choose(parts.unet, compute)
+    modules: dict[PartName, Any] = {name: parts.module(name) for name in ("unet", *TEXT)}
+    for name, module in modules.items():
+        module.requires_grad_(False)
+        if name not in learn.trained:
+            module.eval()
+        elif learn.lora is not None:
+            lora.add(module.train(), name, learn.lora, seed)
+        else:
+            _thaw(module.train(), name, learn)
+    if learn.gradient_checkpointing:
+        # A frozen UNet too: the way back to a text encoder leads through its activations.
+        parts.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
+        for name in TEXT:
+            if name in learn.trained:
+                modules[name].activation_checkpointing_enable({"use_reentrant": False})
+    one, two = (modules[name] if name in learn.trained else None for name in TEXT)
+    return Denoiser(parts.unet, one, two)
 
 
-def load(folder: Path) -> Parts:
-    """Read every part from disk, never from the network."""
-    schedule = read_schedule(folder / "scheduler" / "scheduler_config.json")
-    try:
-        return Parts(
-            unet=_weights(UNet2DConditionModel, folder / "unet"),
-            vae=_weights(AutoencoderKL, folder / "vae"),
-            text=TextEncoders(
-                _weights(CLIPTextModel, folder / "text_encoder"),
-                _weights(CLIPTextModelWithProjection, folder / "text_encoder_2"),
-            ),
-            tokenizers=(
-                CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-                CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
-            ),
-            schedule=schedule,
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"The model in {folder} cannot be loaded: {error}",
-            "Check that the folder is complete and holds safetensors, not pickled weights.",
-        ) from error
+def _thaw(module: Any, name: PartName, learn: Learn) -> None:
+    """Let a frozen part's weights move, as far as they are chosen and used."""
+    if name == "unet" and learn.unet is not None:
+        weights = dict(module.named_parameters())
+        for chosen in selection.selected(weights, learn.unet.parts):
+            weights[chosen].requires_grad_(True)
+        return
+    module.requires_grad_(True)
+    if name == "text_encoder_1":
+        # Without a gradient for them, data parallelism would wait for one.
+        for idle in text.unused(module):
+            idle.requires_grad_(False)
 
 
-def read_schedule(path: Path) -> objective.Schedule:
-    """The noise schedule of a model folder; another objective than epsilon is refused."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "Restore it.") from error
-    kind, shape = body.get("prediction_type", "epsilon"), body.get("beta_schedule")
-    if kind != "epsilon" or shape != "scaled_linear" or body.get("rescale_betas_zero_snr"):
-        raise ConfigError(
-            f"{path} asks for prediction_type {kind}, beta_schedule {shape}"
-            f"{', zero terminal SNR' if body.get('rescale_betas_zero_snr') else ''}.",
-            "This version trains epsilon prediction on the scaled_linear schedule only.",
-        )
-    return objective.scaled_linear(
-        int(body["num_train_timesteps"]), float(body["beta_start"]), float(body["beta_end"])
-    )
+def compile_unet(denoiser: Denoiser, sizes: int) -> None:
+    """Compile the UNet in place, once for each of `sizes` bucket sizes; names of weights stay as they are."""
+    # Beyond its limits torch would go on uncompiled, and only log it.
+    limit = _COMPILES_PER_SIZE * sizes
+    settings = torch.compiler.config
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, limit)
+    denoiser.unet.compile(dynamic=False, recompile_limit=limit)
 
 
-def build_denoiser(parts: Parts, learn: Learn) -> Denoiser:
-    """Join what is trained and freeze the rest."""
-    parts.unet.train().requires_grad_(learn.unet is not None)
-    parts.text.requires_grad_(bool(learn.trained.keys() - {"unet"}))
-    if bool(learn.trained.keys() - {"unet"}):
-        # Only the state before it is used: without a gradient, data parallelism would wait for one.
-        first = getattr(parts.text.first, "text_model", parts.text.first)
-        first.encoder.layers[-1].requires_grad_(False)
-        first.final_layer_norm.requires_grad_(False)
-        return Denoiser(parts.unet, parts.text.train())
-    parts.text.eval()
-    return Denoiser(parts.unet, None)
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Number formats of what is frozen."""
+
+    vae: Dtype = "fp32"
+    text: Dtype = "fp32"
 
 
 class Encoders:
     """The frozen part of the model, with a memory of what it has encoded."""
 
-    def __init__(self, parts: Parts, denoiser: Denoiser, device: str) -> None:
-        self.vae = parts.vae.to(device).eval().requires_grad_(False)
-        self.text = None if denoiser.text is not None else parts.text.to(device)
-        self.schedule = parts.schedule
+    def __init__(
+        self, parts: Parts, denoiser: Denoiser, device: str, tokens: int = text.PIECE, formats: Formats = Formats()
+    ) -> None:
+        self.vae = _frozen(parts.vae, device, formats.vae)
+        frozen_1, frozen_2 = denoiser.text_encoder_1 is None, denoiser.text_encoder_2 is None
+        self.text_encoder_1 = _frozen(parts.text_encoder_1, device, formats.text) if frozen_1 else None
+        self.text_encoder_2 = _frozen(parts.text_encoder_2, device, formats.text) if frozen_2 else None
+        text.check_end(parts.text_encoder_2, parts.tokenizers[1])
         self._tokenizers = parts.tokenizers
-        self._device = device
+        self._longest = tokens
+        self.device = device
         self._moments: dict[int, torch.Tensor] = {}
-        self._texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._texts: dict[str, tuple[torch.Tensor, ...]] = {}
         self._free = _CACHE_BYTES
 
     def known(self, index: int) -> bool:
@@ -199,18 +150,23 @@ class Encoders:
 
     @torch.no_grad()
     def latents(self, batch: Batch, draw: objective.Draw) -> torch.Tensor:
-        """Scaled latents of a batch, sampled with the draw's own noise."""
+        """Scaled latents of a batch, float32, sampled with the draw's own noise."""
         if batch.pixels is None:
-            moments = torch.stack([self._moments[i] for i in batch.indices]).to(self._device)
+            moments = torch.stack([self._moments[i] for i in batch.indices]).to(self.device)
         else:
-            pixels = batch.pixels.to(self._device).float() / 127.5 - 1
-            moments = self.vae.encode(pixels).latent_dist.parameters
+            pixels = (batch.pixels.to(self.device).float() / 127.5 - 1).to(self.vae.dtype)
+            # One by one: kernels differ with the batch, and a sample's latents must not depend, in any bit, on
+            # which others it is encoded with: else a resumed run would not repeat the one that was interrupted.
+            each = [self.vae.encode(one).latent_dist.parameters for one in pixels.split(1)]
+            # and in one layout: sums are added up in memory's order
+            moments = torch.cat(each).float().contiguous()
             for index, row in zip(batch.indices, moments.cpu(), strict=True):
+                _refuse_overflow(index, row, self.vae.dtype)
                 if index not in self._moments and self._reserve(row):
                     self._moments[index] = row.clone()
         mean, log_variance = moments.chunk(2, 1)
         spread = torch.exp(0.5 * log_variance.clamp(-30, 20))
-        sampled = mean + spread * draw.latent_noise.to(self._device)
+        sampled = mean + spread * draw.latent_noise.to(self.device)
         return sampled * float(self.vae.config.scaling_factor)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -219,59 +175,68 @@ class Encoders:
         return channels, height // self.factor, width // self.factor
 
     def tokens(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids for both encoders, padded with each one's own padding, on the device."""
-        one, two = (
-            t(
-                captions,
-                padding="max_length",
-                max_length=t.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(self._device)
-            for t in self._tokenizers
-        )
+        """Token ids for both encoders, (B, pieces, 77), on the device."""
+        one, two = (text.token_ids(t, captions, self._longest).to(self.device) for t in self._tokenizers)
         return one, two
 
     @torch.no_grad()
     def condition(self, captions: list[str], time_ids: torch.Tensor) -> Conditioning:
         """Everything that the UNet is told about a batch."""
-        ids = time_ids.to(self._device)
-        if self.text is None:
-            return Conditioning(ids, tokens=self.tokens(captions))
-        new = [c for c in dict.fromkeys(captions) if c not in self._texts]
-        fresh: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        if new:
-            hidden, pooled = self.text(*self.tokens(new))
-            for caption, states, pool in zip(new, hidden, pooled, strict=True):
-                fresh[caption] = (states.clone(), pool.clone())
-                if self._reserve(states):
-                    self._texts[caption] = (states.cpu().clone(), pool.cpu().clone())
-        found = [fresh[c] if c in fresh else self._texts[c] for c in captions]
+        one, two = self.text_encoder_1, self.text_encoder_2
+        ids_1, ids_2 = self.tokens(captions) if one is None or two is None else (None, None)
+        told = self._states(captions) if one is not None or two is not None else []
+        hidden_1 = told.pop(0) if one is not None else None
+        hidden_2, pooled = told if two is not None else (None, None)
         return Conditioning(
-            ids,
-            hidden=torch.stack([f[0].to(self._device) for f in found]),
-            pooled=torch.stack([f[1].to(self._device) for f in found]),
+            time_ids.to(self.device),
+            hidden_1=hidden_1,
+            hidden_2=hidden_2,
+            pooled=pooled,
+            tokens_1=ids_1 if one is None else None,
+            tokens_2=ids_2 if two is None else None,
         )
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels in [0, 255], uint8 (B, H, W, 3), on the CPU."""
-        pictures = self.vae.decode(latents.float() / float(self.vae.config.scaling_factor)).sample
+        scaled = latents.float() / float(self.vae.config.scaling_factor)
+        pictures = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
         return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
 
-    def _reserve(self, tensor: torch.Tensor) -> bool:
-        size = tensor.numel() * tensor.element_size()
+    def _states(self, captions: list[str]) -> list[torch.Tensor]:
+        """What the frozen encoders say: states of the first, states and pooled of the second, as far as frozen."""
+        new = [c for c in dict.fromkeys(captions) if c not in self._texts]
+        fresh: dict[str, tuple[torch.Tensor, ...]] = {}
+        for caption in new:  # one by one, for the same reason as latents
+            encoders = zip((self.text_encoder_1, self.text_encoder_2), self.tokens([caption]), strict=True)
+            found = [text.states(encoder, ids) for encoder, ids in encoders if encoder is not None]
+            row = tuple(column[0] for pair in found for column in pair if column is not None)
+            fresh[caption] = row
+            if self._reserve(*row):
+                self._texts[caption] = tuple(t.to("cpu", copy=True) for t in row)
+        rows = [fresh[c] if c in fresh else self._texts[c] for c in captions]
+        return [torch.stack([t.to(self.device) for t in column]) for column in zip(*rows, strict=True)]
+
+    def _reserve(self, *tensors: torch.Tensor) -> bool:
+        size = sum(t.numel() * t.element_size() for t in tensors)
         if size > self._free:
             return False
         self._free -= size
         return True
 
 
-def _weights(kind: Any, folder: Path) -> Any:
-    """One part in float32; a folder that holds only half precision files is read from those."""
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    names = [p.name for p in folder.glob("*.safetensors*")]
-    if names and all(".fp16." in name for name in names):
-        options["variant"] = "fp16"
-    model = kind.from_pretrained(folder, **options)
-    return model.to(torch.float32)
+def _frozen(module: Any, device: str, kind: Dtype) -> Any:
+    # past diffusers' own `to`, which warns of a cast even where there is none
+    nn.Module.to(module, device=device, dtype=DTYPES[kind])
+    return module.eval().requires_grad_(False)
+
+
+def _refuse_overflow(index: int, moments: torch.Tensor, kind: torch.dtype) -> None:
+    """SDXL's own VAE does this in half precision; every loss after it would be no number."""
+    if not moments.isfinite().all():
+        raise RunError(
+            "nan",
+            f"The VAE's latents of sample {index} are not finite in {str(kind).removeprefix('torch.')}.",
+            "Set compute.vae_dtype: fp32, or vae: to one that was repaired for half precision.",
+            everywhere=False,
+        )
