@@ -14,35 +14,107 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from clusterft_trainer import builtin  # noqa: E402
-from clusterft_trainer.model import layout  # noqa: E402
+from clusterft_trainer.model import architecture, layout  # noqa: E402
 
 pytestmark = pytest.mark.trainer
+# The configs of stabilityai/stable-diffusion-xl-base-1.0, as far as shapes depend on them.
+FULL: dict[str, dict[str, Any]] = {
+    "unet": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 2,
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "use_linear_projection": True,
+    },
+    "text_encoder_1": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 49408,
+    },
+    "text_encoder_2": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+        "vocab_size": 49408,
+    },
+    "vae": {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "scaling_factor": 0.13025,
+    },
+}
 
 
 @pytest.fixture(scope="module")
-def full_unet() -> dict[str, Any]:
-    """Keys and shapes of the real UNet, without its memory."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+def full() -> dict[str, dict[str, Any]]:
+    """Names and shapes of the real model's parts, without their memory."""
+    return {part: dict(architecture.build(part, config).state_dict()) for part, config in FULL.items()}
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=builtin.UNET["down_block_types"],
-            up_block_types=builtin.UNET["up_block_types"],
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
-    return dict(unet.state_dict())
+
+@pytest.fixture(scope="module")
+def full_unet(full: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return full["unet"]
+
+
+def bare(part: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    """One part under its names in the file, without the part's prefix."""
+    return {n.removeprefix(layout.PREFIX[part]): t for n, t in layout.stored(part, tensors).items()}
+
+
+def test_the_full_model_has_the_keys_of_the_published_file(full: dict[str, dict[str, Any]]) -> None:
+    stored = {part: bare(part, tensors) for part, tensors in full.items()}
+    # logit_scale is the 390th of the second text encoder, and belongs to no module
+    counts = {part: len(tensors) for part, tensors in stored.items()}
+    assert counts == {"unet": 1680, "text_encoder_1": 196, "text_encoder_2": 389, "vae": 248}
+    assert sum(t.numel() for t in stored["unet"].values()) == 2_567_463_684
+    expected = {
+        ("text_encoder_1", "embeddings.token_embedding.weight"): (49408, 768),
+        ("text_encoder_1", "embeddings.position_embedding.weight"): (77, 768),
+        ("text_encoder_1", "encoder.layers.11.mlp.fc2.weight"): (768, 3072),
+        ("text_encoder_2", "positional_embedding"): (77, 1280),
+        ("text_encoder_2", "token_embedding.weight"): (49408, 1280),
+        ("text_encoder_2", "text_projection"): (1280, 1280),
+        ("text_encoder_2", "ln_final.weight"): (1280,),
+        ("text_encoder_2", "transformer.resblocks.31.attn.in_proj_weight"): (3840, 1280),
+        ("text_encoder_2", "transformer.resblocks.31.attn.in_proj_bias"): (3840,),
+        ("text_encoder_2", "transformer.resblocks.0.mlp.c_fc.weight"): (5120, 1280),
+        ("vae", "encoder.mid.attn_1.q.weight"): (512, 512, 1, 1),
+        ("vae", "encoder.down.1.block.0.nin_shortcut.weight"): (256, 128, 1, 1),
+        ("vae", "encoder.conv_out.weight"): (8, 512, 3, 3),
+        ("vae", "decoder.up.3.upsample.conv.weight"): (512, 512, 3, 3),
+        ("vae", "decoder.up.0.block.2.conv2.weight"): (128, 128, 3, 3),
+        ("vae", "quant_conv.weight"): (8, 8, 1, 1),
+        ("vae", "post_quant_conv.bias"): (4,),
+    }
+    assert {(p, n): tuple(stored[p][n].shape) for p, n in expected} == expected
+
+
+def test_the_full_model_is_told_from_its_shapes_alone(full: dict[str, dict[str, Any]]) -> None:
+    shapes = {p: {n: tuple(t.shape) for n, t in bare(p, tensors).items()} for p, tensors in full.items()}
+    found = architecture.configs(shapes, None)
+    for part, config in FULL.items():
+        told = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+        assert {k: found[part][k] for k in told} == told
+        assert architecture.build(part, found[part]).state_dict().keys() == full[part].keys()
+    assert architecture.unstated(found, shapes) is None, "SDXL's own header needs nothing of ours"
 
 
 def test_the_full_unet_has_the_1680_keys_of_the_original(full_unet: dict[str, Any]) -> None:
-    keys = layout.unet_layout(full_unet)
+    keys = bare("unet", full_unet)
     assert len(keys) == len(full_unet) == 1680
     counts: dict[str, int] = {}
     for name in keys:
@@ -72,7 +144,7 @@ def test_the_full_unet_has_the_1680_keys_of_the_original(full_unet: dict[str, An
 def test_diffusers_reads_the_full_unet_back(full_unet: dict[str, Any]) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    stored = {layout.UNET + n: t for n, t in layout.unet_layout(full_unet).items()}
+    stored = layout.stored("unet", full_unet)
     config = {"layers_per_block": 2, "class_embed_type": None, "addition_embed_type": "text_time"}
     back = convert_ldm_unet_checkpoint(stored, config)
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in full_unet.items()}
@@ -93,7 +165,7 @@ def test_the_vae_has_248_keys_and_reads_back() -> None:
         norm_num_groups=4,
     )
     original = vae.state_dict()
-    stored = layout.vae_layout(original)
+    stored = bare("vae", original)
     assert len(stored) == len(original) == 248
     assert stored["decoder.mid.attn_1.q.weight"].shape == (32, 32, 1, 1)
     config = {"down_block_types": [1] * 4, "up_block_types": [1] * 4}
@@ -114,8 +186,9 @@ def tiny_text(kind: str) -> Any:
 
 def test_the_first_text_encoder_keeps_the_prefix_that_uis_look_for() -> None:
     state = tiny_text("first").state_dict()
+    assert not any("text_model." in n for n in state), "transformers dropped the prefix in 5.6; has it come back?"
     for given in (state, {f"text_model.{n.removeprefix('text_model.')}": t for n, t in state.items()}):
-        stored = layout.clip_layout(given)
+        stored = bare("text_encoder_1", given)
         names = {layout.TEXT_1 + n for n in stored}
         wanted = "conditioner.embedders.0.transformer.text_model."
         assert wanted + "encoder.layers.0.self_attn.q_proj.weight" in names
@@ -127,7 +200,7 @@ def test_the_first_text_encoder_keeps_the_prefix_that_uis_look_for() -> None:
 def test_the_second_text_encoder_is_open_clip_with_the_projection_transposed() -> None:
     model = tiny_text("second")
     state = {n: t for n, t in model.state_dict().items() if not n.endswith("position_ids")}
-    stored = layout.open_clip_layout(state)
+    stored = bare("text_encoder_2", state)
     width, out = builtin.TEXT_2["hidden_size"], 48
     assert stored["text_projection"].shape == (width, out)
     assert torch.equal(stored["text_projection"], state["text_projection.weight"].T)
@@ -136,8 +209,8 @@ def test_the_second_text_encoder_is_open_clip_with_the_projection_transposed() -
     for part, name in zip(fused.chunk(3), ("q", "k", "v"), strict=True):
         layer = f"text_model.encoder.layers.2.self_attn.{name}_proj.weight"
         assert torch.equal(part, state[layer])
-    # open_clip's tower: 4 embeddings and norms, 12 per layer, projection and scale
-    assert len(stored) == 6 + 12 * builtin.TEXT_2["num_hidden_layers"]
+    # open_clip's tower without logit_scale: 4 embeddings and norms, 12 per layer, the projection
+    assert len(stored) == 5 + 12 * builtin.TEXT_2["num_hidden_layers"]
 
 
 def test_diffusers_reads_the_second_text_encoder_back() -> None:
@@ -146,7 +219,7 @@ def test_diffusers_reads_the_second_text_encoder_back() -> None:
     model = tiny_text("second")
     state = model.state_dict()
     prefix = layout.TEXT_2
-    stored = {prefix + n: t for n, t in layout.open_clip_layout(state).items()}
+    stored = {prefix + n: t for n, t in bare("text_encoder_2", state).items()}
     # diffusers takes the width of q, k and v from the projection's rows
     back = convert_open_clip_checkpoint(model, stored, prefix=prefix)
     expected = {n: t for n, t in state.items() if not n.endswith("position_ids")}
@@ -157,4 +230,22 @@ def test_diffusers_reads_the_second_text_encoder_back() -> None:
 
 def test_a_tensor_without_a_place_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for UNet tensor"):
-        layout.unet_layout({"down_blocks.0.resnets.0.norm1.weight": torch.zeros(1), "new.weight": torch.zeros(1)})
+        layout.places("unet", ["down_blocks.0.resnets.0.norm1.weight", "new.weight"])
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder_1", "text_encoder_2", "vae"])
+def test_what_is_put_into_the_file_is_what_is_taken_out(part: str, full: dict[str, dict[str, Any]]) -> None:
+    places = layout.places(part, full[part])
+    for key, names in layout.pieces(places).items():
+        form = places[names[0]].form
+        whole = layout.put([full[part][n] for n in names], form)
+        rows = [whole] if len(names) == 1 else whole.chunk(3)
+        assert [places[n].third for n in names] == ([None] if len(names) == 1 else [0, 1, 2]), key
+        for name, piece in zip(names, rows, strict=True):
+            assert layout.take(piece, form).shape == full[part][name].shape
+    assert len({(p.key, p.third) for p in places.values()}) == len(full[part]), "no two tensors share a place"
+
+
+def test_wrappers_leave_no_trace_in_names() -> None:
+    wrapped = {"_orig_mod.down_blocks.0.resnets.0._orig_mod.norm1.weight": torch.zeros(1)}
+    assert list(layout.stored("unet", wrapped)) == [layout.UNET + "input_blocks.1.0.in_layers.0.weight"]

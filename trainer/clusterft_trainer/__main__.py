@@ -1,7 +1,11 @@
-"""`python -m clusterft_trainer`: what a rank runs. Settings in, exit code out.
+"""`python -m clusterft_trainer`: what a rank runs, and what can be asked without a run.
 
-    train CONFIG.json --run-dir DIR   train, or go on training, in DIR
-    builtin DIR                       write the builtin model and picture set, to look at
+    train CONFIG.json --run-dir DIR    train, or go on training, in DIR
+    export CHECKPOINT --out DIR        a checkpoint as a model file or diffusers folder
+    sample CHECKPOINT --out FILE.png   pictures from a checkpoint
+    estimate CONFIG.json               memory, disk and time that a run will need
+    migrate FILE                       kohya's or accelerate's settings as a job of ours
+    builtin DIR                        write the builtin model and picture set, to look at
 
 Owns the command line, and turning an error into one progress line and an exit code: 0 done or
 stopped as asked, 2 settings or data are wrong, 5 training failed, 1 a bug. CLUSTERFT_DEBUG=1 shows
@@ -20,10 +24,12 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from clusterft_trainer import errors, metrics
+from clusterft_trainer.estimate import command
 
 BUG = 1
 
@@ -32,11 +38,7 @@ def main(argv: list[str]) -> NoReturn:
     """Run one command, and leave with its exit code from within, as _leave explains."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "train":
-            held = _train(arguments.config, arguments.run_dir)
-        else:
-            held = _builtin(arguments.folder, arguments.images)
-        _leave(0, held)
+        _leave(0, _COMMANDS[arguments.command](arguments))
     except errors.TrainerError as error:
         if os.environ.get("CLUSTERFT_DEBUG") == "1":
             traceback.print_exc()
@@ -70,13 +72,36 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, or go on training")
     train.add_argument("config", type=Path, help="JSON with the settings of the train: block")
     train.add_argument("--run-dir", type=Path, required=True, help="where everything is written")
+    export = commands.add_parser("export", help="a checkpoint as a model file or diffusers folder")
+    _choose(export)
+    export.add_argument("--out", type=Path, required=True, help="folder to write into")
+    export.add_argument("--name", help="file stem; the run's if not given")
+    export.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), help="the run's if not given")
+    export.add_argument("--diffusers", action="store_true", help="a diffusers folder, too")
+    sample = commands.add_parser("sample", help="pictures from a checkpoint")
+    _choose(sample)
+    sample.add_argument("--out", type=Path, required=True, help="picture to write: FILE.png")
+    sample.add_argument("--prompt", action="append", help="once for each picture; the run's if not given")
+    sample.add_argument("--steps", type=int, default=20, help="denoising steps")
+    estimate = commands.add_parser("estimate", help="memory, disk and time that a run will need")
+    command.add_arguments(estimate)
+    migrate = commands.add_parser("migrate", help="kohya's or accelerate's settings as a job of ours")
+    migrate.add_argument("file", type=Path, help="shell script or text with the command, TOML, accelerate YAML")
+    migrate.add_argument("-o", "--out", type=Path, help="job.yaml to write; to the terminal if not given")
     builtin = commands.add_parser("builtin", help="write the builtin model and pictures")
     builtin.add_argument("folder", type=Path)
     builtin.add_argument("--images", type=int, default=64, help="how many pictures to draw")
     return parser
 
 
-def _train(path: Path, run_dir: Path) -> object:
+def _choose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a run's folder (its newest), or one checkpoint's")
+    parser.add_argument("--model", help="where the model lies that was trained, if it has moved")
+    parser.add_argument("--weights", action="store_true", help="the weights themselves, not their running mean")
+
+
+def _train(arguments: argparse.Namespace) -> object:
+    path, run_dir = arguments.config, arguments.run_dir
     if os.environ.get("RANK", "0") == "0":
         metrics.phase("imports")
     from pydantic import ValidationError
@@ -93,16 +118,80 @@ def _train(path: Path, run_dir: Path) -> object:
     return train.run(settings, run_dir.absolute(), place)
 
 
-def _builtin(folder: Path, images: int) -> object:
+def _export(arguments: argparse.Namespace) -> object:
+    from clusterft_trainer import dist
+
+    dist.settle()
+    from clusterft_trainer import offline
+
+    chosen = offline.read(arguments.checkpoint, mean=not arguments.weights, model=arguments.model)
+    wanted = {"name": arguments.name, "dtype": arguments.dtype, "diffusers": arguments.diffusers or None}
+    offline.export(chosen, arguments.out, {k: v for k, v in wanted.items() if v is not None})
+    return chosen
+
+
+def _sample(arguments: argparse.Namespace) -> object:
+    from clusterft_trainer import dist
+
+    place = dist.settle()
+    from clusterft_trainer import offline
+    from clusterft_trainer.config import Samples
+
+    chosen = offline.read(arguments.checkpoint, mean=not arguments.weights, model=arguments.model)
+    prompts = arguments.prompt or (chosen.config.samples.prompts if chosen.config.samples else None)
+    if not prompts:
+        raise errors.ConfigError("That run has no sample prompts.", "Give one with --prompt.")
+    wanted = Samples(prompts=tuple(prompts), denoise_steps=arguments.steps)
+    offline.draw(chosen, wanted, arguments.out.absolute(), place)
+    return chosen
+
+
+def _estimate(arguments: argparse.Namespace) -> object:
+    command.main(arguments)
+    return None
+
+
+def _migrate(arguments: argparse.Namespace) -> object:
+    from clusterft_trainer import migrate
+
+    file: Path = arguments.file
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"{file} cannot be read: {error}.", "Give a text file.") from error
+    found = migrate.run(text, file.name, migrate.beside(file))
+    if arguments.out is None:
+        sys.stdout.write(found.yaml)
+        sys.stderr.write(migrate.report(found))
+        return None
+    if arguments.out.exists():
+        raise errors.ConfigError(f"{arguments.out} is there already.", "Give another name, or remove it.")
+    with errors.storing("The job", arguments.out):
+        arguments.out.write_text(found.yaml, encoding="utf-8")
+    sys.stdout.write(migrate.report(found))
+    return None
+
+
+def _builtin(arguments: argparse.Namespace) -> object:
     from clusterft_trainer import dist
 
     dist.settle()
     from clusterft_trainer import builtin
 
-    for kind, count in (("tiny", 0), ("shapes", images)):
-        where = builtin.materialise(kind, count, folder.absolute())
+    for kind, count in (("tiny", 0), ("shapes", arguments.images)):
+        where = builtin.materialise(kind, count, arguments.folder.absolute())
         sys.stdout.write(f"{where}\n")
     return None
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], object]] = {
+    "train": _train,
+    "export": _export,
+    "sample": _sample,
+    "estimate": _estimate,
+    "migrate": _migrate,
+    "builtin": _builtin,
+}
 
 
 def _first(error: Exception) -> str:

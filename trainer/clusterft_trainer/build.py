@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from clusterft_trainer import builtin, dist, metrics, objective
 from clusterft_trainer.buckets import Epochs, Shape
@@ -26,14 +27,10 @@ from clusterft_trainer.model.parts import Diffusion, Parts
 from clusterft_trainer.objective import Objective
 from clusterft_trainer.records import Record, digest, scan
 from clusterft_trainer.sample import Sampler
-from clusterft_trainer.step import Learner
+from clusterft_trainer.step import Learner, Useful, unknown
 
 # Above this share of padding a user should know that much of the computation is for nothing.
 _MUCH_PADDING = 0.25
-
-
-# Share of one card's peak that a sample of (width, height) needs in a second; None where the peak is unknown.
-Flops = Callable[[int, int], float | None]
 
 
 @dataclass(slots=True)
@@ -53,7 +50,6 @@ class Run:
     held_out: HeldOut | None
     diffusion: Diffusion  # as it is trained
     model: str  # the file or folder that the frozen weights come from
-    flops: Flops
 
 
 def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
@@ -96,13 +92,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         else HeldOut(config.held_out, pictures, len(trained), config.batch.per_slot, place),
         diffusion=diffusion,
         model=where,
-        flops=_flops(config, place, parts),
     )
-
-
-def _flops(config: TrainConfig, place: Place, parts: Parts) -> Flops:
-    """Counted on the meta device, once for each size; nothing is counted where no peak is known."""
-    return lambda width, height: None
 
 
 def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learner:
@@ -111,9 +101,25 @@ def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learne
     denoiser = sdxl.build_denoiser(parts, config.learn, config.compute, config.seed)
     formats = sdxl.Formats(vae=config.compute.vae_dtype)
     encoders = sdxl.Encoders(parts, denoiser, place.device, config.data.captions.tokens, formats)
+    useful = _useful(config, place, denoiser)
     if config.compute.compile:
         sdxl.compile_unet(denoiser, sizes)
-    return Learner(start_engine(config, place, denoiser.to(place.device)), encoders, learned, config.seed)
+    engine = start_engine(config, place, denoiser.to(place.device))
+    return Learner(engine, encoders, learned, config.seed, useful)
+
+
+def _useful(config: TrainConfig, place: Place, denoiser: sdxl.Denoiser) -> Useful:
+    """Share of one card's second at its peak that a sample of a size needs; nothing is counted without a peak."""
+    if place.device == "cpu":
+        return unknown
+    from clusterft_trainer.estimate import devices, flops
+
+    peak = devices.peak(torch.cuda.get_device_name(), config.precision)
+    if peak is None:
+        return unknown
+    # before an engine and a compiler change the model
+    table = flops.step_table(denoiser, None, config.data.captions.tokens)
+    return lambda width, height: table(width, height) / peak
 
 
 def start_engine(config: TrainConfig, place: Place, denoiser: sdxl.Denoiser) -> Engine:

@@ -17,7 +17,7 @@ from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.engine import pieces
 from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.engine.ema import Ema
-from clusterft_trainer.model import files, proof
+from clusterft_trainer.model import files, lora, proof
 
 
 def deliver(run: Run, step: int, name: str) -> None:
@@ -43,12 +43,11 @@ def write(
     """The file, and a diffusers folder where one is wanted."""
     began, (name, step) = time.monotonic(), what
     path = folder / f"{name}.safetensors"
+    parts = files.load(model, config.tokenizers, config.vae)
     if config.learn.lora is not None:
-        lora = config.learn.lora
-        export.lora_file(weights, lora.alpha or lora.rank, config, path)
+        export.lora_file(parts, weights, lora.alpha(config.learn.lora), config, path)
         metrics.saved("export", path, step, began)
         return
-    parts = files.load(model, config.tokenizers, config.vae)
     export.single_file(parts, weights, config, path)
     proof.prove(path, parts, weights)
     metrics.saved("export", path, step, began)

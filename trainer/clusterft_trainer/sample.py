@@ -1,7 +1,7 @@
 """Pictures from fixed prompts and seeds, so that progress can be seen.
 
-Owns `samples/` of a run. Each rank draws its share of the prompts; rank 0 joins them into one grid. Refuses to touch the training
-state: its random numbers come from generators of its own.
+Owns `samples/` of a run. Each rank draws its share of the prompts; rank 0 joins them into one grid.
+Refuses to touch the training state: its random numbers come from generators of its own.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ class Sampler:
     def draw(self, learner: Learner, step: int) -> None:
         """All ranks call this; rank 0 writes `step-<8 digits>.png`."""
         began = time.monotonic()
+        path = self.draw_to(learner, self._folder / f"step-{step:08d}.png")
+        if self._place.leads:
+            metrics.saved("sample", path, step, began)
+
+    def draw_to(self, learner: Learner, path: Path) -> Path:
+        """The same, into any file."""
         count = len(self._settings.prompts)
         mine = range(self._place.rank, count, self._place.world)
         # Where weights are spread, a rank that draws one picture less would leave the others waiting.
@@ -58,10 +64,8 @@ class Sampler:
         pictures: dict[int, np.ndarray] = {}
         for part in dist.gather(drawn):
             pictures |= part
-        path = self._folder / f"step-{step:08d}.png"
         dist.on_lead(self._place, lambda: write(path, [pictures[i] for i in sorted(pictures)]))
-        if self._place.leads:
-            metrics.saved("sample", path, step, began)
+        return path
 
     def _picture(self, learner: Learner, number: int) -> np.ndarray:
         encoders, learned = learner.encoders, learner.objective

@@ -6,6 +6,7 @@ Owns the way from a decoded batch to a loss. Refuses to go on after a loss or a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,14 @@ from clusterft_trainer.errors import RunError
 from clusterft_trainer.model.sdxl import Encoders
 from clusterft_trainer.objective import Objective
 
+# From width and height of a sample to seconds of one card at its peak; None where the peak is unknown.
+Useful = Callable[[int, int], float | None]
+
+
+def unknown(width: int, height: int) -> float | None:
+    """Where there is no card, or none that is known."""
+    return None
+
 
 @dataclass(frozen=True, slots=True)
 class Learner:
@@ -26,6 +35,7 @@ class Learner:
     encoders: Encoders
     objective: Objective
     seed: int
+    useful: Useful = unknown  # arithmetic that training cannot do without, for MFU
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class Outcome:
 
 
 def take(learner: Learner, work: Work, step: int) -> Outcome:
-    """One step. Whatever draws from torch's own generator gets the same numbers on every rank and in every resume."""
+    """One step. What draws from torch's own generator gets the same numbers on every rank and in every resume."""
     torch.manual_seed(objective.key(learner.seed, 0, step, "step"))
     engine = learner.engine
     losses: list[torch.Tensor] = []

@@ -202,7 +202,7 @@ def account(run: Run, course: Course, told: Account) -> Step:
     """A step as the journal writes it."""
     seconds = time.monotonic() - told.began
     bucket = told.job.micro[0].bucket
-    useful = run.flops(bucket.width, bucket.height)
+    useful = run.learner.useful(bucket.width, bucket.height)
     mfu = None if useful is None else useful * told.job.real / seconds / run.place.world
     return Step(
         step=course.state.step,

@@ -35,15 +35,12 @@ def told(found: Found, config: Mapping[str, Any]) -> list[str]:
     before = dict(_leaves(found.manifest.config))
     now = dict(_leaves(config))
     missing = object()
-    return [
-        f"{name} is {_shown(now.get(name, missing), missing)} now, {_shown(before.get(name, missing), missing)} before"
-        for name in sorted(before | now)
-        if before.get(name, missing) != now.get(name, missing)
-    ]
+    changed = [n for n in sorted(before | now) if before.get(n, missing) != now.get(n, missing)]
+    return [f"{n} is {_shown(now.get(n))} now, {_shown(before.get(n))} before" for n in changed]
 
 
-def _shown(value: object, missing: object) -> str:
-    return "not set" if value is None or value is missing else str(value)
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _leaves(body: Any, at: str = "") -> Iterator[tuple[str, Any]]:

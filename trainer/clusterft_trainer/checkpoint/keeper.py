@@ -1,8 +1,8 @@
 """Writes, finds, restores and thins out the checkpoints of one run.
 
 Owns `checkpoints/` of a run. Saving copies this rank's pieces and returns; a thread writes them, flushes and reads
-them back while training goes on, and at a later step boundary all ranks agree that all files are there. Only then the
-manifest is written and the folder gets its name. Refuses to delete an older one before that.
+them back while training goes on, and at a later step boundary all ranks agree that all files are there. Only then
+the manifest is written and the folder gets its name. Refuses to delete an older one before that.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Keeper:
         final = self._folder / f"step-{what.state.step:08d}"
         draft = self._folder / f"{manifest.DRAFT}{final.name}"
         dist.on_lead(self._place, lambda: _clear(draft))
-        self._stage.take(self._entries(engine, ema))
+        self._stage.take(self._entries(engine, ema), engine.shapes)
         path = draft / f"rank-{self._place.rank:05d}-of-{self._place.world:05d}.safetensors"
         work = self._writer.submit(_write, self._stage, path)
         self._pending = _Pending(draft, final, self._described(engine, what), work, began)
@@ -261,7 +261,7 @@ def _clear(draft: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Take a checkpoint's name away, so that a kill in the middle of deleting leaves nothing that looks complete."""
+    """Take a checkpoint's name away: a kill in the middle of deleting leaves nothing that looks complete."""
     if folder.exists():
         folder.rename(folder.with_name(f"{manifest.DRAFT}old-{time.monotonic_ns()}-{folder.name}"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _BLOCK = 8 << 20  # bytes written, hashed and read back at once
+_SHAPES = "shapes"  # what every file says of the weights, so that none needs the model to be read
 REST = "rest"  # kind of what is no element for each weight; its offset is the state's own key
 
 
@@ -60,13 +61,13 @@ class Stage:
         self._header = b""
         self._size = 0
 
-    def take(self, entries: Sequence[Entry]) -> None:
-        """Copy everything; afterwards the weights may move."""
+    def take(self, entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Copy everything; afterwards the weights may move. `shapes` are those of the whole weights."""
         ordered = sorted(entries, key=lambda e: -e.tensor.element_size())  # keeps each one aligned
         self._size = sum(e.tensor.numel() * e.tensor.element_size() for e in ordered)
         if self._memory.numel() < self._size:
             self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", _SHAPES: json.dumps(shapes)}}
         places, sources, at = [], [], 0
         for one in ordered:
             size = one.tensor.numel() * one.tensor.element_size()
@@ -143,9 +144,12 @@ class Shards:
         self._folder = folder
         self._runs: dict[tuple[str, str], list[_Run]] = {}
         self._rest: dict[str, dict[str, tuple[Any, str]]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for name in sorted(names):
-            file = safe_open(folder / name, "pt")
-            for key in file.keys():
+            file: Any = safe_open(folder / name, "pt")
+            shapes = json.loads(file.metadata()[_SHAPES])
+            self.shapes = {weight: tuple(shape) for weight, shape in shapes.items()}
+            for key in file.keys():  # noqa: SIM118 - the handle is no mapping
                 self._note(file, key)
         for runs in self._runs.values():
             runs.sort(key=lambda run: run.first)

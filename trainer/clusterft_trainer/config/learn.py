@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from clusterft_trainer.config.base import Fraction, PositiveInt, Rate, Section
 
@@ -76,7 +76,7 @@ class Optimizer(Section):
     """The rule by which weights move; a bare name in a job is enough."""
 
     name: OptimizerName = "adamw"
-    betas: tuple[Fraction, Fraction] | None = Field(
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] | None = Field(
         None, description="decay of the running means; the library's if not given"
     )
     eps: Annotated[float, Field(gt=0)] | None = Field(None, description="the library's if not given")

@@ -48,7 +48,9 @@ class Objective(Section):
         "trained", description="plain: weigh by the schedule before zero_terminal_snr rescaled it, as kohya does"
     )
     loss: Literal["mse", "huber", "smooth-l1"] = "mse"
-    huber_delta: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="where huber and smooth-l1 turn linear")
+    huber_delta: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="where huber and smooth-l1 turn linear"
+    )
     huber_schedule: Literal["constant", "snr", "exponential"] = Field(
         "constant", description="how the delta falls with the noise"
     )

@@ -92,6 +92,8 @@ class Engine(ABC):
 
     def take_scalars(self, scalars: dict[str, float]) -> None:
         """The reverse of scalars()."""
+        if scalars:
+            raise NotImplementedError(f"engine {self.kind} has no loss scaling")
 
     def rest(self) -> dict[str, dict[str, Any]]:
         """Optimizer state that is no element for each weight: name of the weight -> key -> tensor or number."""

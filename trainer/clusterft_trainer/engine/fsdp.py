@@ -21,7 +21,7 @@ from clusterft_trainer.engine import groups, optimizers
 from clusterft_trainer.engine.base import Engine, Moved, Source
 from clusterft_trainer.engine.pieces import Piece
 
-# Blocks of about equal size, each gathered as one: small enough to fit beside the rest, large enough for the network.
+# Blocks of about equal size, each gathered as one: small enough to fit beside the rest, and not too small to send.
 _BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer")
 
 

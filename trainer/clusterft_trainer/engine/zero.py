@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO: optimizer state, gradients and weights cut into slices of flattened groups.
 
-Owns DeepSpeed's settings and the way from its slices to pieces. DeepSpeed is called directly: accelerate would wrap
-it, and hide that its backward also steps. Refuses nothing; what cannot work is refused with the settings.
+Owns DeepSpeed's settings and the way from its slices to pieces. DeepSpeed is called directly: accelerate would
+wrap it, and hide that its backward also steps. Refuses nothing; what cannot work is refused with the settings.
 """
 
 from __future__ import annotations

@@ -147,6 +147,12 @@ def build(part: str, config: Mapping[str, Any]) -> Any:
         return kind(CLIPTextConfig(**config))
 
 
+def settings(module: Any) -> Config:
+    """What a module was built from, of diffusers or of transformers."""
+    config = module.config
+    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+
+
 def _unet(shapes: Shapes, pooled: int) -> Config:
     blocks = _count(shapes, r"input_blocks\.(\d+)\.")
     downs = [n for n in range(blocks) if f"input_blocks.{n}.0.op.weight" in shapes]

@@ -77,7 +77,7 @@ def _compare(stored: _Stored, parts: Parts, trained: Mapping[str, torch.Tensor])
         ("vae", lambda module, _: (module.float().decode(_noise(module.config.latent_channels)).sample,)),
     )
     for part, compute in runs:
-        config = _config(parts.module(part))
+        config = architecture.settings(parts.module(part))
         dtype = stored.dtype(part)
         for weights, results in ((parts.weights(part, trained), live), (stored.weights(part, config), read)):
             module = architecture.build(part, config)
@@ -130,11 +130,6 @@ class _Sized:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-
-
-def _config(module: Any) -> dict[str, Any]:
-    config = module.config
-    return dict(config) if isinstance(config, dict) else dict(config.to_dict())
 
 
 def _text(module: Any, tokenizer: Any) -> tuple[torch.Tensor, ...]:

@@ -52,7 +52,7 @@ class Filling:
         """The module with its weights, read one by one."""
         tensors = {name: source.read(dtype) for name, source in self.sources.items()}
         self.module.load_state_dict(tensors, strict=True, assign=True)
-        return self.module
+        return self.module.eval()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,12 @@
+accelerate launch sdxl_train.py \
+  --pretrained_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0" \
+  --train_data_dir="$DATA/img" --resolution="1024,1024" --enable_bucket --caption_extension=.txt \
+  --output_dir=/mnt/out --output_name=low-memory \
+  --optimizer_type=adafactor --optimizer_args "scale_parameter=False" "relative_step=False" "warmup_init=False" \
+  --fused_backward_pass --learning_rate=1e-5 \
+  --lr_scheduler=constant_with_warmup --lr_warmup_steps=0.05 \
+  --max_train_steps=2000 --train_batch_size=4 --save_every_n_steps=500 \
+  --mixed_precision=bf16 --full_bf16 --gradient_checkpointing --no_half_vae \
+  --block_lr=0,0,0,0,0,1e-5,1e-5,0,1e-5,1e-5,1e-5,1e-5,1e-5,1e-5,1e-5,1e-5,2e-5,1e-5,1e-5,0,0,0,0 \
+  --loss_type=huber --huber_c=0.15 --noise_offset=0.0357 --ip_noise_gamma=0.05 \
+  --min_timestep=100 --max_timestep=900 --flip_aug --clip_skip=2 --cache_text_encoder_outputs
