@@ -21,7 +21,7 @@ from typing import Any
 from clusterft_trainer import progress
 from clusterft_trainer.rank import start_time
 
-PATIENCE = 90.0  # seconds; a start takes about ten on two busy cores
+PATIENCE = 180.0  # seconds; a start takes about ten on two busy cores, four ranks of ZeRO-3 a minute
 TRAINER = str(Path(progress.__file__).parents[1])
 
 
@@ -149,6 +149,19 @@ def start_torchrun(gang_: Gang, folder: Path, body: dict[str, Any]) -> None:
     """Two slots of one machine under torchrun."""
     options = ["--nproc-per-node", "2", "--master-port", str(free_port())]
     start(gang_, ["-m", "torch.distributed.run", *options, *train_argv(folder, body)])
+
+
+def start_grid(
+    gang_: Gang, folder: Path, body: dict[str, Any], nodes: int, slots: int, **environment: str
+) -> None:
+    """So many nodes with so many processes each, under torchrun; with WITNESS set, through witness.py."""
+    argv, port = train_argv(folder, body), free_port()
+    if "WITNESS" in environment:
+        argv = [str(Path(__file__).with_name("witness.py")), *argv[2:]]
+    for node in range(nodes):
+        options = [f"--nnodes={nodes}", f"--node-rank={node}", f"--nproc-per-node={slots}"]
+        options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+        start(gang_, ["-m", "torch.distributed.run", *options, *argv], **environment)
 
 
 def free_port() -> int:

@@ -139,7 +139,8 @@ def test_no_sample_is_missed_or_seen_twice_when_the_batch_size_changes_within_an
     assigned = [buckets.sizes(128)[i % 3] for i in range(40)]
     seen: list[int] = []
     position, size = Position(), last
-    for next_size, steps in [*runs, (last, 10**6)]:
+    for next_size, count in [*runs, (last, 10**6)]:
+        steps = count
         epochs = Epochs(assigned, seed, Shape(next_size, 1, 1))
         position = epochs.moved(position, size)
         assert epochs.sample(position) == len(seen)

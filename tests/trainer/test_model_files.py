@@ -1,48 +1,25 @@
-"""Proves what is read as a model, and that bad input of each kind is told with its file and what to do."""
+"""Proves that one file is read as a model, or told for what it is: which file, what is wrong, what to do."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from modelfiles import CONFIG, Tensors, changed, full_shapes, needs_vocabulary, refused, sparse  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from clusterft_trainer import builtin, export  # noqa: E402
-from clusterft_trainer.config import TrainConfig  # noqa: E402
-from clusterft_trainer.errors import ConfigError, DataError  # noqa: E402
-from clusterft_trainer.model import architecture, files, layout, stored, tokenizers  # noqa: E402
+from clusterft_trainer.errors import ConfigError  # noqa: E402
+from clusterft_trainer.model import files, layout, single_file, stored  # noqa: E402
 from clusterft_trainer.model.parts import Parts  # noqa: E402
 
 pytestmark = pytest.mark.trainer
-CONFIG = TrainConfig.model_validate(
-    {
-        "model": "builtin:tiny",
-        "output": {"name": "out", "dtype": "fp16"},
-        "data": {"sources": [{"builtin": "shapes"}]},
-        "learn": {"unet": {"rate": 1e-3}},
-        "steps": 1,
-    }
-)
-Tensors = dict[str, Any]
-
-
-def packaged() -> bool:
-    try:
-        return importlib.metadata.distribution("open_clip_torch") is not None
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-needs_vocabulary = pytest.mark.skipif(not packaged(), reason="open_clip_torch, which brings CLIP's vocabulary")
 
 
 @pytest.fixture(scope="module")
@@ -59,28 +36,6 @@ def parts(folder: Path) -> Parts:
 def single(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
     export.single_file(parts, {}, CONFIG, path)
-    return path
-
-
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    """A model folder to be damaged."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def refused(path: Path, tokenizer_folder: Path | None = None, vae: Path | None = None) -> str:
-    """What `check` says of it."""
-    given = [None if p is None else str(p) for p in (tokenizer_folder, vae)]
-    with pytest.raises((DataError, ConfigError)) as caught:
-        files.check(str(path), given[0], given[1])
-    assert caught.value.exit_code == 2 and caught.value.remedy
-    return str(caught.value)
-
-
-def changed(single: Path, path: Path, change: Callable[[Tensors], Tensors]) -> Path:
-    """The tiny single file with other tensors; its header is kept."""
-    head = stored.header(single)
-    save_file({n: t.contiguous() for n, t in change(load_file(single)).items()}, path, dict(head.metadata))
     return path
 
 
@@ -205,30 +160,6 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 # Full-size files, of which nothing but the header exists
 
 
-def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
-    """A file with the header of a full model, whose data the disk does not hold."""
-    body, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(torch.tensor(shape).prod()) if shape else 2
-        body[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(body).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
-    return path
-
-
-def full_shapes() -> dict[str, tuple[int, ...]]:
-    from test_layout import FULL
-
-    found: dict[str, tuple[int, ...]] = {layout.LOGIT_SCALE: ()}
-    for part, config in FULL.items():
-        for name, tensor in layout.stored(part, architecture.build(part, config).state_dict()).items():
-            found[name] = tuple(tensor.shape)
-    return found
-
-
 @needs_vocabulary
 def test_a_full_size_file_is_judged_by_its_header(tmp_path: Path) -> None:
     shapes = full_shapes()
@@ -247,8 +178,6 @@ def test_a_full_size_file_is_judged_by_its_header(tmp_path: Path) -> None:
 
 
 def test_the_prediction_is_read_from_markers_and_headers(single: Path, tmp_path: Path) -> None:
-    from clusterft_trainer.model import single_file
-
     def told(tensors: Tensors, **metadata: str) -> tuple[str, bool]:
         path = tmp_path / "x.safetensors"
         said = {f"modelspec.{k}": v for k, v in metadata.items()}
@@ -263,132 +192,6 @@ def test_the_prediction_is_read_from_markers_and_headers(single: Path, tmp_path:
     assert told({}, prediction_type="v") == told({}, predict_key="v") == ("v", False)
     with pytest.raises(ConfigError, match="predicts 'flow'"):
         told({}, prediction_type="flow")
-
-
-def test_the_schedule_of_a_folder_is_read_or_refused(copy: Path) -> None:
-    path = copy / "scheduler" / "scheduler_config.json"
-    body = json.loads(path.read_text())
-    path.write_text(json.dumps(body | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
-    found = files.load(str(copy), None, None).diffusion
-    assert (found.prediction, found.zero_terminal_snr, found.steps) == ("v", True, 1000)
-    for change in ({"prediction_type": "sample"}, {"beta_schedule": "linear"}):
-        path.write_text(json.dumps(body | change))
-        assert "scaled_linear" in refused(copy)
-    path.write_text(json.dumps({k: v for k, v in body.items() if k != "beta_end"}))
-    assert "has no beta_end" in refused(copy)
-    path.write_text("{")
-    assert "is no JSON" in refused(copy)
-
-
-# Folders
-
-
-def halve(copy: Path) -> None:
-    """Leave the fp16 variant of each part, as many downloads hold it."""
-    for path in copy.glob("*/*.safetensors"):
-        half = {n: t.half() for n, t in load_file(path).items()}
-        save_file(half, path.with_suffix("").with_suffix(".fp16.safetensors"), {"format": "pt"})
-        path.unlink()
-
-
-def shard(folder: Path, stem: str) -> None:
-    """Cut a part's weights into two files with an index."""
-    tensors = load_file(folder / f"{stem}.safetensors")
-    names = sorted(tensors)
-    index = {}
-    for number, chosen in enumerate((names[::2], names[1::2]), 1):
-        name = f"{stem}-0000{number}-of-00002.safetensors"
-        save_file({n: tensors[n] for n in chosen}, folder / name, {"format": "pt"})
-        index |= dict.fromkeys(chosen, name)
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / f"{stem}.safetensors").unlink()
-
-
-def test_fp16_variants_and_shards_are_read_as_float32(copy: Path, parts: Parts) -> None:
-    halve(copy)
-    loaded = files.load(str(copy), None, None)
-    weight = loaded.unet.conv_in.weight
-    assert weight.dtype == torch.float32
-    assert torch.equal(weight, parts.unet.conv_in.weight.half().float())
-
-
-def test_shards_are_read_and_a_missing_one_is_named(copy: Path, parts: Parts) -> None:
-    shard(copy / "unet", "diffusion_pytorch_model")
-    shard(copy / "text_encoder_2", "model")
-    loaded = files.load(str(copy), None, None)
-    for part in ("unet", "text_encoder_2"):
-        for name, tensor in loaded.module(part).state_dict().items():
-            assert torch.equal(tensor, parts.module(part).state_dict()[name])
-    (copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    assert "diffusion_pytorch_model-00002-of-00002.safetensors cannot be read" in refused(copy)
-
-
-def test_pickled_and_missing_weights_are_told_apart(copy: Path) -> None:
-    (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "diffusion_pytorch_model.bin")
-    assert "holds pickled weights only (diffusion_pytorch_model.bin)" in refused(copy)
-    (copy / "unet" / "diffusion_pytorch_model.bin").unlink()
-    assert "holds no weights" in refused(copy)
-    shutil.rmtree(copy / "vae")
-    assert "is no diffusers folder of an SDXL model: it lacks vae" in refused(copy)
-
-
-def test_a_folder_of_another_model_is_refused(copy: Path) -> None:
-    path = copy / "unet" / "config.json"
-    body = json.loads(path.read_text())
-    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    kept = {n: t for n, t in load_file(weights).items() if not n.startswith("add_embedding")}
-    path.write_text(json.dumps(body | {"addition_embed_type": None}))
-    assert "no place for" in refused(copy)
-    save_file(kept, weights, {"format": "pt"})
-    assert "is not the UNet of an SDXL base model" in refused(copy)
-    path.write_text(json.dumps(body))
-    assert "lacks 4 of the" in refused(copy)
-
-
-def test_the_published_folders_configs_are_understood() -> None:
-    """As stabilityai/stable-diffusion-xl-base-1.0 holds them: written by older versions of both libraries."""
-    text = architecture.sdxl()["text_encoder_1"] | {
-        "_name_or_path": "/tmp/x",
-        "architectures": ["CLIPTextModel"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "dropout": 0.0,
-        "eos_token_id": 2,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "model_type": "clip_text_model",
-        "projection_dim": 768,
-        "torch_dtype": "float16",
-        "transformers_version": "4.32.0.dev0",
-    }
-    module = architecture.build("text_encoder_1", text)
-    assert len(module.state_dict()) == 196 and module.config.eos_token_id == 2
-    assert {t.dtype for t in module.state_dict().values()} == {torch.float32}
-    unet = architecture.sdxl()["unet"] | {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": "0.19.0.dev0",
-    }
-    unet |= {"class_embeddings_concat": False, "upcast_attention": None, "attention_type": "default"}
-    assert len(architecture.build("unet", unet).state_dict()) == 1680
-
-
-def test_older_names_of_weights_are_understood(copy: Path, parts: Parts) -> None:
-    """The first text encoder with transformers' prefix, the VAE's attention as diffusers once named it."""
-    for path, new, old in (
-        (copy / "text_encoder" / "model.safetensors", "", "text_model."),
-        (copy / "vae" / "diffusion_pytorch_model.safetensors", ".to_q.", ".query."),
-        (copy / "vae" / "diffusion_pytorch_model.safetensors", ".to_out.0.", ".proj_attn."),
-    ):
-        tensors = load_file(path)
-        renamed = {n.replace(new, old) if new else old + n: t for n, t in tensors.items()}
-        assert renamed.keys() != tensors.keys()
-        save_file(renamed, path, {"format": "pt"})
-    path = copy / "text_encoder" / "model.safetensors"
-    save_file(load_file(path) | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
-    loaded = files.load(str(copy), None, None)
-    for part in ("text_encoder_1", "vae"):
-        for name, tensor in loaded.module(part).state_dict().items():
-            assert torch.equal(tensor, parts.module(part).state_dict()[name])
 
 
 # Another VAE
@@ -417,8 +220,6 @@ def without_vae(tensors: Tensors) -> Tensors:
 
 
 def test_a_full_size_vae_file_is_understood_with_and_without_its_prefix(tmp_path: Path) -> None:
-    from clusterft_trainer.model import single_file
-
     shapes = {n: s for n, s in full_shapes().items() if n.startswith(layout.VAE)}
     bare = {n.removeprefix(layout.VAE): s for n, s in shapes.items()}
     matrix = bare | {"encoder.mid.attn_1.q.weight": (512, 512)}  # as some files keep it
@@ -426,91 +227,3 @@ def test_a_full_size_vae_file_is_understood_with_and_without_its_prefix(tmp_path
         found = single_file.find_vae(sparse(tmp_path / "vae.safetensors", given))
         assert len(found.sources) == 248
         assert found.module.config.scaling_factor == 0.13025
-
-
-# Tokenizers
-
-
-@needs_vocabulary
-def test_the_packaged_vocabulary_gives_clips_own_ids() -> None:
-    one, two = tokenizers.load(Path("/nonexistent"), None, (49408, 49408))
-    known = {
-        "a photo of a cat": [320, 1125, 539, 320, 2368],
-        "a photo of a dog": [320, 1125, 539, 320, 1929],
-        "Hello, World!": [3306, 267, 1002, 256],
-        "": [],
-    }  # "!" too: that it is the second one's padding must not make it special within a caption
-    for text, ids in known.items():
-        for tokenizer in (one, two):
-            assert tokenizer(text).input_ids == [49406, *ids, 49407]
-    padded = [t("a", padding="max_length", max_length=77).input_ids for t in (one, two)]
-    assert [len(p) for p in padded] == [77, 77]
-    assert padded[0][3:] == [49407] * 74 and padded[1][3:] == [0] * 74
-    assert (one.model_max_length, two.model_max_length) == (77, 77)
-
-
-@needs_vocabulary
-def test_tokenizers_are_looked_for_in_order(folder: Path, single: Path, tmp_path: Path) -> None:
-    beside = tmp_path / "model"
-    beside.mkdir()
-    shutil.copy(single, beside / "x.safetensors")
-    # the packaged vocabulary is there, but this is not its model
-    known = tiny_vocabulary(folder)
-    assert f"know 49408 tokens, the model's text encoder {known}" in refused(beside / "x.safetensors")
-    shutil.copytree(folder / "tokenizer", beside / "tokenizer")
-    shutil.copytree(folder / "tokenizer_2", beside / "tokenizer_2")
-    files.check(str(beside / "x.safetensors"), None, None)
-    one, two = tokenizers.load(Path("/nonexistent"), str(folder / "tokenizer"), (tiny_vocabulary(folder),) * 2)
-    assert (one.pad_token, two.pad_token) == ("<|endoftext|>", "!"), "one vocabulary serves both"
-    assert "holds neither tokenizer/ nor vocab.json" in refused(beside / "x.safetensors", tmp_path)
-    again = tmp_path / "again"
-    tokenizers.save(two, again)
-    for name in ("vocab.json", "merges.txt", ""):  # from either form, and with both
-        read = tokenizers.load(Path("/nonexistent"), str(again), (tiny_vocabulary(folder),) * 2)[1]
-        assert read("a red circle!").input_ids == two("a red circle!").input_ids
-        if name:
-            (again / name).unlink()
-    (beside / "tokenizer" / "merges.txt").unlink()
-    assert "holds neither vocab.json and merges.txt" in refused(beside / "x.safetensors")
-
-
-def tiny_vocabulary(folder: Path) -> int:
-    return len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
-
-
-def test_tokenizers_come_from_the_hubs_cache_without_the_hub(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    snapshot = tmp_path / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / "abc"
-    for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(folder / name, snapshot / name)
-    refs = snapshot.parent.parent / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("abc")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    one, two = tokenizers.load(Path("/nonexistent"), None, (tiny_vocabulary(folder),) * 2)
-    assert (one.pad_token, two.pad_token) == ("<|endoftext|>", "!")
-
-
-def test_missing_tokenizers_name_every_place_that_was_looked_at(
-    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokenizers, "_PACKAGE", "open_clip_torch_not_installed")
-    monkeypatch.setattr(tokenizers, "_from_cache", lambda: None)
-    said = refused(single)
-    assert str(single.parent / "tokenizer") in said and "openai/clip-vit-large-patch14" in said
-    assert "the package" in said and "Set tokenizers:" in said
-
-
-def test_nothing_is_asked_of_the_network(folder: Path, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a connection was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    files.load(str(folder), None, None)
-    files.load(str(single), str(folder), None)

@@ -36,7 +36,7 @@ def test_the_smallest_settings_are_enough() -> None:
         ("data.resolution", 100, "data.resolution"),
         ("learn.unet", None, "nothing is trained"),
         ("learn.unet.rate", 0, "learn.unet.rate"),
-        ("engine", {"kind": "zero", "stage": 3}, "stage"),
+        ("engine", {"kind": "zero", "stage": 4}, "stage"),
         ("output.name", "../x", "output.name"),
         ("batch", {"per_slot": 0}, "batch.per_slot"),
         ("samples", {"prompts": []}, "samples.prompts"),

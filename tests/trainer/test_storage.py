@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import ranks
 
-from clusterft_trainer import checkpoint, dist, errors, metrics
-from clusterft_trainer.buckets import Position
-from clusterft_trainer.checkpoint import Identity, Keeper, State
+from clusterft_trainer import dist, errors, metrics
+from clusterft_trainer.buckets import Bucket, Epochs, Position, Shape
 from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.dist import Place
 from clusterft_trainer.errors import RunError
@@ -47,14 +46,14 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 
 def save_torch(folder: Path) -> None:
-    """As accelerate saves what is no model, and DeepSpeed everything."""
+    """As torch saves."""
     import torch
 
     torch.save({"a": torch.zeros(10_000)}, folder / "a.bin")
 
 
 def save_model(folder: Path) -> None:
-    """As accelerate saves a model."""
+    """As safetensors saves."""
     import torch
     from safetensors.torch import save_file
 
@@ -66,9 +65,11 @@ def export_file(folder: Path) -> None:
     import torch
 
     from clusterft_trainer import export
+    from clusterft_trainer.model import stored
 
     config = TrainConfig.model_validate(ranks.settings())
-    export.write(folder / "export" / "x.safetensors", {"a": torch.zeros(10_000)}, config)
+    leaf = stored.Leaf((10_000,), torch.float32, lambda: torch.zeros(10_000))
+    export.write(folder / "export" / "x.safetensors", {"a": leaf}, {}, config)
 
 
 def draw_sample(folder: Path) -> None:
@@ -89,23 +90,36 @@ def keep_account(folder: Path) -> None:
     journal.finish("x")
 
 
-def plain_save(save: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A library's own saving, as it stands in a checkpoint's."""
+def save_checkpoint(folder: Path) -> None:
+    """A rank's part of a checkpoint, from the copy to the name."""
+    import torch
 
-    def inside(folder: Path) -> None:
-        class Engine:
-            def save_state(self, draft: str) -> None:
-                save(Path(draft))
+    from clusterft_trainer.checkpoint import Identity, Keeper, State
+    from clusterft_trainer.checkpoint.keeper import Saving
+    from clusterft_trainer.engine.pieces import Piece
 
-        identity = Identity(1, 1, 1, "", "", "", "", "")
-        Keeper(folder, 1, identity, {}, ALONE).write(Engine(), State(1, Position(0, 1)))  # type: ignore[arg-type]
+    class Engine:
+        kind, count, replicated = "ddp", 1.0, True
+        shapes = {"unet.a": (50_000,)}
 
-    return inside
+        def pieces(self) -> list[Piece]:
+            return [Piece("unet.a", (50_000,), 0, torch.zeros(50_000))]
+
+        def scalars(self) -> dict[str, float]:
+            return {}
+
+        def rest(self) -> dict[str, Any]:
+            return {}
+
+    config = TrainConfig.model_validate(ranks.settings())
+    epochs = Epochs([Bucket(64, 64)] * 4, 0, Shape(1, 1, 1))
+    keeper = Keeper(folder, config, Identity(1, "", "", ""), ALONE)
+    saving = Saving(State(1, Position(0, 1)), epochs, ("kept",), wait=True)
+    keeper.save(Engine(), None, saving)  # type: ignore[arg-type]
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "torch": plain_save(save_torch),
-    "safetensors": plain_save(save_model),
+    "checkpoint": save_checkpoint,
     "export": export_file,
     "samples": draw_sample,
     "account": keep_account,
@@ -116,7 +130,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_told_as_one(full: Path, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "on_lead", lambda _, action: action())
-    monkeypatch.setattr(dist, "barrier", lambda: None)
     monkeypatch.setattr(dist, "gather", lambda item: [item])
     with pytest.raises(RunError) as caught:
         WRITERS[writer](full)
@@ -133,14 +146,15 @@ def test_a_full_account_needs_no_root_to_be_told(tmp_path: Path) -> None:
     assert caught.value.failure == "disk-full"
 
 
-@pytest.mark.parametrize("case", ["draft", "samples", "account"])
+@pytest.mark.parametrize("case", ["checkpoint", "samples", "account"])
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if case == "samples":
+    if case != "account":
         pytest.importorskip("torch")
     monkeypatch.setattr(dist, "on_lead", lambda _, action: action())
+    monkeypatch.setattr(dist, "gather", lambda item: [item])
     (tmp_path / "file").write_text("no folder")
     calls: dict[str, Callable[[], Any]] = {
-        "draft": lambda: checkpoint._clear(tmp_path / "file" / ".new-step-00000001"),
+        "checkpoint": lambda: save_checkpoint(tmp_path / "file"),
         "samples": lambda: draw_sample(tmp_path / "file"),
         "account": lambda: metrics.Journal(tmp_path / "file", None),
     }

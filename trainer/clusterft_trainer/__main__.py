@@ -106,14 +106,15 @@ def _train(arguments: argparse.Namespace) -> object:
         metrics.phase("imports")
     from pydantic import ValidationError
 
-    from clusterft_trainer import config, dist
+    from clusterft_trainer import config, dist, imports
 
     try:
         settings = config.load(path)
     except (OSError, ValidationError, ValueError) as error:
         raise errors.ConfigError(f"{path}: {_first(error)}", "Mend the setting named.") from error
-    place = dist.settle()
-    from clusterft_trainer import train
+    with imports.collector_at_rest():
+        place = dist.settle()
+        from clusterft_trainer import train
 
     return train.run(settings, run_dir.absolute(), place)
 

@@ -99,7 +99,7 @@ def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learne
     """Model, encoders, objective and engine from a loaded model."""
     learned = objective_of(config, parts.diffusion)
     denoiser = sdxl.build_denoiser(parts, config.learn, config.compute, config.seed)
-    formats = sdxl.Formats(vae=config.compute.vae_dtype)
+    formats = sdxl.Formats(vae=config.compute.vae_dtype, text=config.compute.text_dtype)
     encoders = sdxl.Encoders(parts, denoiser, place.device, config.data.captions.tokens, formats)
     useful = _useful(config, place, denoiser)
     if config.compute.compile:

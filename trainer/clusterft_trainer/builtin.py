@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clusterft_trainer import shapes
+from clusterft_trainer import imports, shapes
 
 MODEL = "builtin:tiny"
 _TEXT_LENGTH = 77
@@ -79,6 +79,7 @@ def materialise(kind: str, count: int, home: Path) -> Path:
 
 def write_model(folder: Path) -> None:
     """Save the tiny model as a diffusers folder."""
+    imports.classes()
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

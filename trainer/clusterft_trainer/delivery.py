@@ -45,7 +45,8 @@ def write(
     path = folder / f"{name}.safetensors"
     parts = files.load(model, config.tokenizers, config.vae)
     if config.learn.lora is not None:
-        export.lora_file(parts, weights, lora.alpha(config.learn.lora), config, path)
+        added = lora.additions(weights)
+        export.lora_file(parts, added, lora.alpha(config.learn.lora), config, path)
         metrics.saved("export", path, step, began)
         return
     export.single_file(parts, weights, config, path)

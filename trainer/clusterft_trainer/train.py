@@ -65,7 +65,7 @@ class Boundary:
     stopping: bool
     data_wait: float  # seconds, mean over the ranks
     peer_wait: float
-    broken: bool  # some rank's gradient is no number
+    broken: bool  # the loss, or some rank's gradient, is no number
     failed: bool  # some rank has no data for the next step
     written: bool  # every rank's part of the checkpoint under way is on the disk
     minutes: float  # on rank 0's clock
@@ -131,8 +131,8 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
         waiting = time.monotonic()
         following, problem = fetch(work)
         meeting = meet(run, course, outcome, time.monotonic() - waiting, stop.asked, problem)
-        names = [run.pictures.records[i].name for i in run.epochs.batch(job.position)]
-        step.refuse_nan(number, meeting.loss, meeting.broken, names)
+        if meeting.broken:
+            tell_broken(run, job, outcome, number, meeting.loss)
         course.state = State(number, run.epochs.after(job.position))
         course.skipped += not outcome.applied
         if journal is not None:
@@ -145,6 +145,15 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
     if course.state.step < course.total:
         say(run.place, f"Stopped as asked after step {course.state.step}; a checkpoint is written.")
     return course.state.step >= course.total
+
+
+def tell_broken(run: Run, job: Work, outcome: Outcome, number: int, loss: float) -> None:
+    """All ranks raise the same, with what each of them knows of its samples."""
+    indices = [i for batch in job.micro for i in batch.indices]
+    mine = {run.pictures.records[i].name: v for i, v in zip(indices, outcome.each.tolist(), strict=True)}
+    samples = {name: value for part in dist.gather(mine) for name, value in part.items()}
+    told = step.Broken(number, job.position.epoch, loss, outcome.norm, samples)
+    dist.on_lead(run.place, lambda: step.refuse_nan(told, run.run_dir / f"nan-step-{number:08d}.json"))
 
 
 def fetch(work: Iterator[Work]) -> tuple[Work | None, TrainerError | None]:
@@ -180,7 +189,7 @@ def meet(
         stopping=asks > 0,
         data_wait=waits / world,
         peer_wait=meets / world,
-        broken=breaks > 0,
+        broken=breaks > 0 or not math.isfinite(loss),
         failed=fails > 0,
         written=writes == world,
         minutes=minutes,

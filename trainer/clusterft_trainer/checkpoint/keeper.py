@@ -58,7 +58,8 @@ class Keeper:
 
     def newest(self) -> Found | None:
         """The newest one that is whole, if it continues this very run; says what it passed over and why."""
-        every, broken = dist.on_lead(self._place, lambda: manifest.survey(self._folder))
+        every, unread = dist.on_lead(self._place, lambda: manifest.survey(self._folder))
+        broken = list(unread)
         for found in every:
             changes.refuse(found, self._identity)
             faults = self._faults(found)

@@ -149,7 +149,7 @@ class Shards:
             file: Any = safe_open(folder / name, "pt")
             shapes = json.loads(file.metadata()[_SHAPES])
             self.shapes = {weight: tuple(shape) for weight, shape in shapes.items()}
-            for key in file.keys():  # noqa: SIM118 - the handle is no mapping
+            for key in file.keys():
                 self._note(file, key)
         for runs in self._runs.values():
             runs.sort(key=lambda run: run.first)

@@ -119,7 +119,7 @@ class Learn(Section):
             raise ValueError("nothing is trained: give unet or text_encoders a rate")
         if self.schedule == "constant" and self.floor:
             raise ValueError("floor has no meaning under schedule: constant")
-        if self.schedule != "polynomial" and "power" in self.model_fields_set:
+        if self.schedule != "polynomial" and self.power != 2.0:
             raise ValueError(f"power has no meaning under schedule: {self.schedule}")
         return self
 

@@ -113,3 +113,4 @@ class Compute(Section):
     )
     compile: bool = Field(False, description="torch.compile, once for each bucket size; pays on long runs on GPUs")
     vae_dtype: Dtype = Field("fp32", description="fp16 only with a VAE that was repaired for it")
+    text_dtype: Dtype = Field("fp32", description="of text encoders that are not trained; bf16 halves their room")

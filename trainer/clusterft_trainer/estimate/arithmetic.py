@@ -217,7 +217,7 @@ def _passing(config: TrainConfig, inventory: Inventory, cluster: Cluster, transi
     """Frozen encoders stay; of backward, encoding and the step only the largest counts, for they take turns."""
     terms = []
     for part in inventory.beside:
-        kind = config.compute.vae_dtype if part == "vae" else "fp32"
+        kind = config.compute.vae_dtype if part == "vae" else config.compute.text_dtype
         count = inventory.count([part])
         terms.append(Term(part.replace("_", " "), WIDTH[kind] * count, f"{_count(count)} in {kind}, frozen"))
     lone = isinstance(config.engine, Ddp) and cluster.world == 1 and config.batch.accumulate == 1

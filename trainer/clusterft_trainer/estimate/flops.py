@@ -9,6 +9,7 @@ apart. Refuses to touch a live module: it is copied without its weights first.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -146,15 +147,15 @@ def trains(module: Any) -> bool:
 class StepTable:
     """Useful FLOPs of a sample, by bucket. Nothing is counted before the first question.
 
-    Every operation of SDXL costs a constant, or in proportion to the area, or (attention) to its square. So three
-    small sizes tell all buckets exactly; a size that some level of the UNet would pad is counted by itself.
+    Every operation of SDXL costs a constant, or in proportion to the area, or (attention) to its square. So the
+    first three areas that are asked for are counted, a second or two each at full size, and tell all others
+    exactly. A size that some level of the UNet would pad is counted by itself.
     """
 
     def __init__(self, modules: Modules, tokens: int = text.PIECE) -> None:
-        self._modules = modules
-        self._tokens = tokens
-        self._fitted: tuple[tuple[Fraction, ...], ...] | None = None
-        self._counted = cache(lambda width, height: count(modules, width, height, tokens))
+        self._grid = modules.grid
+        self._count = cache(lambda width, height: count(modules, width, height, tokens))
+        self._known: dict[int, StepFlops] = {}  # by area, in units of the grid
 
     def __call__(self, width: int, height: int) -> int:
         """Useful FLOPs of one sample of that size in pixels."""
@@ -162,21 +163,19 @@ class StepTable:
 
     def whole(self, width: int, height: int) -> StepFlops:
         """All of it."""
-        grid = self._modules.grid
-        if width % grid or height % grid:
-            found: StepFlops = self._counted(width, height)
-            return found
-        if self._fitted is None:
-            self._fitted = self._fit(grid)
-        area = Fraction(width * height, grid * grid)
-        return StepFlops(*(int(a + area * (b + area * c)) for a, b, c in self._fitted))
+        if width % self._grid or height % self._grid:
+            padded: StepFlops = self._count(width, height)
+            return padded
+        area = width * height // self._grid**2
+        if area not in self._known:
+            enough = len(self._known) >= 3
+            self._known[area] = self._fitted(area) if enough else self._count(width, height)
+        return self._known[area]
 
-    def _fit(self, grid: int) -> tuple[tuple[Fraction, ...], ...]:
-        sizes = ((4, 4), (4, 8), (8, 8))
-        counted = [self._counted(w * grid, h * grid) for w, h in sizes]
-        areas = [Fraction(w * h) for w, h in sizes]
-        fields = zip(*((f.forward, f.backward, f.text, f.vae) for f in counted), strict=True)
-        return tuple(_parabola(areas, values) for values in fields)
+    def _fitted(self, area: int) -> StepFlops:
+        points = list(self._known.items())[:3]
+        rows = zip(*((f.forward, f.backward, f.text, f.vae) for _, f in points), strict=True)
+        return StepFlops(*(_parabola([a for a, _ in points], values, area) for values in rows))
 
 
 def step_table(denoiser: Any, encoders: Any = None, tokens: int = text.PIECE) -> StepTable:
@@ -250,9 +249,10 @@ def _forget(weight: Any) -> None:
     weight.grad = None  # a finished gradient is the engine's, and counted there
 
 
-def _parabola(areas: list[Fraction], values: tuple[int, ...]) -> tuple[Fraction, ...]:
-    """Constant, linear and square coefficient through three points, exactly."""
-    (x, y, z), (f, g, h) = areas, (Fraction(v) for v in values)
-    square = ((h - f) / (z - x) - (g - f) / (y - x)) / (z - y)
-    linear = (g - f) / (y - x) - square * (x + y)
-    return f - x * (linear + x * square), linear, square
+def _parabola(at: list[int], values: tuple[int, ...], area: int) -> int:
+    """The value at another place of the parabola through three points, exactly."""
+    found = Fraction(0)
+    for place, value in zip(at, values, strict=True):
+        others = [other for other in at if other != place]
+        found += value * Fraction(math.prod(area - o for o in others), math.prod(place - o for o in others))
+    return int(found)

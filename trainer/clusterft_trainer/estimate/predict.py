@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from clusterft_trainer import buckets
-from clusterft_trainer.config import Ddp, TrainConfig, Zero
+from clusterft_trainer.config import Compute, Ddp, TrainConfig, Zero
 from clusterft_trainer.errors import ConfigError
 from clusterft_trainer.estimate import arithmetic, blueprint, devices, flops, timing
 from clusterft_trainer.estimate.arithmetic import Cluster, Inventory, Term, Transient, Weight
@@ -303,12 +303,12 @@ class _Lab:
         batch = Batch(config.batch.per_slot, *size, tokens, low, config.learn.gradient_checkpointing)
         key = (id(modules), batch, full, config.compute.vae_dtype, config.precision, lone)
         if key not in self._measured:
-            _cast(modules, torch.float32 if full else half, _DTYPES[config.compute.vae_dtype])
+            _cast(modules, torch.float32 if full else half, config.compute)
             ran = flops.run(modules, batch)
             held = flops.run(modules, replace(batch, hold=True)).peak if lone else ran.peak
             transient = Transient(ran.peak, held, flops.encoding(modules, replace(batch, samples=1)).peak)
             self._measured[key] = _Measured(transient, (ran.forward + ran.backward) // batch.samples)
-            _cast(modules, torch.float32, torch.float32)
+            _cast(modules, torch.float32, Compute())
         return self._measured[key]
 
 
@@ -318,10 +318,10 @@ def largest(resolution: int) -> tuple[int, int]:
     return found.width, found.height
 
 
-def _cast(modules: Modules, engaged: torch.dtype, vae: torch.dtype) -> None:
-    """Frozen text encoders stay float32, as in training."""
+def _cast(modules: Modules, engaged: torch.dtype, compute: Compute) -> None:
+    """Give each module the format that it has in training."""
     for name, module in modules.each().items():
-        frozen = vae if name == "vae" else torch.float32
+        frozen = _DTYPES[compute.vae_dtype if name == "vae" else compute.text_dtype]
         kind = engaged if name == "unet" or flops.trains(module) else frozen
         nn.Module.to(module, kind)  # diffusers' own warns of what is no matter without storage
 

@@ -1,0 +1,105 @@
+"""Proves that settings which cannot work together are refused with the setting that has to change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import ranks
+from pydantic import ValidationError
+
+from clusterft_trainer.config import TrainConfig
+
+DDP, FSDP = {"kind": "ddp"}, {"kind": "fsdp"}
+FUSED = {"name": "adafactor", "fused_backward": True}
+
+
+def built(**changes: Any) -> TrainConfig:
+    """Settings, with dotted names for what lies deeper."""
+    body = copy.deepcopy(ranks.settings())
+    for path, value in changes.items():
+        *parents, leaf = path.split("__")
+        target = body
+        for name in parents:
+            target = target.setdefault(name, {})
+        target[leaf] = value
+    return TrainConfig.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins", "reason"),
+    [
+        ({"learn__optimizer": "adamw-8bit"}, "learn.optimizer", "cuts into pieces"),
+        ({"learn__optimizer": "came", "engine": FSDP}, "learn.optimizer", "engine fsdp cuts"),
+        ({"learn__optimizer": "lion", "engine__offload": "optimizer"}, "engine.offload", "adamw only"),
+        ({"learn__optimizer": FUSED, "learn__clip": None}, "learn.optimizer", "cuts into pieces"),
+        (
+            {"learn__optimizer": FUSED, "learn__clip": None, "engine": DDP, "batch__accumulate": 2},
+            "learn.optimizer.fused_backward",
+            "cannot be added up",
+        ),
+        ({"learn__optimizer": FUSED, "engine": DDP}, "learn.optimizer.fused_backward", "norm of all gradients"),
+        (
+            {"learn__optimizer": {"name": "prodigy", "fused_backward": True}, "engine": DDP, "learn__clip": None},
+            "learn.optimizer.fused_backward",
+            "steps all tensors together",
+        ),
+        ({"weights": "bf16", "precision": "bf16"}, "weights: bf16", "engine: {kind: ddp}"),
+        ({"weights": "bf16", "engine": DDP}, "weights: bf16", "precision: bf16"),
+        (
+            {"weights": "bf16", "precision": "bf16", "engine": DDP, "learn__lora": {"rank": 4}},
+            "weights: bf16",
+            "additions are small",
+        ),
+        ({"precision": "fp16", "engine": FSDP}, "precision: fp16", "loss scaling"),
+        ({"checkpoints__best": "held_out"}, "checkpoints.best", "needs a held_out"),
+        ({"learn__lora": {"rank": 4}, "output__diffusers": True}, "output.diffusers", "LoRA file"),
+        ({"compute__attention": "flash"}, "compute.attention", "half precision"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused(changes: dict[str, Any], begins: str, reason: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        built(**changes)
+    (error,) = caught.value.errors()
+    assert f"Value error, {begins}" in error["msg"] or f"; {begins}" in error["msg"], error["msg"]
+    assert reason in error["msg"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learn__optimizer": FUSED, "learn__clip": None, "engine": DDP, "weights": "bf16", "precision": "bf16"},
+        {"learn__optimizer": "ao-adamw-8bit", "engine": DDP, "weights": "bf16", "precision": "bf16"},
+        {"engine__offload": "optimizer", "engine__stage": 3},
+        {"precision": "fp16", "engine": DDP},
+        {"learn__lora": {"rank": 4}, "engine": FSDP},
+    ],
+)
+def test_what_can_work_is_allowed(changes: dict[str, Any]) -> None:
+    assert built(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objective__min_snr": 5, "objective__debiased": True}, "two weightings"),
+        ({"objective__huber_delta": 0.5}, "need loss: huber"),
+        ({"objective__timesteps": {"first": 10, "last": 5}}, "must not lie behind"),
+        ({"learn__floor": 0.1}, "no meaning under schedule"),
+        ({"learn__text_encoders": {"rate": 1e-6}, "learn__text_encoder_1": {"rate": 1e-6}}, "not both ways"),
+        ({"data__captions": {"keep": 2}}, "no meaning without shuffle"),
+        ({"checkpoints__rolling": "15 hours"}, "write it as '15min'"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        built(**changes)
+
+
+def test_settings_survive_their_own_json() -> None:
+    config = built(
+        checkpoints={"rolling": "15min", "every_epochs": 2}, learn__optimizer={"name": "adamw", "eps": 1e-7}
+    )
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+    assert str(config.checkpoints.rolling) == "15 minutes"

@@ -1,0 +1,75 @@
+"""Proves that a tensor is read back bit for bit, however ranks cut it and whoever reads which part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+
+from clusterft_trainer.checkpoint.shards import Shards, Stage, check, entry  # noqa: E402
+from clusterft_trainer.engine import pieces  # noqa: E402
+from clusterft_trainer.errors import RunError  # noqa: E402
+
+pytestmark = pytest.mark.trainer
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int64, torch.float64]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    numel=st.integers(1, 40),
+    world=st.integers(1, 5),
+    dtype=st.sampled_from(DTYPES),
+    cut=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_any_part_comes_back_whatever_the_cuts(
+    tmp_path_factory: pytest.TempPathFactory, numel: int, world: int, dtype: torch.dtype, cut: tuple[int, int]
+) -> None:
+    folder, whole, names = tmp_path_factory.mktemp("shards"), (torch.randn(numel) * 50).to(dtype), []
+    for rank in range(world):
+        first, end = pieces.slice_of(numel, rank, world)
+        stage = Stage(pinned=False)
+        odd = entry("other", f"w{rank}", 0, torch.ones(3, dtype=torch.uint8))  # would misalign what follows
+        mine = [entry("weight", "w", first, whole[first:end])] if first < end else []
+        stage.take([odd, *mine], {"w": (numel,)})
+        names.append(f"rank-{rank}.safetensors")
+        said = stage.write(folder / names[-1])
+        assert check(folder / names[-1], said["size"], said["sha256"]) is None
+    stored = Shards(folder, names)
+    first, end = sorted(min(c, numel) for c in cut)
+    if first < end:
+        got = stored.read("weight", "w", first, end)
+        assert got.dtype == dtype and torch.equal(got, whole[first:end])
+    assert stored.shapes == {"w": (numel,)}
+
+
+def test_other_programs_read_the_file(tmp_path: Path) -> None:
+    stage = Stage(pinned=False)
+    stage.take([entry("weight", "unet.x", 4, torch.arange(3.0))], {"unet.x": (7,)})
+    stage.write(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert list(file.keys()) == ["weight|unet.x|4"]
+        assert file.get_tensor("weight|unet.x|4").tolist() == [0.0, 1.0, 2.0]
+
+
+def test_memory_is_made_once(tmp_path: Path) -> None:
+    stage = Stage(pinned=False)
+    stage.take([entry("weight", "w", 0, torch.ones(100))], {"w": (100,)})
+    at = stage._memory.data_ptr()
+    stage.take([entry("weight", "w", 0, torch.zeros(100))], {"w": (100,)})
+    assert stage._memory.data_ptr() == at
+
+
+def test_a_gap_is_no_zero(tmp_path: Path) -> None:
+    stage = Stage(pinned=False)
+    parts = [entry("weight", "w", 0, torch.ones(3)), entry("weight", "w", 5, torch.ones(2))]
+    stage.take(parts, {"w": (7,)})
+    stage.write(tmp_path / "a.safetensors")
+    with pytest.raises(RunError, match="lacks elements 3 to 7 of weight w"):
+        Shards(tmp_path, ["a.safetensors"]).read("weight", "w", 0, 7)
