@@ -30,7 +30,7 @@ from clusterft_trainer.config import TrainConfig  # noqa: E402
 from clusterft_trainer.engine.base import Engine  # noqa: E402
 from clusterft_trainer.model.sdxl import Conditioning, Denoiser  # noqa: E402
 
-WIDTHS = (160, 320, 640)  # SDXL's, halved: 102 M weights here, 1.2 GB with AdamW's state
+WIDTHS = (128, 256, 448)  # of SDXL's blocks: 101 M weights, 1.2 GB with AdamW's state
 
 
 class Bench:

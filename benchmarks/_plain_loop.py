@@ -2,8 +2,7 @@
 
 Owns the baseline of step.py: the same order of work and the same imports as that script, less `datasets` and
 torchvision, whose part is done by PIL and lists. Knows nothing of clusterft. A line for each finished step goes to
-stdout; with --paced a step begins only when a number of steps has been read from stdin, so that two loops can take
-turns. Refuses to be clever: whatever the script does in a step is done here.
+stdout. Refuses to be clever: whatever the script does in a step is done here.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import json
 import logging
 import math
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +156,11 @@ def prepare(options: argparse.Namespace) -> tuple[Any, ...]:
 def train(options: argparse.Namespace) -> None:
     """The loop itself."""
     accelerator, unet, optimizer, loader, lr_scheduler, noise_scheduler = prepare(options)
-    turns = paced() if options.paced else iter(range(options.steps))
     bar = tqdm(range(options.steps), desc="Steps", disable=not accelerator.is_local_main_process)
     done = 0
     for _ in range(math.ceil(options.steps / len(loader))):
         train_loss = 0.0
         for batch in loader:
-            if next(turns, None) is None:
-                return
             with accelerator.accumulate(unet):
                 loss = losses(accelerator, unet, noise_scheduler, batch, options.resolution)
                 average = accelerator.gather(loss.repeat(options.batch)).mean()
@@ -207,12 +201,6 @@ def losses(accelerator: Any, unet: Any, noise_scheduler: Any, batch: Any, resolu
     return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
 
 
-def paced() -> Iterator[int]:
-    """One item for each step that whoever started this asks for."""
-    for line in sys.stdin:
-        yield from range(int(line))
-
-
 def tell(step: int) -> None:
     """A finished step."""
     print(json.dumps({"step": step}), flush=True)
@@ -225,7 +213,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("pictures", type=Path, help="square PNG files with a caption beside each")
     parser.add_argument("output", type=Path)
     parser.add_argument("--cache", type=Path, help="file for what is precomputed; read where it is there")
-    parser.add_argument("--paced", action="store_true", help="read from stdin how many steps to do next")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--resolution", type=int, default=128)

@@ -1,7 +1,7 @@
 """What a checkpoint beside training costs, as a share of what one costs for which training waits.
 
-Two ranks on this machine, a thread each, 1.2 GB of state; each file is flushed and read back in both ways. The cost in
-the background is the time for which save() blocks plus all that the steps beside it are slower.
+Two ranks on this machine, a thread each, over 1 GB of state; each file is flushed and read back in both ways. The
+cost in the background is the time for which save() blocks plus all that the steps beside it are slower.
 """
 
 from __future__ import annotations

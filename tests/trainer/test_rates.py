@@ -71,4 +71,4 @@ def test_a_step_outside_of_the_run_is_a_fault(step: int) -> None:
 
 def test_a_power_without_its_schedule_is_refused() -> None:
     with pytest.raises(ValidationError, match="power has no meaning under schedule: cosine"):
-        learn(schedule="cosine", power=2.0)
+        learn(schedule="cosine", power=1.0)

@@ -24,7 +24,7 @@ from clusterft_trainer import checkpoint, progress
 
 pytestmark = pytest.mark.trainer
 
-STEPS, IMAGES = 12, 30
+STEPS, IMAGES = 14, 30
 
 
 def settings(engine: str, world: int, **changes: Any) -> dict[str, Any]:
@@ -115,6 +115,8 @@ def interrupt(gang: Gang, folder: Path, engine: str, world: int, how: str, at: i
     start(gang, folder, settings(engine, world), world, **fail)
     if how != "exception":
         gang.wait_for_step(at)
+        while not checkpoint.complete(folder / "run" / "checkpoints"):
+            gang.wait_for_step(max(gang.losses()))
         os.kill(gang.pid(world - 1), signal.SIGTERM if how == "sigterm" else signal.SIGKILL)
     codes = gang.wait()
     assert (codes == [0]) == (how == "sigterm"), (codes, gang.text()[-3000:])
@@ -160,7 +162,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
     import torch
 
     reference, reference_folder = undisturbed(wholes, tmp_path_factory, engine, world)
-    at = random.Random(f"{engine}{how}").randint(2, STEPS - 3)
+    at = random.Random(f"{engine}{how}").randint(2, STEPS - 6)
     with ranks.gang(tmp_path / "first") as gang:
         interrupt(gang, tmp_path, engine, world, how, at)
         before = gang.losses()
@@ -198,7 +200,7 @@ def test_another_engine_and_world_continue_the_same_run(
     move: Move,
 ) -> None:
     reference, _ = undisturbed(wholes, tmp_path_factory, move.engine, move.world)
-    at = random.Random(f"{move.engine}{move.other}").randint(2, STEPS - 3)
+    at = random.Random(f"{move.engine}{move.other}").randint(2, STEPS - 6)
     with ranks.gang(tmp_path / "first") as gang:
         interrupt(gang, tmp_path, move.engine, move.world, "sigterm", at)
         before = gang.losses()

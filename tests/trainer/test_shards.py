@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_any_part_comes_back_whatever_the_cuts(
         stage.take([odd, *mine], {"w": (numel,)})
         names.append(f"rank-{rank}.safetensors")
         said = stage.write(folder / names[-1])
-        assert check(folder / names[-1], said["size"], said["sha256"]) is None
+        assert check(folder / names[-1], said["size"], said["crc32"]) is None
     stored = Shards(folder, names)
     first, end = sorted(min(c, numel) for c in cut)
     if first < end:
@@ -73,3 +75,36 @@ def test_a_gap_is_no_zero(tmp_path: Path) -> None:
     stage.write(tmp_path / "a.safetensors")
     with pytest.raises(RunError, match="lacks elements 3 to 7 of weight w"):
         Shards(tmp_path, ["a.safetensors"]).read("weight", "w", 0, 7)
+
+
+def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, real = Stage(pinned=False), os.fsync
+    stage.take([entry("weight", "w", 0, torch.ones(5000))], {"w": (5000,)})
+
+    def spoil(handle: int) -> None:
+        real(handle)
+        with (tmp_path / "a.safetensors").open("r+b") as file:
+            file.seek(9000)
+            file.write(b"spoilt")
+
+    monkeypatch.setattr(os, "fsync", spoil)
+    with pytest.raises(OSError, match="reads back otherwise"):
+        stage.write(tmp_path / "a.safetensors")
+
+
+def test_a_file_system_that_has_no_way_past_the_page_cache_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refusing(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    stage = Stage(pinned=False)
+    stage.take([entry("weight", "w", 0, torch.arange(5000.0))], {"w": (5000,)})
+    said = stage.write(tmp_path / "a.safetensors")
+    assert check(tmp_path / "a.safetensors", said["size"], said["crc32"]) is None
+    assert torch.equal(Shards(tmp_path, ["a.safetensors"]).read("weight", "w", 0, 5000), torch.arange(5000.0))

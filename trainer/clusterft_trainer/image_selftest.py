@@ -20,8 +20,12 @@ from typing import Any
 
 SCHEMA = 1
 STACK = (
-    "pydantic numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard bitsandbytes"
+    "pydantic yaml numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard "
+    "bitsandbytes peft pytorch_optimizer torchao"
 ).split()
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+# Not imported: of this package the trainer reads CLIP's vocabulary, which models in a single file come without.
+VOCABULARY = ("open_clip_torch", "open_clip/bpe_simple_vocab_16e6.txt.gz")
 PROGRAMS = ("sshd", "ssh", "gcc", "ibv_devinfo")
 
 
@@ -39,6 +43,7 @@ def main() -> None:
         "arch": platform.machine(),
         "modules": modules,
         "torch": _torch() if "torch" in working else None,
+        "vocabulary": _vocabulary(),
         "ops": _ops() if {"torch", "deepspeed"} <= working else {},
         "programs": {name: shutil.which(name, path=path) for name in PROGRAMS},
         "host_keys": sorted(glob.glob("/etc/ssh/ssh_host_*_key")),
@@ -63,7 +68,7 @@ def _module(name: str) -> dict[str, str]:
         importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken library may raise anything, and that is the answer
         return {"version": "", "error": _words(error)}
-    return {"version": _version("pillow" if name == "PIL" else name) or "", "error": ""}
+    return {"version": _version(DISTRIBUTIONS.get(name, name)) or "", "error": ""}
 
 
 def _version(distribution: str) -> str | None:
@@ -71,6 +76,17 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _vocabulary() -> str | None:
+    """The version of the package whose file is really there."""
+    package, name = VOCABULARY
+    try:
+        files = metadata.distribution(package).files or []
+    except metadata.PackageNotFoundError:
+        return None
+    there = any(file.as_posix() == name and Path(str(file.locate())).is_file() for file in files)
+    return _version(package) if there else None
 
 
 def _torch() -> dict[str, Any]:

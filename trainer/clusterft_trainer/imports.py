@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ CLASSES = (
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
 )
+_UNCOMPILED = "TORCHDYNAMO_DISABLE"
 
 
 def classes() -> None:
@@ -32,6 +34,41 @@ def classes() -> None:
     with unseen(*(() if late else UNUSED)), collector_at_rest():
         for name in CLASSES:
             importlib.import_module(name)
+        # Its bars would be drawn into a rank's log, which is read line by line.
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
+
+
+@contextmanager
+def peft() -> Iterator[Any]:
+    """peft, which looks for quantised weights with the first addition that it makes, and remembers what it found."""
+    with unseen(*(() if "peft" in sys.modules else ("bitsandbytes", "torchao"))):
+        with collector_at_rest():
+            module = importlib.import_module("peft")
+        yield module
+
+
+def deepspeed() -> Any:
+    """DeepSpeed itself.
+
+    With it comes Muon, which DeepSpeed looks up at the latest in the first step, whatever the optimizer is. It asks
+    to be compiled while it is imported, which would bring in torch's whole compiler for nothing.
+    """
+    with uncompiled(), collector_at_rest():
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+        return importlib.import_module("deepspeed")
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Functions that are to be compiled stay as they are; the switch is torch's own."""
+    before = os.environ.get(_UNCOMPILED)
+    os.environ[_UNCOMPILED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_UNCOMPILED]
+        if before is not None:
+            os.environ[_UNCOMPILED] = before
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def read(folder: Path, *, mean: bool, model: str | None) -> Chosen:
     found = find(folder)
     m = found.manifest
     for name, said in m.files.items():
-        fault = shards.check(found.folder / name, said["size"], said["sha256"])
+        fault = shards.check(found.folder / name, said["size"], said["crc32"])
         if fault:
             raise DataError(f"{found.folder} is corrupt: {fault}.", "Choose an older checkpoint.")
     try:
@@ -55,10 +55,21 @@ def read(folder: Path, *, mean: bool, model: str | None) -> Chosen:
     stored = Shards(found.folder, [n for n in m.files if n.endswith(".safetensors")])
     kind = EMA if mean and EMA in stored.kinds else WEIGHT
     weights = {n: stored.read(kind, n, 0, math.prod(shape)).view(shape) for n, shape in stored.shapes.items()}
+    weights = _published(config, weights, stored)
     where = model or config.model
     if where == MODEL:
         where = str(materialise("tiny", 0, found.folder.absolute().parents[2] / ".clusterft" / "builtin"))
     return Chosen(found, config, weights, where)
+
+
+def _published(config: TrainConfig, weights: dict[str, torch.Tensor], stored: Shards) -> dict[str, torch.Tensor]:
+    """schedule-free-adamw trains one set of weights and publishes another, an average that follows from its state."""
+    if config.learn.optimizer.name != "schedule-free-adamw" or "z" not in stored.kinds:
+        return weights
+    first = (config.learn.optimizer.betas or (0.9, 0.999))[0]
+    if first == 0:
+        return weights
+    return {n: w.lerp(stored.read("z", n, 0, w.numel()).view_as(w), 1 - 1 / first) for n, w in weights.items()}
 
 
 def find(folder: Path) -> Found:

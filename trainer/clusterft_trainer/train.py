@@ -25,7 +25,7 @@ from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.dataset import Work, stream
 from clusterft_trainer.delivery import deliver
 from clusterft_trainer.dist import Place
-from clusterft_trainer.engine import groups, pieces, rates
+from clusterft_trainer.engine import optimizers, pieces, rates
 from clusterft_trainer.errors import TrainerError, storing
 from clusterft_trainer.metrics import Journal
 from clusterft_trainer.progress import HeldOut, Step
@@ -124,7 +124,7 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
     surrender_together(problem)
     while job is not None:
         began, number = time.monotonic(), course.state.step + 1
-        rate = groups.set_rates(run.learner.engine.groups, rates.factor(number, run.config.learn, course.total))
+        rate = optimizers.set_rates(run.learner.engine.groups, rates.factor(number, run.config.learn, course.total))
         outcome = step.take(run.learner, job, number)
         if run.ema is not None:
             run.ema.update(number)

@@ -86,7 +86,7 @@ class Keeper:
         """What is wrong with the files; the ranks divide them, since one could not read them fast."""
         files = found.manifest.files
         mine = sorted(files)[self._place.rank :: self._place.world]
-        told = [shards.check(found.folder / n, files[n]["size"], files[n]["sha256"]) for n in mine]
+        told = [shards.check(found.folder / n, files[n]["size"], files[n]["crc32"]) for n in mine]
         return [fault for part in dist.gather(told) for fault in part if fault]
 
     def restore(self, engine: Engine, ema: Ema | None, found: Found) -> list[str]:

@@ -6,14 +6,18 @@ of a tensor, and gets them from whichever files hold them: so a checkpoint has n
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import mmap
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -34,6 +38,7 @@ _NAMES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 _BLOCK = 8 << 20  # bytes written, hashed and read back at once
+_PAGE = 4096  # what writing past the page cache is counted in
 _SHAPES = "shapes"  # what every file says of the weights, so that none needs the model to be read
 REST = "rest"  # kind of what is no element for each weight; its offset is the state's own key
 
@@ -53,60 +58,111 @@ def entry(kind: str, name: str, at: int | str, tensor: torch.Tensor) -> Entry:
 
 
 class Stage:
-    """Host memory that holds a rank's file while training goes on; made once, used again."""
+    """Host memory that holds a rank's file, byte for byte, while training goes on; made once, used again."""
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._header = b""
         self._size = 0
 
     def take(self, entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Copy everything; afterwards the weights may move. `shapes` are those of the whole weights."""
         ordered = sorted(entries, key=lambda e: -e.tensor.element_size())  # keeps each one aligned
-        self._size = sum(e.tensor.numel() * e.tensor.element_size() for e in ordered)
-        if self._memory.numel() < self._size:
-            self._memory = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", _SHAPES: json.dumps(shapes)}}
-        places, sources, at = [], [], 0
+        header = _header(ordered, shapes)
+        self._size = len(header) + sum(_bytes(e.tensor) for e in ordered)
+        self._make_room(_pages(self._size))
+        self._memory[: len(header)].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+        places, sources, at = [], [], len(header)
         for one in ordered:
-            size = one.tensor.numel() * one.tensor.element_size()
+            size = _bytes(one.tensor)
             places.append(self._memory[at : at + size].view(one.tensor.dtype))
             sources.append(one.tensor.detach().reshape(-1))
-            header[one.key] = {
-                "dtype": _NAMES[one.tensor.dtype],
-                "shape": list(one.shape),
-                "data_offsets": [at, at + size],
-            }
             at += size
         torch._foreach_copy_(places, sources, non_blocking=self._pinned)
         if self._pinned:
             torch.cuda.current_stream().synchronize()
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._header = len(text).to_bytes(8, "little") + text
+
+    def _make_room(self, size: int) -> None:
+        if self._memory.numel() < size:
+            whole = torch.empty(size + _PAGE, dtype=torch.uint8, pin_memory=self._pinned)
+            self._memory = whole[-whole.data_ptr() % _PAGE :][:size]
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Put it on the disk, flushed, then read it back; its size and checksum."""
-        digest = hashlib.sha256(self._header)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            _write(handle, memoryview(self._header))
-            body = memoryview(self._memory.numpy())[: self._size]
-            for first in range(0, self._size, _BLOCK):
-                block = body[first : first + _BLOCK]
-                digest.update(block)
-                _write(handle, block)
+        """Put it on the disk, past the page cache, then read it back and compare; its size and checksum.
+
+        The page cache would cost more of the processor than everything else here, and is of no use: nobody reads
+        the file soon, and what is read back shall come from the disk.
+        """
+        body, crc = self._memory.numpy(), 0
+        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as handle:
+            for first in range(0, _pages(self._size), _BLOCK):
+                _write(handle, memoryview(body[first : min(first + _BLOCK, _pages(self._size))]))
+                crc = zlib.crc32(memoryview(body[first : min(first + _BLOCK, self._size)]), crc)
+            os.ftruncate(handle, self._size)
             os.fsync(handle)
-            # what the disk gives back, not what the page cache still knows
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
-        size, sha256 = len(self._header) + self._size, digest.hexdigest()
-        fault = check(path, size, sha256)
-        if fault:
-            raise OSError(f"{fault} right after it was written")
-        return {"size": size, "sha256": sha256}
+        self._compare(path)
+        return {"size": self._size, "crc32": f"{crc:08x}"}
+
+    def _compare(self, path: Path) -> None:
+        room = mmap.mmap(-1, _BLOCK)  # begins with a page, as reading past the page cache needs
+        given = np.frombuffer(room, dtype=np.uint8)
+        with _opened(path, os.O_RDONLY) as handle:
+            at = 0
+            while got := os.readv(handle, [room]):
+                if not _equal(given[:got], self._memory.numpy()[at : min(at + got, self._size)]):
+                    raise OSError(f"{path.name} reads back otherwise than it was written, from byte {at} on")
+                at += got
+        if at != self._size:
+            raise OSError(f"{path.name} reads back {at} of its {self._size} bytes")
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """By eight bytes at a time, as far as that goes."""
+    whole = len(one) // 8 * 8
+    return (
+        len(one) == len(other)
+        and np.array_equal(one[:whole].view(np.uint64), other[:whole].view(np.uint64))
+        and np.array_equal(one[whole:], other[whole:])
+    )
+
+
+def _header(entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """The beginning of a safetensors file, filled up with spaces to whole pages."""
+    body: dict[str, Any] = {"__metadata__": {"format": "pt", _SHAPES: json.dumps(shapes)}}
+    at = 0
+    for one in entries:
+        size = _bytes(one.tensor)
+        kind = _NAMES[one.tensor.dtype]
+        body[one.key] = {"dtype": kind, "shape": list(one.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(body, separators=(",", ":")).encode()
+    text += b" " * (_pages(8 + len(text)) - 8 - len(text))
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _pages(size: int) -> int:
+    """Rounded up to whole pages."""
+    return -(-size // _PAGE) * _PAGE
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """Past the page cache, where the file system can; some in memory or in user space cannot."""
+    try:
+        handle = os.open(path, flags | os.O_DIRECT, 0o644)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A file may have been made before the flag was refused.
+        handle = os.open(path, flags & ~os.O_EXCL, 0o644)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _write(handle: int, block: memoryview) -> None:
@@ -114,19 +170,19 @@ def _write(handle: int, block: memoryview) -> None:
         block = block[os.write(handle, block) :]
 
 
-def check(path: Path, size: int, sha256: str) -> str | None:
+def check(path: Path, size: int, crc32: str) -> str | None:
     """What is wrong with a file, or nothing."""
-    digest = hashlib.sha256()
+    crc = 0
     try:
         with path.open("rb", buffering=0) as file:
             while block := file.read(_BLOCK):
-                digest.update(block)
+                crc = zlib.crc32(block, crc)
             real = file.tell()
     except OSError as error:
         return f"{path.name} cannot be read: {error}"
     if real != size:
         return f"{path.name} has {real} bytes, not {size}"
-    return None if digest.hexdigest() == sha256 else f"{path.name} has not the checksum of the manifest"
+    return None if f"{crc:08x}" == crc32 else f"{path.name} has not the checksum of the manifest"
 
 
 @dataclass(frozen=True, slots=True)

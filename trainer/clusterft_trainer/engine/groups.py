@@ -15,10 +15,3 @@ def of(model: Any, learn: Learn) -> list[dict[str, Any]]:
         if weights:
             found.append({"params": weights, "lr": part.rate, "base": part.rate, "name": name})
     return found
-
-
-def set_rates(groups: list[dict[str, Any]], factor: float) -> float:
-    """Apply a share of the full rate to every group; the first group's rate is the one to report."""
-    for group in groups:
-        group["lr"] = group["base"] * factor
-    return float(groups[0]["lr"])

@@ -138,4 +138,5 @@ class PlainEngine(Engine):
     def take_scalars(self, scalars: dict[str, float]) -> None:
         """The reverse."""
         if scalars and self._scaler.is_enabled():
-            self._scaler.load_state_dict(scalars | {"_growth_tracker": int(scalars["_growth_tracker"])})
+            counts = {name: int(scalars[name]) for name in ("growth_interval", "_growth_tracker")}
+            self._scaler.load_state_dict(scalars | counts)

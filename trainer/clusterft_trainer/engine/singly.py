@@ -19,6 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Its functions take the process group of the moment of import for their default, and torch's optimizers import it
+# when they are made. A group kept so outlives destroy_process_group, and its threads can abort an ending process.
+import torch.distributed.nn.functional
+
 from clusterft_trainer.engine.rounding import Noise, round_stochastically_
 
 # Bytes of gradients whose mean over the ranks is under way while backward goes on.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from clusterft_trainer import imports
 from clusterft_trainer.config import TrainConfig, Zero
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine import groups, optimizers
@@ -25,8 +26,7 @@ class ZeroEngine(Engine):
     averages: int
 
     def __init__(self, config: TrainConfig, settings: Zero, place: Place, model: Any) -> None:
-        import deepspeed
-
+        deepspeed = imports.deepspeed()
         if place.device == "cpu":
             # This op would be compiled on first use; gloo does the same work without a compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from clusterft_trainer import imports
 from clusterft_trainer.config import Lora, PartName
 from clusterft_trainer.errors import DataError
 
@@ -23,20 +24,18 @@ _TEXT = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
 def add(module: Any, part: PartName, lora: Lora, seed: int) -> None:
     """Freeze `module` in place and give its layers trainable additions, which at first add nothing."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     module.requires_grad_(False)
     layers = targets(dict(module.named_modules()), part)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=alpha(lora),
-        lora_dropout=lora.dropout,
-        target_modules="|".join(re.escape(name) for name in layers),
-    )
     # The additions begin at random: alike on every rank, and untouched by what was drawn before.
-    with torch.random.fork_rng(devices=[]):
+    with imports.peft() as peft, torch.random.fork_rng(devices=[]):
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=alpha(lora),
+            lora_dropout=lora.dropout,
+            target_modules="|".join(re.escape(name) for name in layers),
+        )
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+        peft.inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
     for name, weight in module.named_parameters():
         weight.requires_grad_(_ADDED.search(name) is not None)
 
