@@ -1,4 +1,4 @@
-"""The training loop that a diffusers user has: SDXL's UNet in float32, in the manner of train_text_to_image_sdxl.py.
+"""The training loop that a diffusers user has, in the manner of train_text_to_image_sdxl.py: the UNet, in float32.
 
 Owns the baseline of step.py: the same order of work and the same imports as that script, less `datasets` and
 torchvision, whose part is done by PIL and lists. Knows nothing of clusterft. A line for each finished step goes to
@@ -104,7 +104,9 @@ def collate(examples: list[Any]) -> dict[str, Any]:
         name: torch.stack([example[name] for example in examples])
         for name in ("model_input", "prompt_embeds", "pooled_prompt_embeds")
     }
-    return stacked | {name: [example[name] for example in examples] for name in ("original_sizes", "crop_top_lefts")}
+    return stacked | {
+        name: [example[name] for example in examples] for name in ("original_sizes", "crop_top_lefts")
+    }
 
 
 def prepare(options: argparse.Namespace) -> tuple[Any, ...]:
@@ -123,7 +125,8 @@ def prepare(options: argparse.Namespace) -> tuple[Any, ...]:
     set_seed(options.seed)
     os.makedirs(options.output, exist_ok=True)
     tokenizers = [
-        AutoTokenizer.from_pretrained(model, subfolder=name, use_fast=False) for name in ("tokenizer", "tokenizer_2")
+        AutoTokenizer.from_pretrained(model, subfolder=name, use_fast=False)
+        for name in ("tokenizer", "tokenizer_2")
     ]
     noise_scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     encoders = [text_encoder(model, name) for name in ("text_encoder", "text_encoder_2")]
@@ -147,7 +150,9 @@ def prepare(options: argparse.Namespace) -> tuple[Any, ...]:
     del encoders, tokenizers, vae
     gc.collect()
     loader = torch.utils.data.DataLoader(examples, shuffle=True, collate_fn=collate, batch_size=options.batch)
-    lr_scheduler = get_scheduler("constant", optimizer=optimizer, num_warmup_steps=0, num_training_steps=options.steps)
+    lr_scheduler = get_scheduler(
+        "constant", optimizer=optimizer, num_warmup_steps=0, num_training_steps=options.steps
+    )
     unet, optimizer, loader, lr_scheduler = accelerator.prepare(unet, optimizer, loader, lr_scheduler)
     accelerator.init_trackers("text2image-fine-tune-sdxl", config={"steps": options.steps})
     return accelerator, unet, optimizer, loader, lr_scheduler, noise_scheduler
@@ -194,7 +199,9 @@ def losses(accelerator: Any, unet: Any, noise_scheduler: Any, batch: Any, resolu
         ids = torch.tensor([list(size + crop + (resolution, resolution))])
         return ids.to(accelerator.device, dtype=torch.float32)
 
-    ids = torch.cat([time_ids(s, c) for s, c in zip(batch["original_sizes"], batch["crop_top_lefts"], strict=True)])
+    ids = torch.cat(
+        [time_ids(s, c) for s, c in zip(batch["original_sizes"], batch["crop_top_lefts"], strict=True)]
+    )
     told = batch["prompt_embeds"].to(accelerator.device)
     extra = {"time_ids": ids, "text_embeds": batch["pooled_prompt_embeds"].to(accelerator.device)}
     prediction = unet(noisy, timesteps, told, added_cond_kwargs=extra).sample

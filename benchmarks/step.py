@@ -1,9 +1,14 @@
 """Our step, and our way to the first one, over those of the training loop that a diffusers user has.
 
-Both loops run as their users start them, `python -m clusterft_trainer train` and `_plain_loop.py`, on one model, one
-set of pictures, in float32, with one thread. For the steps both are pinned to one core and take turns on it: one is
-stopped by a signal while the other goes on, so that neither knows that it is measured. A block is the time between
-two lines about finished steps; each pair of blocks gives one ratio, and the bound is that of a bootstrap over pairs.
+Both loops run as their users start them, `python -m clusterft_trainer train` and `_plain_loop.py`, with one model and
+the same pictures, in float32, with one thread. For the steps both are pinned to one core and take turns on it: one is
+stopped by a signal while the other goes on, so neither knows that it is measured. A block is the time between two
+lines about finished steps. Each pair of blocks gives one ratio; the bound is that of a bootstrap over pairs.
+
+A start is the time from the beginning of the process to its line about the first step. The baseline encodes all
+pictures and captions first, as that script does; `cached_baseline` finds them encoded by an earlier start. Its imports
+include what diffusers imports of packages that happen to be installed here; that is about as much as datasets and
+torchvision take, which the script has in their place.
 """
 
 from __future__ import annotations
@@ -103,11 +108,10 @@ class Walker:
         self._sign = loop.sign.encode()
         self._errors = errors
         self._unread = b""
-        pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
         with errors.open("w") as file:
-            self._process = subprocess.Popen(
-                loop.argv, env=loop.env, stdout=subprocess.PIPE, stderr=file, preexec_fn=pin
-            )
+            self._process = subprocess.Popen(loop.argv, env=loop.env, stdout=subprocess.PIPE, stderr=file)
+        if core is not None:
+            os.sched_setaffinity(self._process.pid, {core})  # long before its first thread, which inherits it
         assert self._process.stdout is not None
         self._pipe = self._process.stdout.fileno()
 
@@ -202,6 +206,7 @@ def start(loop: Loop, folder: Path) -> float:
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, object]]:
     """Starts in turns, then steps in turns."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns of a GPU that it does not find
     pairs, length, rounds = (2, 3, 1) if quick else (40, 10, 7)
     with tempfile.TemporaryDirectory(prefix="clusterft-step-") as directory:
         folder = Path(directory)

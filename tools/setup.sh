@@ -51,8 +51,13 @@ say "setup: installing into .venv (once; a few minutes)"
 "$python" -m venv .venv
 printf '%s' "$PWD" > .venv/.place
 # shellcheck disable=SC2086 # the words of CLUSTERFT_PIP_ARGS are meant to be split
-if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    ${CLUSTERFT_PIP_ARGS:-} --constraint constraints.txt --editable '.[trainer,dev]' >.venv/setup.log 2>&1; then
+install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check ${CLUSTERFT_PIP_ARGS:-} "$@" >>.venv/setup.log 2>&1
+}
+: > .venv/setup.log
+# Of open_clip_torch the trainer reads CLIP's vocabulary alone; what it asks for (torchvision, timm) is not needed.
+if ! { install --constraint constraints.txt --editable '.[trainer,dev]' &&
+    install --no-deps 'open_clip_torch==3.3.0'; }; then
   tail -n 5 .venv/setup.log >&2
   say "setup: pip failed; all it said is in .venv/setup.log"
   say "  mend the cause above and run the command again; it continues where it was"

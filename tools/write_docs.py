@@ -1,7 +1,8 @@
-"""Writes docs/formats.md from the dataclasses that write the formats, so that neither can drift.
+"""Writes docs/formats.md from the dataclasses that write the formats, and docs/settings.md from the settings
+themselves, so that none can drift.
 
-write_docs.py            write it
-write_docs.py --check    exit 1 if it is not what the code says
+write_docs.py            write them
+write_docs.py --check    exit 1 if one is not what the code says
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from clusterft import findings
+import settings_page
+
+from clusterft import findings, spec
 from clusterft.apply import record
 from clusterft.board import verdict
 from clusterft_trainer import assignment, checkpoint, progress, stream
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 INTRO = """\
 # Formats
@@ -27,16 +30,39 @@ reader skips a line of a newer schema, and refuses a document of one. Times are 
 """
 
 
+CHECKPOINT = """\
+`<shared>/<run>/checkpoints/step-<n>/` holds this manifest and a file for each rank that wrote,
+`rank-<r>-of-<world>.safetensors`; `.new-*` beside it is being written or deleted. Each trained weight is one
+flattened row of numbers, and a rank writes the runs of it that it owns under the keys `kind|weight|offset`:
+kind `weight` (float32, or bfloat16 under `weights: bf16`), `ema` (the running mean), or a name of the
+optimizer's state such as `exp_avg`; offset is the first element. What an optimizer keeps that has no number for
+each weight (counters, factors, quantised blocks) stands under `rest|weight|key`. The metadata entry `shapes` of
+every file is a JSON object of the weights' shapes. All runs of a weight together cover it without a gap,
+whatever engine and number of ranks wrote them, so any other can read them:
+
+```
+from safetensors import safe_open
+with safe_open("rank-00000-of-00002.safetensors", "pt") as file:
+    file.metadata()["shapes"], file.keys()   # 'weight|unet.conv_in.weight|0', 'exp_avg|unet.conv_in.weight|0', ...
+```
+
+A file counts only with the size and checksum of the manifest, a folder only with its manifest and under its name.
+"""
+
+
 def main() -> int:
-    """Write the page, or compare it."""
-    text = page()
-    if "--check" not in sys.argv:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print("docs/formats.md is not what the code says: run tools/write_docs.py")
-    return 1
+    """Write the pages, or compare them."""
+    pages = {"formats.md": page(), "settings.md": settings_page.page(spec.json_schema())}
+    drifted = []
+    for name, text in pages.items():
+        path = DOCS / name
+        if "--check" not in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            drifted.append(name)
+    for name in drifted:
+        print(f"docs/{name} is not what the code says: run tools/write_docs.py")
+    return 1 if drifted else 0
 
 
 def page() -> str:
@@ -60,6 +86,7 @@ def page() -> str:
             table(record.Note),
             "## checkpoints/step-*/manifest.json\n",
             table(checkpoint.Manifest),
+            CHECKPOINT,
             "## Checks, as in `--json` of a command that a check stopped\n",
             table(findings.Finding),
         ]
@@ -75,9 +102,17 @@ def table(kind: type, name: str | None = None) -> str:
 
 
 def comments(kind: type) -> dict[str, str]:
-    """The trailing comments of a dataclass's fields."""
-    found = re.findall(r"^    (\w+): [^#\n]*#\s*(?!noqa)(.*)$", inspect.getsource(kind), re.MULTILINE)
-    return dict(found)
+    """The trailing comments of a dataclass's fields, also where a field takes several lines."""
+    found: dict[str, str] = {}
+    field = None
+    for line in inspect.getsource(kind).splitlines():
+        named = re.match(r"    (\w+): ", line)
+        continued = re.match(r"        \S|    \)", line)
+        field = named[1] if named else field if continued else None
+        remark = re.search(r"#\s*(?!noqa)(.*)$", line)
+        if field and remark:
+            found[field] = remark[1]
+    return found
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def cpu_image() -> ImageSpec:
 
 def _filled(house: Path) -> Path:
     house.mkdir(exist_ok=True)
-    stamp, wanted = house / ".stamp", CONSTRAINTS.read_text() + " ".join([*wheel.requirements(), EXTRA])
+    stamp, wanted = (
+        house / ".stamp",
+        CONSTRAINTS.read_text() + " ".join([*wheel.requirements(), EXTRA, recipe.VOCABULARY]),
+    )
     with (house / ".lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != wanted:
@@ -43,5 +46,7 @@ def _filled(house: Path) -> Path:
                 old.unlink()
             pip = [sys.executable, "-m", "pip", "download", "-q", "--dest", str(house), "-c", str(CONSTRAINTS)]
             subprocess.run([*pip, *wheel.requirements(), *recipe.BUILD, EXTRA], check=True, timeout=900)
+            alone = [sys.executable, "-m", "pip", "download", "-q", "--dest", str(house), "--no-deps"]
+            subprocess.run([*alone, recipe.VOCABULARY], check=True, timeout=300)
             stamp.write_text(wanted)
     return house

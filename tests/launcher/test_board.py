@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import signal
 
 import pytest
+import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,6 +211,49 @@ def test_a_node_that_is_gone_is_the_cause_of_what_the_others_say() -> None:
     )
 
 
+CLASSES = "config data nan oom disk-full storage resume rendezvous export rounding".split()
+
+
+@pytest.mark.parametrize("failure", CLASSES)
+def test_each_class_of_the_trainer_wins_over_what_follows_from_it(failure: str) -> None:
+    why = told("gpu1", 1, failure, "the reason", 10.0)
+    for found in in_any_order(*ECHO, why, died("gpu1", 1, 5, 10.1)):
+        assert (found.failure, found.node, found.summary, found.remedy) == (
+            failure,
+            "gpu1",
+            "the reason",
+            "do this",
+        )
+
+
+def test_these_are_all_the_classes_that_the_trainer_has() -> None:
+    sources = (scenes.ROOT / "trainer" / "clusterft_trainer").rglob("*.py")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    raised = {found for one in RAISED for found in one.findall(text)}
+    assert raised - {"peer-lost", "bug"} == set(CLASSES)
+
+
+# RunError("nan", ...) and __main__'s names for what libraries raise; ConfigError and DataError name themselves.
+RAISED = (
+    re.compile(r'RunError\(\s*"([a-z-]+)"'),
+    re.compile(r'"(disk-full)" if number in FULL else "storage"'),
+    re.compile(r'"disk-full" if number in FULL else "(storage)"'),
+    re.compile(r'return "([a-z-]+)", f"'),
+    re.compile(r'super\(\).__init__\("([a-z-]+)", message'),
+    re.compile(r'bug = \("([a-z-]+)"'),
+)
+
+
+def test_where_only_echoes_are_known_the_trainers_own_words_are_the_verdict() -> None:
+    for found in in_any_order(*ECHO):
+        assert (found.failure, found.node, found.rank) == ("launcher", "gpu1", None), (
+            "no rank of gpu1 was heard of"
+        )
+    for found in in_any_order(*ECHO, said("gpu1", 1, CLOSED), died("gpu1", 1, 5, 10.4)):
+        assert (found.failure, found.node, found.rank) == ("peer-lost", "gpu0", 0)
+        assert (found.summary, found.remedy) == ("Another rank is gone", "do this")
+
+
 def test_a_launcher_that_fails_before_any_rank_is_told_with_its_words() -> None:
     words = said("gpu1", stream.LAUNCHER, "the launcher cannot be started: no such file")
     found = verdict(words, ended("gpu0", "failed", 1, 20.0), ended("gpu1", "failed", 127, 10.0))
@@ -281,6 +326,21 @@ def test_the_board_keeps_what_a_screen_needs() -> None:
     assert board.phase == "train" and board.losses == [0.9, 0.8] and board.notices == ["careful"]
     assert board.first_step is not None and board.first_step.step == 41 and board.saved == {"checkpoint": saved}
     assert list(board.tails["gpu1", 1]) == [f"line {i}" for i in range(70, 100)]
+
+
+PAIRS = ((5, math.nan), (10, 0.4), (20, 0.3), (30, math.nan), (40, 0.5))
+
+
+def test_the_board_knows_the_held_out_losses_and_how_old_the_checkpoint_is() -> None:
+    measured = [progress.HeldOut(n, loss, 1.0, float(n)) for n, loss in PAIRS]
+    board = filled(*(Said("gpu0", stream.Progress(0, one)) for one in measured))
+    assert board.held_out == measured[-1] and board.least == measured[2] and board.checkpoint_age is None
+    board.see(Said("gpu0", stream.Progress(0, progress.Saved("checkpoint", "/c", 40, 0.1, 100.0))))
+    assert board.checkpoint_age is None, "no step is known"
+    board.see(step(45, at=340.0))
+    assert board.checkpoint_age == 240.0
+    board.see(step(46, at=90.0))
+    assert board.checkpoint_age == 0.0, "a clock that was set back"
 
 
 def test_a_long_run_is_thinned_and_keeps_its_shape() -> None:

@@ -14,6 +14,7 @@ import pytest
 import scenes
 
 from clusterft import cli
+from clusterft_trainer.config import TrainConfig
 
 
 @pytest.fixture
@@ -207,6 +208,43 @@ def test_init_writes_a_job_that_loads_and_overwrites_nothing(workplace: Path) ->
     refused(clusterft(workplace, "init", "new.yaml"), 2, "new.yaml  the file exists already")
     assert (workplace / "new.yaml").read_text() == "mine" and text.startswith("# A clusterft job")
     refused(clusterft(workplace, "init", "absent/new.yaml"), 2, "the file cannot be written")
+
+
+KOHYA = scenes.GOLDEN / "migrate" / "one_card" / "train.sh"
+
+
+def test_a_migrated_command_is_written_told_and_never_written_over(workplace: Path) -> None:
+    done = clusterft(workplace, "migrate", str(KOHYA), "-o", "new.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("train.sh · ") and "new.yaml is written" in done.stdout
+    text = (workplace / "new.yaml").read_text()
+    assert text == KOHYA.with_name("job.yaml").read_text()
+    refused(clusterft(workplace, "migrate", str(KOHYA), "-o", "new.yaml"), 2, "new.yaml  the file exists already")
+    plain = clusterft(workplace, "migrate", str(KOHYA))
+    assert (plain.returncode, plain.stdout) == (0, text) and "settings carried over" in plain.stderr
+    body = document(clusterft(workplace, "migrate", str(KOHYA), "--json"))
+    assert body["yaml"] == text and body["written"] is None and body["script"] == "sdxl_train.py"
+    assert all({"flag", "place", "why", "reason"} <= set(one) for one in body["left"]) and body["carried"]
+
+
+def test_what_cannot_be_migrated_is_told(workplace: Path) -> None:
+    (workplace / "words.sh").write_text("echo hello\n")
+    (workplace / "latin.sh").write_bytes(b"--name b\xfcro\n")
+    refused(clusterft(workplace, "migrate", "words.sh"), 2, "words.sh holds no training command")
+    refused(clusterft(workplace, "migrate", "latin.sh"), 2, "latin.sh  the file is no text")
+    refused(clusterft(workplace, "migrate", "absent.sh"), 2, "absent.sh  the file cannot be read")
+    refused(clusterft(workplace, "migrate", str(KOHYA), "-o", "no/new.yaml"), 2, "the file cannot be written")
+
+
+def test_the_settings_of_a_job_are_what_the_trainer_reads(workplace: Path) -> None:
+    edit(workplace, "job.yaml", "builtin:tiny", "base.safetensors")
+    (workplace / "hostfile").unlink()
+    done = clusterft(workplace, "settings", "job.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    settings = TrainConfig.model_validate(json.loads(done.stdout))
+    assert settings.model == str(workplace / "base.safetensors") and settings.steps == 3
+    edit(workplace, "job.yaml", "steps: 3", "steps: three")
+    refused(clusterft(workplace, "settings", "job.yaml"), 2, "train.steps must be a whole number")
 
 
 def test_the_schema_is_printed_as_json(workplace: Path) -> None:

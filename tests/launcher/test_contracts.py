@@ -25,7 +25,9 @@ BREACHES = {
     "pure: clock": ("clusterft/board/state.py", "import time"),
     "pure: terminal": ("clusterft/checks/host.py", "import rich.text"),
     "no-torch: direct": ("clusterft/spec/job.py", "import torch"),
-    "no-torch: through the trainer": ("clusterft_trainer/config.py", "import numpy"),
+    "no-torch: through the trainer": ("clusterft_trainer/config/data.py", "import numpy"),
+    "no-torch: through migrate": ("clusterft_trainer/migrate/shell.py", "import torch"),
+    "torch-free: migrate": ("clusterft_trainer/migrate/page.py", "import numpy"),
     "seam: train": ("clusterft/runtime/process.py", "import clusterft_trainer.train"),
     "seam: supervisor": ("clusterft/remote/ssh.py", "import clusterft_trainer.supervisor.watch"),
     "trainer-alone: errors": ("clusterft_trainer/records.py", "import clusterft.errors"),
@@ -104,7 +106,7 @@ sys.exit(code)
 """
 
 
-VERBS = ("up", "down", "open", "ssh", "push", "train", "stop", "init", "schema")
+VERBS = ("up", "down", "open", "ssh", "push", "train", "stop", "init", "migrate", "settings", "schema")
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -31,6 +31,7 @@ from clusterft.image.context import Context, Entry
 from clusterft.image.selftest import Expected, SelfTest
 from clusterft.image.transcript import KEPT, Transcript
 from clusterft.spec import ImageSpec
+from clusterft_trainer import image_selftest
 
 NEEDS = ("accelerate==1.15.0", "deepspeed==0.19.8", "numpy>=2", "pydantic>=2.9", "torch==2.13.0")
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -67,7 +68,7 @@ def test_the_wheel_is_the_same_bytes_twice_and_installs(tmp_path: Path) -> None:
     out = subprocess.run(
         [sys.executable, "-I", "-c", ask], check=True, capture_output=True, text=True
     ).stdout.split()
-    assert out == [str(tmp_path / "site" / "clusterft_trainer" / "config.py"), built.version]
+    assert out == [str(tmp_path / "site" / "clusterft_trainer" / "config" / "__init__.py"), built.version]
 
 
 def test_the_record_of_the_wheel_is_true() -> None:
@@ -174,6 +175,7 @@ def _house(tmp_path: Path) -> Path:
     house.mkdir(exist_ok=True)
     (house / "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl").write_bytes(b"torch")
     (house / "deepspeed-0.19.8.tar.gz").write_bytes(b"deepspeed")
+    (house / f"{recipe.VOCABULARY.replace('==', '-')}-py3-none-any.whl").write_bytes(b"open_clip")
     return house
 
 
@@ -192,7 +194,7 @@ def test_a_build_is_asked_for_as_it_should(kind: str, tmp_path: Path, monkeypatc
     mine.mkdir()
     (mine / "Dockerfile").write_text("FROM debian:bookworm-slim\n")
     spec = {
-        "cuda": ImageSpec(packages=("git", "vim"), pip=("bitsandbytes==0.49.0",)),
+        "cuda": ImageSpec(packages=("git", "vim"), pip=("xformers==0.0.33",)),
         "cpu": ImageSpec(variant="cpu", base="debian:13", ca_bundle=tmp_path / "ca.pem"),
         "cpu_offline": ImageSpec(variant="cpu", wheelhouse=_house(tmp_path)),
         "own": ImageSpec(variant="cpu", dockerfile=mine / "Dockerfile"),
@@ -286,6 +288,20 @@ def test_a_wheelhouse_without_deepspeeds_source_is_refused_before_the_build(tmp_
     assert "pip download" in caught.value.remedy and " torch==2.13.0 " in caught.value.remedy
 
 
+def test_the_vocabulary_comes_into_an_image_without_what_its_package_asks_for(tmp_path: Path) -> None:
+    words = {entry.name: entry.source for entry in _recipe(ImageSpec(variant="cpu")).context.entries}
+    assert words["stack/vocabulary.txt"] == f"{recipe.VOCABULARY}\n".encode()
+    lines = recipe.text("Dockerfile").replace("\\\n", " ").splitlines()
+    step = next(line for line in lines if "vocabulary.txt" in line)
+    assert "--no-deps -r /stack/vocabulary.txt" in step
+    assert f"--no-deps '{recipe.VOCABULARY}'" in (scenes.ROOT / "tools" / "setup.sh").read_text()
+    house = _house(tmp_path)
+    next(house.glob("open_clip*")).unlink()
+    with pytest.raises(UsageError, match="lacks open_clip_torch-3.3.0-py3-none-any.whl") as caught:
+        _recipe(ImageSpec(variant="cpu", wheelhouse=house))
+    assert caught.value.remedy.endswith(f"--no-deps {recipe.VOCABULARY}")
+
+
 # -- the builder's words ------------------------------------------------------
 
 
@@ -377,11 +393,12 @@ def test_a_difference_is_named() -> None:
 WELL = SelfTest(
     trainer="1.2.3",
     python="3.11.2",
-    modules=dict.fromkeys(selftest._NEEDED, "1"),
+    modules=dict.fromkeys([*selftest._NEEDED, *selftest._SOME], "1"),
     broken={},
     cuda="13.0",
     nccl="2.28.3",
     cards=("sm_90",),
+    vocabulary="3.3.0",
     ops={"cpu_adam": ""},
     programs={"sshd": "/usr/sbin/sshd"},
     host_keys=(),
@@ -394,7 +411,13 @@ WELL = SelfTest(
         ({}, None, ""),
         ({"trainer": None}, "fail fail", "no trainer"),
         ({"trainer": "1.2.2"}, "fail fail", "has trainer 1.2.2, this clusterft needs 1.2.3"),
-        ({"modules": {}}, "fail warn", "lacks pydantic, numpy"),
+        ({"modules": dict.fromkeys(selftest._SOME, "1")}, "fail warn", "lacks pydantic, numpy"),
+        (
+            {"modules": dict.fromkeys(selftest._NEEDED, "1")},
+            "fail warn",
+            "lacks bitsandbytes (8-bit optimizers), ",
+        ),
+        ({"vocabulary": None}, "fail warn", "lacks open_clip_torch"),
         (
             {"broken": {"bitsandbytes": "OSError: libcuda"}},
             "fail warn",
@@ -444,4 +467,6 @@ def test_what_the_script_prints_is_what_is_read() -> None:
     done = subprocess.run([sys.executable, *selftest.COMMAND[1:]], capture_output=True, text=True, timeout=120)
     found = selftest.read(done.returncode, done.stdout, done.stderr)
     assert isinstance(found, SelfTest), found
+    assert set(found.modules) | set(found.broken) <= set(image_selftest.STACK)
+    assert {*selftest._NEEDED, *selftest._SOME} <= set(image_selftest.STACK)
     assert found.modules["pydantic"] and "trying import pydantic" in done.stderr

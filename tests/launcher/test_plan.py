@@ -138,29 +138,59 @@ def test_the_value_of_a_secret_is_nowhere(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_yaml_of_all_nodes_differs_in_the_machine_rank_alone(tmp_path: Path) -> None:
-    bodies: list[dict[str, Any]] = []
-    for node in build(GPU_JOB, three_ssh(), tmp_path).nodes:
-        text = next(file.text for file in node.files if file.path.name == "accelerate.yaml")
-        bodies.append(yaml.safe_load(text))
+    bodies: list[dict[str, Any]] = [yaml.safe_load(text) for text in _yamls(build(GPU_JOB, three_ssh(), tmp_path))]
     assert [body.pop("machine_rank") for body in bodies] == [0, 1, 2]
     assert bodies[0] == bodies[1] == bodies[2]
     assert bodies[0]["num_processes"] == 24 and bodies[0]["num_machines"] == 3
     assert bodies[0]["deepspeed_config"]["zero_stage"] == 2
 
 
+ZERO_3 = "{kind: zero, stage: 3, offload: optimizer}"
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "wanted"),
+    [
+        ("{kind: zero, stage: 1}", "fp16", ("DEEPSPEED", "fp16", 1, "none")),
+        ("{kind: zero}", "bf16", ("DEEPSPEED", "bf16", 2, "none")),
+        (ZERO_3, "fp32", ("DEEPSPEED", "no", 3, "cpu")),
+        ("{kind: fsdp}", "bf16", ("MULTI_GPU", "bf16", None, None)),
+        ("{kind: ddp}", "fp16", ("MULTI_GPU", "fp16", None, None)),
+    ],
+)
+def test_the_yaml_says_of_the_engine_what_the_job_says(
+    engine: str, precision: str, wanted: tuple[object, ...], tmp_path: Path
+) -> None:
+    job = f"{GPU_JOB}  engine: {engine}\n  precision: {precision}\n  batch: {{accumulate: 4}}\n"
+    body = yaml.safe_load(_yamls(build(job, three_ssh(), tmp_path))[0])
+    zero = body.get("deepspeed_config", {})
+    said = (body["distributed_type"], body["mixed_precision"])
+    assert (*said, zero.get("zero_stage"), zero.get("offload_optimizer_device")) == wanted
+    assert zero.get("gradient_accumulation_steps", 4) == 4
+
+
+def _yamls(planned: LaunchPlan) -> list[str]:
+    return [file.text for node in planned.nodes for file in node.files if file.path.name == "accelerate.yaml"]
+
+
 @pytest.mark.trainer
-@pytest.mark.parametrize("name", ["two_local", "three_ssh", "ddp_fp32"])
-def test_accelerate_itself_takes_the_yaml(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["{kind: zero}", ZERO_3, "{kind: fsdp}", "{kind: ddp}"])
+def test_accelerate_itself_takes_the_yaml(engine: str, tmp_path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    survey, job = CASES[name]
-    for node in build(job, survey, tmp_path).nodes:
-        path = tmp_path / f"{node.node.name}.yaml"
-        path.write_text(next(file.text for file in node.files if file.path.name == "accelerate.yaml"))
+    planned = build(f"{GPU_JOB}  engine: {engine}\n", three_ssh(), tmp_path)
+    for rank, text in enumerate(_yamls(planned)):
+        path = tmp_path / f"{rank}.yaml"
+        path.write_text(text)
         config = load_config_from_file(str(path))
-        assert config.machine_rank == node.machine_rank
-        wanted = "MULTI_GPU" if name == "ddp_fp32" else "DEEPSPEED"
-        assert str(config.distributed_type).endswith(wanted)
+        assert config.machine_rank == rank
+        assert str(config.distributed_type).endswith("DEEPSPEED" if "zero" in engine else "MULTI_GPU")
+
+
+def test_a_node_finds_the_vocabularies_of_an_earlier_download(tmp_path: Path) -> None:
+    env = build(GPU_JOB, three_ssh(), tmp_path).head.assignment.env
+    assert env["HF_HUB_CACHE"] == "/home/me/.cache/huggingface/hub" and env["HF_HUB_OFFLINE"] == "1"
+    assert env["HF_HOME"].startswith("/home/me/.clusterft/"), "a default_config.yaml there would alter the run"
 
 
 def test_torchrun_is_told_the_same_meeting(tmp_path: Path) -> None:

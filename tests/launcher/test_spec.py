@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import scenes
@@ -16,15 +16,33 @@ from hypothesis import strategies as st
 
 from clusterft import spec
 from clusterft.errors import InvalidFile, UsageError
-from clusterft.spec import positions
+from clusterft.spec import combination, positions
 from clusterft.ui import text as views
-from clusterft_trainer.config import FolderSource
+from clusterft_trainer.config import (
+    Checkpoints,
+    Compute,
+    Ddp,
+    Ema,
+    FolderSource,
+    Fsdp,
+    Learn,
+    Lora,
+    Optimizer,
+    Output,
+    TrainConfig,
+    UnetPart,
+    Zero,
+    refusals,
+)
+from clusterft_trainer.config.learn import OptimizerName
 
 EXAMPLE = scenes.ROOT / "launcher" / "clusterft" / "spec" / "example.yaml"
+EXAMPLES = sorted((scenes.ROOT / "examples").glob("*.yaml"))
+MIGRATED = sorted((scenes.GOLDEN / "migrate").glob("*/job.yaml"))
 MISTAKES = sorted((scenes.GOLDEN / "job").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", [EXAMPLE, scenes.ROOT / "examples" / "demo.yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [EXAMPLE, *EXAMPLES], ids=lambda path: path.name)
 def test_our_own_jobs_are_right(path: Path) -> None:
     assert spec.load(path).train.data.sources
 
@@ -65,16 +83,46 @@ def _file_keys(value: object, path: str = "") -> Iterator[str]:
         yield from _file_keys(inner, f"{path}{name}.")
 
 
+# `#key: value` is a setting left out; `# words` is a comment.
+LEFT_OUT = re.compile(r"^(\s*)#(?=\S)", re.MULTILINE)
+
+
 def test_the_example_shows_every_key_and_no_other() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    # `#key: value` is a key left out; `# words` is a comment, in which `or key:` names an alternative.
-    shown = set(_file_keys(yaml.safe_load(re.sub(r"^(\s*)#(?=\S)", r"\1", text, flags=re.MULTILINE))))
-    alternatives = set(re.findall(r"# or \{?(\w+):", text))
+    shown = set(_file_keys(yaml.safe_load(LEFT_OUT.sub(r"\1", text))))
     schema = spec.json_schema()
     known = set(_schema_keys(schema, schema))
-    assert len(known) > 40
-    assert {key for key in known - shown if key.rpartition(".")[2] not in alternatives} == set()
+    assert len(known) > 100
+    assert known - shown == set()
     assert {key for key in shown - known if not key.startswith("env.")} == set()
+
+
+def _one_more(lines: list[str], number: int) -> str:
+    """The example with one of its settings put in, and the sections around that."""
+    chosen, depth = {number}, len(lines[number])
+    for above in range(number, -1, -1):
+        plain = LEFT_OUT.sub(r"\1", lines[above])
+        here = len(plain) - len(plain.lstrip())
+        if here < depth and plain.strip():
+            chosen.add(above)
+            depth = here
+    return "\n".join(LEFT_OUT.sub(r"\1", line) if i in chosen else line for i, line in enumerate(lines)) + "\n"
+
+
+COMBINED = "not both ways|exactly one of|has no meaning|have no meaning|needs? |two weightings|nothing is built"
+SETTING = re.compile(r"\s*#\w+: [^\s#]|\s*#- ")
+
+
+SETTINGS = [n for n, line in enumerate(EXAMPLE.read_text("utf-8").splitlines()) if SETTING.match(line)]
+
+
+@pytest.mark.parametrize("number", SETTINGS)
+def test_each_setting_of_the_example_may_be_put_in(number: int, tmp_path: Path) -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    try:
+        scenes.job(_one_more(lines, number), tmp_path)
+    except UsageError as error:
+        assert re.search(COMBINED, error.what), lines[number]
 
 
 def test_paths_are_relative_to_the_job_and_know_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +136,66 @@ def test_paths_are_relative_to_the_job_and_know_the_home(tmp_path: Path, monkeyp
     assert job.train.model == str(tmp_path.parent / "models" / "base")
     folders = [source.folder for source in job.train.data.sources if isinstance(source, FolderSource)]
     assert folders == [tmp_path / "pictures", Path("/data")]
+
+
+def test_every_path_of_the_trainer_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    more = "  tokenizers: ~/clip\n  vae: vae/fixed.safetensors\n"
+    job = scenes.job(scenes.JOB.replace("builtin:tiny", "../base.safetensors") + more, tmp_path)
+    train = job.train
+    assert train.model == str(tmp_path.parent / "base.safetensors")
+    assert (train.tokenizers, train.vae) == ("/home/someone/clip", str(tmp_path / "vae" / "fixed.safetensors"))
+    assert scenes.job(scenes.JOB, tmp_path).train.vae is None
+
+
+def test_what_is_written_short_arrives_as_it_is_meant(tmp_path: Path) -> None:
+    learn = "{unet: {rate: 4e-7, parts: [middle_block, '*.attn2.*']}, optimizer: adafactor}"
+    more = "  engine: {kind: ddp}\n  checkpoints: {rolling: 15min, every_epochs: 1}\n"
+    train = scenes.job(scenes.JOB.replace("{unet: {rate: 4e-7}}", learn) + more, tmp_path).train
+    assert train.learn.optimizer.name == "adafactor" and train.learn.unet is not None
+    assert train.learn.unet.parts == ("middle_block", "*.attn2.*")
+    assert str(train.checkpoints.rolling) == "15 minutes"
+    assert [str(span) for span in train.checkpoints.cadences] == ["1 epochs"]
+
+
+ENGINES = st.sampled_from([Zero(), Zero(stage=3, offload="optimizer"), Ddp(kind="ddp"), Fsdp(kind="fsdp")])
+
+
+@settings(max_examples=300, deadline=None)
+@given(ENGINES, st.data())
+def test_each_sentence_of_the_trainer_is_found_and_named(engine: Zero | Ddp | Fsdp, data: st.DataObject) -> None:
+    some = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    optimizer = Optimizer(
+        name=some(*get_args(OptimizerName)),
+        betas=some(None, (0.9, 0.9)),
+        eps=some(None, 1e-8),
+        fused_backward=True,
+    )
+    learn = Learn(
+        unet=UnetPart(rate=1e-5, parts=some("all", "unet-71")), lora=some(None, Lora()), ema=some(None, Ema())
+    )
+    learn = learn.model_copy(update={"optimizer": optimizer, "schedule": some("constant", "cosine")})
+    config = spec.load(EXAMPLE).train.model_copy(
+        update={
+            "engine": engine,
+            "learn": learn,
+            "precision": some("fp16", "bf16", "fp32"),
+            "weights": some("fp32", "bf16"),
+            "compute": Compute(attention="flash", compile=some(True, False)),
+            "checkpoints": Checkpoints(best="held_out"),
+            "output": Output(name="x", diffusers=True),
+        }
+    )
+    told = tuple(refusals.refusals(config))
+    assert told and combination.apart("; ".join(told), (TrainConfig,)) == told
+    for sentence in told:
+        path = combination.named(sentence, (TrainConfig,))[0]
+        assert sentence.startswith(".".join(map(str, path)))
+
+
+@pytest.mark.parametrize("path", MIGRATED, ids=lambda path: path.parent.name)
+def test_a_migrated_job_is_one_of_ours(path: Path) -> None:
+    assert spec.load(path).train.model
 
 
 def test_a_builtin_model_is_no_path(tmp_path: Path) -> None:
@@ -254,6 +362,13 @@ def test_the_variant_follows_the_device_until_it_is_given(tmp_path: Path) -> Non
     assert scenes.job(scenes.JOB + "image: {packages: [git]}\n", tmp_path).image.variant == "cpu"
     assert scenes.job(scenes.JOB + "image: {variant: cuda}\n", tmp_path).image.variant == "cuda"
     assert scenes.job(on_cards, tmp_path).image.foundation.startswith("nvidia/cuda:13.0")
+
+
+def test_the_schema_for_editors_knows_the_short_forms() -> None:
+    found = spec.json_schema()["$defs"]
+    rolling, optimizer = found["Checkpoints"]["properties"]["rolling"], found["Learn"]["properties"]["optimizer"]
+    assert [option["type"] for option in rolling["anyOf"]] == ["string", "null"] and "Span" not in found
+    assert optimizer["anyOf"][0] == {"$ref": "#/$defs/Optimizer"} and "adafactor" in optimizer["anyOf"][1]["enum"]
 
 
 def test_the_schema_for_editors_is_one() -> None:

@@ -64,10 +64,20 @@ def drawn(made: Board) -> str:
 
 
 training = [told(step(n, loss=1 / n)) for n in range(100, 319)]
+# All that a run on cards tells: 8.04 images a second, three steps left out, a checkpoint 61 seconds old.
+rich = dataclasses.replace(step(318, loss=12.1043), images_per_second=123.4, peer_wait=0.24, mfu=0.312, skipped=3)
+telling: list[Event] = [
+    *training,
+    told(progress.HeldOut(200, 0.1001, 3.2, 100.0)),
+    told(progress.HeldOut(300, 0.1101, 3.2, 150.0)),
+    told(progress.Saved("checkpoint", "/out/step-00000196", 196, 1.25, 98.0)),
+    told(dataclasses.replace(rich, memory=23.1e9, communication=0.119)),
+]
 SCREENS: dict[str, list[Event]] = {
     "starting": [],
     "loading": [told(progress.Phase("model", 1.0))],
     "training": training,
+    "telling": telling,
     "silent": [*training, Silent("right", "timed out")],
     "stopping": [*training, Stopping("asked"), Said("left", stream.Ended("stopped", 0, 1.0)), Gone("right", "x")],
     "diverged": [told(step(1, loss=math.nan))],
@@ -106,10 +116,11 @@ def test_plain_lines_come_at_most_every_few_seconds_and_the_last_step_always(
         (105.0, told(step(3))),
         (105.1, told(progress.Notice("the loss is [bold]high", 1.0))),
         (105.1, told(progress.Saved("checkpoint", "/out/step-00000003", 3, 1.25, 1.0))),
+        (105.1, told(progress.HeldOut(3, 0.1101, 3.21, 1.0))),
         (105.2, Said("left", stream.Log(0, "an ordinary line", 1.0))),
         (105.2, Silent("right", "timed out")),
         (105.2, Gone("right", "unreachable for 300 s")),
-        (105.3, told(step(1000, at=10.0))),
+        (105.3, told(dataclasses.replace(step(1000, at=10.0), mfu=0.312))),
         (105.3, Stopping("asked")),
     ]
     for moment, event in seen:
@@ -124,9 +135,10 @@ def test_plain_lines_come_at_most_every_few_seconds_and_the_last_step_always(
         "step 3/1000  loss 0.1043  ▁▁▁  8.0 img/s  ETA 8 m 18 s",
         "! the loss is [bold]high",
         "  checkpoint /out/step-00000003  (step 3, 1.2 s)",
+        "  held-out loss 0.1101  (step 3, 3.2 s)",
         "! right is silent: timed out",
         "✗ right is gone: unreachable for 300 s",
-        "step 1000/1000  loss 0.1043  ▁▁▁▁  8.0 img/s  ETA 0 s",
+        "step 1000/1000  loss 0.1043  ▁▁▁▁  8.0 img/s  MFU 31%  ETA 0 s",
         "stopping: asked",
     ]
 
@@ -155,6 +167,7 @@ DONE = progress.Done(1000, 0.9, 0.1, 9.0)
 SAVED = [progress.Saved(what, f"/mnt/out/{what}", 1000, 1.0, 9.0) for what in ("checkpoint", "export", "curve")]
 ENDS: dict[str, tuple[list[Event], Verdict]] = {
     "ok": ([*training, *map(told, SAVED), told(DONE)], Verdict("ok", "finished")),
+    "telling": ([*telling, *map(told, SAVED), told(DONE)], Verdict("ok", "finished")),
     "stopped": ([*training, told(SAVED[0])], Verdict("stopped", "stopped at step 318, as asked")),
     "failed": (
         [*training, told(SAVED[0])],
@@ -177,9 +190,11 @@ def test_the_last_lines_look_as_they_did(name: str, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_leaves_the_document_valid_json(tmp_path: Path) -> None:
-    made = board(told(progress.Done(10, 0.5, math.nan, 1.0)))
+    made = board(told(progress.Done(10, 0.5, math.nan, 1.0)), told(progress.HeldOut(10, math.nan, 1.0, 1.0)))
     body = outcome.to_dict(planned(tmp_path), made, Verdict("ok", "finished"))
-    assert json.loads(json.dumps(body, allow_nan=False))["loss"] == {"first": 0.5, "last": None}
+    document = json.loads(json.dumps(body, allow_nan=False))
+    assert document["loss"] == {"first": 0.5, "last": None}
+    assert document["held_out"] == dict.fromkeys(("last", "least"), {"step": 10, "loss": None})
 
 
 def test_a_plan_shows_all_that_will_be_done(tmp_path: Path) -> None:

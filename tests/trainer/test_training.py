@@ -208,7 +208,7 @@ def test_an_infinite_gradient_is_never_saved_and_the_remedy_works(
     [
         ({"batch": {"per_slot": 20}}, 2, "data", "12 pictures are fewer than the 20"),
         ({"model": "absent/model"}, 2, "data", "absent/model does not exist on this node"),
-        ({"model": "some.safetensors"}, 2, "data", "some.safetensors does not exist"),
+        ({"model": "some.safetensors"}, 2, "data", "some.safetensors cannot be read"),
         ({"stepz": 3}, 2, "config", "stepz"),
     ],
 )

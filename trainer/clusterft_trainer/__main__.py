@@ -32,6 +32,7 @@ from clusterft_trainer import errors, metrics
 from clusterft_trainer.estimate import command
 
 BUG = 1
+_MEET = "Look whether all nodes have started, and whether the head's port can be reached from each of them."
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -216,6 +217,8 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
     if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
         remedy = "Look for the first failure in the logs of the other ranks."
         return "peer-lost", f"Another rank is gone: {text.splitlines()[0]}", remedy
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
+        return "rendezvous", f"The ranks did not find each other: {text.splitlines()[0]}", _MEET
     return None
 
 

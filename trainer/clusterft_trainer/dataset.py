@@ -62,9 +62,7 @@ class Pictures:
         sizes = Counter((r.width, r.height) for r in self.records)
         return sizes.most_common(1)[0][0]
 
-    def batch(
-        self, slots: list[Slot], epoch: int, known: Callable[[int], bool], *, plain: bool = False
-    ) -> Batch:
+    def batch(self, slots: list[Slot], epoch: int, known: Callable[[int], bool], *, plain: bool = False) -> Batch:
         """Decode what is not `known`; `plain` leaves captions as they are. Safe to call from several threads."""
         indices = [s.index for s in slots]
         bucket = self.buckets[indices[0]]

@@ -85,8 +85,8 @@ def join(place: Place) -> None:
     import torch
     import torch.distributed as td
 
-    # It keeps the process group that is current when it is first imported: later, that group would outlive its end,
-    # and gloo's threads would abort a process that has done everything well.
+    # It keeps the process group that is current when it is first imported: later, that group would outlive its
+    # end, and gloo's threads would abort a process that has done everything well.
     import torch.distributed.nn.functional
 
     if place.device != "cpu":

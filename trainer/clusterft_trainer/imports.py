@@ -1,9 +1,9 @@
 """How the heavy libraries come in: together, without what is never used of them, and with the collector at rest.
 
-Owns what diffusers and transformers see of other packages while they are imported: both import whatever they could
-quantise or adapt a model with if it is merely installed, which takes a second and prints complaints about kernels
-that nobody asked for. Refuses to touch what somebody has imported already, and to hide anything for longer: whoever
-trains with bitsandbytes, torchao or peft imports it afterwards as ever.
+Owns what diffusers, transformers, peft and DeepSpeed see of other packages while they are imported: they import
+whatever they could quantise or adapt a model with if it is merely installed, which takes seconds and prints
+complaints about kernels that nobody asked for. Refuses to touch what somebody has imported already, and to hide
+anything for longer: whoever trains with bitsandbytes, torchao or peft imports it afterwards as ever.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def classes() -> None:
 
 @contextmanager
 def peft() -> Iterator[Any]:
-    """peft, which looks for quantised weights with the first addition that it makes, and remembers what it found."""
+    """peft, which looks for quantised weights when it makes its first addition, and remembers what it found."""
     with unseen(*(() if "peft" in sys.modules else ("bitsandbytes", "torchao"))):
         with collector_at_rest():
             module = importlib.import_module("peft")
@@ -50,8 +50,8 @@ def peft() -> Iterator[Any]:
 def deepspeed() -> Any:
     """DeepSpeed itself.
 
-    With it comes Muon, which DeepSpeed looks up at the latest in the first step, whatever the optimizer is. It asks
-    to be compiled while it is imported, which would bring in torch's whole compiler for nothing.
+    With it comes Muon, which DeepSpeed looks up in the first step, whatever the optimizer is. Muon asks to be
+    compiled while it is imported, which would bring in torch's whole compiler for nothing.
     """
     with uncompiled(), collector_at_rest():
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
@@ -89,7 +89,7 @@ def unseen(*packages: str) -> Iterator[None]:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Without searches for cyclic garbage, of which imports leave next to none: they are a third of an import's time.
+    """Without searches for cyclic garbage: imports leave next to none, and spend a third of their time on it.
 
     Afterwards what is there counts as permanent, so that the searches of a training run need not pass through it.
     """

@@ -81,7 +81,17 @@ class Journal:
             self._scalars({"held_out": record.loss}, record.step)
 
     def _chart(self, record: Step) -> None:
-        names = ("loss", "rate", "images_per_second", "data_wait", "peer_wait", "grad_norm", "mfu", "memory")
+        names = (
+            "loss",
+            "rate",
+            "images_per_second",
+            "data_wait",
+            "peer_wait",
+            "communication",
+            "grad_norm",
+            "mfu",
+            "memory",
+        )
         values = {name: getattr(record, name) for name in names}
         self._scalars({name: value for name, value in values.items() if value is not None}, record.step)
 

@@ -63,7 +63,7 @@ def read(folder: Path, *, mean: bool, model: str | None) -> Chosen:
 
 
 def _published(config: TrainConfig, weights: dict[str, torch.Tensor], stored: Shards) -> dict[str, torch.Tensor]:
-    """schedule-free-adamw trains one set of weights and publishes another, an average that follows from its state."""
+    """schedule-free-adamw trains one set of weights and publishes another, which follows from its state."""
     if config.learn.optimizer.name != "schedule-free-adamw" or "z" not in stored.kinds:
         return weights
     first = (config.learn.optimizer.betas or (0.9, 0.999))[0]

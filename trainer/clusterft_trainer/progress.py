@@ -39,6 +39,9 @@ class Step:
     data_wait: float  # share of the step's time spent waiting for data, mean over the ranks
     at: float
     peer_wait: float | None = field(default=None)  # share spent waiting for slower ranks at the step's end, mean
+    communication: float | None = field(
+        default=None
+    )  # share in which computing waits for gradients; ddp alone tells
     mfu: float | None = field(default=None)  # useful FLOPs over the cards' peak; null where that is not known
     memory: float | None = field(default=None)  # most bytes that rank 0 has held: of its card, or of the host
     skipped: int = field(default=0)  # steps so far that half precision left out because they overflowed

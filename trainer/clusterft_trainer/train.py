@@ -85,7 +85,13 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     state = State(0, Position()) if found is None else resume(built, found)
     course = Course(state, total_steps(built, state), best=best_so_far(built))
     journal = Journal(run_dir, state.step if found else None, config.wandb) if place.leads else None
-    finished = loop(built, course, journal, stop)
+    try:
+        finished = loop(built, course, journal, stop)
+    except TrainerError as error:
+        # What all ranks raise together leaves them able to complete what is being written.
+        if error.everywhere:
+            built.keeper.finish()
+        raise
     built.keeper.close()
     if finished:
         deliver(built, course.total, config.output.name)
@@ -124,7 +130,9 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
     surrender_together(problem)
     while job is not None:
         began, number = time.monotonic(), course.state.step + 1
-        rate = optimizers.set_rates(run.learner.engine.groups, rates.factor(number, run.config.learn, course.total))
+        rate = optimizers.set_rates(
+            run.learner.engine.groups, rates.factor(number, run.config.learn, course.total)
+        )
         outcome = step.take(run.learner, job, number)
         if run.ema is not None:
             run.ema.update(number)
@@ -210,7 +218,7 @@ class Account:
 def account(run: Run, course: Course, told: Account) -> Step:
     """A step as the journal writes it."""
     seconds = time.monotonic() - told.began
-    bucket = told.job.micro[0].bucket
+    bucket, exposed = told.job.micro[0].bucket, run.learner.engine.exposed
     useful = run.learner.useful(bucket.width, bucket.height)
     mfu = None if useful is None else useful * told.job.real / seconds / run.place.world
     return Step(
@@ -224,6 +232,7 @@ def account(run: Run, course: Course, told: Account) -> Step:
         data_wait=min(1.0, told.meeting.data_wait / seconds),
         at=time.time(),
         peer_wait=min(1.0, told.meeting.peer_wait / seconds),
+        communication=None if exposed is None else min(1.0, exposed / seconds),
         mfu=mfu,
         memory=pieces.device_peak(run.place.device),
         skipped=course.skipped,

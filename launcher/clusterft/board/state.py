@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,8 @@ class Board:
     step: progress.Step | None = None
     first_step: progress.Step | None = None  # of this attempt; a resumed run does not begin at 1
     losses: list[float] = field(default_factory=list)
+    held_out: progress.HeldOut | None = None  # the newest
+    least: progress.HeldOut | None = None  # the lowest of this attempt
     saved: dict[str, progress.Saved] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     done: progress.Done | None = None
@@ -37,6 +40,12 @@ class Board:
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_TAIL))
     )
     _loss_every: int = 1
+
+    @property
+    def checkpoint_age(self) -> float | None:
+        """Seconds between the newest checkpoint and the newest step, both by the clock of rank 0's node."""
+        saved = self.saved.get("checkpoint")
+        return None if saved is None or self.step is None else max(0.0, self.step.at - saved.at)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -73,6 +82,10 @@ class Board:
     def _progress(self, node: str, rank: int, record: progress.Record) -> None:
         if isinstance(record, progress.Step):
             self._step(record)
+        elif isinstance(record, progress.HeldOut):
+            self.held_out = record
+            if self.least is None or math.isnan(self.least.loss) or record.loss < self.least.loss:
+                self.least = record
         elif isinstance(record, progress.Phase) and rank == 0:
             self.phase = record.phase
         elif isinstance(record, progress.Saved):

@@ -20,6 +20,7 @@ _ECHO = re.compile(
     r"[Cc]onnection (closed|reset) by|Connection refused|broken pipe|Watchdog caught collective|"
     r"remote process exited|Connection was likely closed|store has failed|Application timeout"
 )
+_ECHOED = "peer-lost"  # what the trainer calls such an end itself
 _REPORTED_LATE = 5.0  # seconds; nothing of ours kills a rank sooner after the first failure
 _NAMES = {int(number): number.name for number in signal.Signals}
 _ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b.*")
@@ -89,7 +90,7 @@ def _failures(board: Board, *, unforeseen: bool) -> list[tuple[str, int, progres
     return [
         (node, rank, failed)
         for node, rank, failed in board.failures
-        if failed.failure != "peer-lost"
+        if failed.failure != _ECHOED
         and (failed.failure == "bug") == unforeseen
         and not (unforeseen and (_ECHO.search(failed.message) or _is_echo(board, node, rank)))
     ]
@@ -131,20 +132,42 @@ def _lost(board: Board) -> Verdict | None:
 
 
 def _broke(board: Board) -> Verdict:
-    """Nobody said why: the earliest rank that died without echoing another, else the earliest launcher."""
+    """Nobody said why: a rank that died without echoing another, else a launcher without ranks, else an echo."""
     deaths = sorted(board.deaths, key=lambda item: item[1].at)
-    own = [item for item in deaths if not _is_echo(board, item[0], item[1].rank)] or deaths
-    if own:
-        node, death = own[0]
-        lines = _last_lines(board, node, death.rank)
-        error = next((line for line in reversed(lines) if _ERROR.match(line)), f"exit code {death.code}")
-        return Verdict(
-            "failed", f"rank {death.rank} on {node}: {error}", "exception", node, death.rank, evidence=lines
-        )
-    failed = {node: ended for node, ended in board.ended.items() if ended.end == "failed"} or board.ended
-    node = min(failed, key=lambda name: failed[name].at)
+    own = [item for item in deaths if not _is_echo(board, item[0], item[1].rank)]
+    heard = {node for node, _ in board.deaths} | {node for node, _, _ in board.failures}
+    silent = [node for node, ended in board.ended.items() if ended.end == "failed" and node not in heard]
+    if own or not silent:
+        return _died(board, own) or _echoed(board) or _died(board, deaths) or _launcher(board, list(board.ended))
+    return _launcher(board, silent)
+
+
+def _died(board: Board, deaths: list[tuple[str, stream.RankDied]]) -> Verdict | None:
+    """The earliest of some deaths, with its last words."""
+    if not deaths:
+        return None
+    node, death = deaths[0]
+    lines = _last_lines(board, node, death.rank)
+    error = next((line for line in reversed(lines) if _ERROR.match(line)), f"exit code {death.code}")
+    return Verdict(
+        "failed", f"rank {death.rank} on {node}: {error}", "exception", node, death.rank, evidence=lines
+    )
+
+
+def _echoed(board: Board) -> Verdict | None:
+    """All that is known is that some rank lost another."""
+    known = [item for item in board.failures if item[2].failure == _ECHOED]
+    if not known:
+        return None
+    node, rank, failed = min(known, key=lambda item: item[2].at)
+    return Verdict("failed", failed.message, _ECHOED, node, rank, remedy=failed.remedy)
+
+
+def _launcher(board: Board, nodes: list[str]) -> Verdict:
+    """The launcher that ended first."""
+    node = min(nodes, key=lambda name: board.ended[name].at)
     lines = _last_lines(board, node, stream.LAUNCHER)
-    summary = f"the launcher on {node} ended with exit code {failed[node].code}"
+    summary = f"the launcher on {node} ended with exit code {board.ended[node].code}"
     return Verdict("failed", summary, "launcher", node, evidence=lines)
 
 

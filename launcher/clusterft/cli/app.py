@@ -181,6 +181,28 @@ def init(
 
 
 @_app.command()
+def migrate(
+    file: Annotated[Path, typer.Argument(help="shell script or text with the command, TOML, accelerate's YAML")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="job.yaml to write; default: stdout.")] = None,
+    as_json: _Json = False,
+) -> int:
+    """Turn kohya's or accelerate's settings into a job, naming what does not come along."""
+    from clusterft.cli import migrate as verb
+
+    return verb.run(file, out, as_json=as_json)
+
+
+@_app.command()
+def settings(
+    job: Annotated[Path, typer.Argument(help="job.yaml")],
+) -> int:
+    """Check a job without its nodes; print its train: block as the trainer's commands read it."""
+    from clusterft.cli import settings as verb
+
+    return verb.run(job)
+
+
+@_app.command()
 def schema() -> int:
     """Print the JSON Schema of job.yaml, for editors."""
     import json

@@ -39,6 +39,9 @@ _CARDS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 _TRAINER = "opt/clusterft/trainer"  # on sys.path by a .pth file
 # What DeepSpeed is compiled with; not in the image.
 BUILD = ("setuptools==80.9.0", "wheel==0.45.1")
+# CLIP's vocabulary, for models that are a single file: the one file of the package that is read. Without what the
+# package asks for: torchvision and timm are for code that nothing here imports. tools/setup.sh has the same pin.
+VOCABULARY = "open_clip_torch==3.3.0"
 # torch alone with these: a pin of anything else must not make a new layer of gigabytes.
 _WITH_TORCH = frozenset("torch filelock typing_extensions sympy mpmath networkx jinja2 markupsafe fsspec".split())
 _PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT")
@@ -134,6 +137,7 @@ def _python(spec: ImageSpec, needs: tuple[str, ...], offline: bool) -> list[Entr
         "stack/constraints.txt": pins.splitlines(),
         "stack/build.txt": BUILD,
         "stack/requirements.txt": sorted(by_name.values()),
+        "stack/vocabulary.txt": [VOCABULARY],
         "stack/deepspeed.txt": [deepspeed],
         "extra/requirements.txt": spec.pip,
     }
@@ -147,12 +151,18 @@ def _wheelhouse(spec: ImageSpec, needs: tuple[str, ...]) -> tuple[Entry, ...]:
         return ()
     found = wheels(spec.wheelhouse)
     pinned = next(need for need in needs if _name(need) == "deepspeed").replace("==", "-")
-    if not any(entry.name == f"wheelhouse/{pinned}.tar.gz" for entry in found):
-        fill = ["pip", "download", "--dest", str(spec.wheelhouse), "--constraint", str(_file("constraints.txt"))]
+    vocabulary = VOCABULARY.replace("==", "-")
+    wanted = (f"{pinned}.tar.gz", f"{vocabulary}-py3-none-any.whl")
+    missing = [name for name in wanted if f"wheelhouse/{name}" not in {entry.name for entry in found}]
+    if missing:
+        fill = ["pip", "download", "--dest", str(spec.wheelhouse)]
+        pins = ["--constraint", str(_file("constraints.txt"))]
         raise UsageError(
-            f"the wheelhouse lacks {pinned}.tar.gz",
+            f"the wheelhouse lacks {', '.join(missing)}",
             where=str(spec.wheelhouse),
-            remedy=shlex.join([*fill, *needs, *BUILD, *spec.pip]),
+            remedy=shlex.join([*fill, *pins, *needs, *BUILD, *spec.pip])
+            + " && "
+            + shlex.join([*fill, "--no-deps", VOCABULARY]),
         )
     return found
 

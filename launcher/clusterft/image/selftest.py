@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ _PAUSE = 0.3
 _NOBODY = "64321:64321"
 _SCHEMA = 1
 _NEEDED = "pydantic numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard".split()
+# What some jobs need, and for what.
+_SOME = {
+    "bitsandbytes": "8-bit optimizers",
+    "peft": "learn.lora",
+    "pytorch_optimizer": "lion, came, prodigy, stable-adamw and schedule-free-adamw",
+    "torchao": "optimizers ao-*",
+}
 _SIGILL, _NO_COMMAND = 132, (126, 127)
 
 
@@ -39,6 +46,7 @@ class SelfTest:
     cuda: str | None  # that torch was built for
     nccl: str | None
     cards: tuple[str, ...]  # compute capabilities, such as sm_90
+    vocabulary: str | None  # version of the package that brings CLIP's vocabulary
     ops: Mapping[str, str]  # DeepSpeed's compiled kernels -> why one does not work, or ""
     programs: Mapping[str, str | None]
     host_keys: tuple[str, ...]
@@ -105,15 +113,7 @@ def read(code: int, out: str, err: str) -> SelfTest | Finding:
 def judge(found: SelfTest, expected: Expected) -> tuple[Finding, ...]:
     """The findings of a self-test; none if all is well. Pure."""
     heavy = "fail" if expected.ours else "warn"
-    findings = []
-    if found.trainer != expected.trainer:
-        have = f"trainer {found.trainer}" if found.trainer else "no trainer"
-        what = f"the image has {have}, this clusterft needs {expected.trainer}"
-        findings.append(_fail(what, "", *_PUT_ON_TOP))
-    missing = [name for name in _NEEDED if name not in found.modules and name not in found.broken]
-    if missing:
-        what = f"the image lacks {', '.join(missing)}: jobs with train: cannot run in it"
-        findings.append(_finding(heavy, what, "", "a script of your own may not need them"))
+    findings = [*_libraries(found, expected, heavy)]
     findings += [
         _finding(heavy, f"{name} is there and cannot be imported", why) for name, why in found.broken.items()
     ]
@@ -135,6 +135,29 @@ def judge(found: SelfTest, expected: Expected) -> tuple[Finding, ...]:
             _finding(heavy, what, "\n".join(found.host_keys), "rm /etc/ssh/ssh_host_* in the same step")
         )
     return tuple(findings)
+
+
+def _libraries(found: SelfTest, expected: Expected, heavy: str) -> Iterator[Finding]:
+    """What the trainer, and libraries that it cannot do without, or not for every job."""
+    if found.trainer != expected.trainer:
+        have = f"trainer {found.trainer}" if found.trainer else "no trainer"
+        what = f"the image has {have}, this clusterft needs {expected.trainer}"
+        yield _fail(what, "", *_PUT_ON_TOP)
+    known = found.modules.keys() | found.broken.keys()
+    missing = [name for name in _NEEDED if name not in known]
+    if missing:
+        what = f"the image lacks {', '.join(missing)}: jobs with train: cannot run in it"
+        yield _finding(heavy, what, "", "a script of your own may not need them")
+    some = [f"{name} ({what})" for name, what in _SOME.items() if name not in known]
+    if some:
+        what = f"the image lacks {', '.join(some)}: jobs that ask for those cannot run in it"
+        yield _finding(heavy, what, "", "other jobs do not need them")
+    if found.vocabulary is None:
+        what = "the image lacks open_clip_torch, which brings CLIP's vocabulary"
+        fix = (
+            "pip install --no-deps open_clip_torch in it; without, a model in a single file needs train.tokenizers"
+        )
+        yield _finding(heavy, what, "", fix)
 
 
 def _container(tag: str) -> dict[str, Any]:
@@ -172,6 +195,7 @@ def _parse(body: dict[str, Any]) -> SelfTest:
         cuda=torch.get("cuda"),
         nccl=torch.get("nccl"),
         cards=tuple(torch.get("cards", ())),
+        vocabulary=body.get("vocabulary"),
         ops={str(name): str(why) for name, why in body["ops"].items()},
         programs=dict(body["programs"]),
         host_keys=tuple(map(str, body["host_keys"])),

@@ -1,6 +1,7 @@
 """What the launcher inside a node is given: accelerate's YAML or torchrun's arguments. Pure.
 
-accelerate and torch do the distributed work; this module only writes their inputs.
+Either only starts the ranks. What they compute, and with which engine, the trainer reads from the job alone; the
+YAML says the same, so that one who reads it is told the truth.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def accelerate_yaml(spec: JobSpec, meeting: Rendezvous, machine_rank: int) -> st
     config: dict[str, object] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        # Also on CPUs: accelerate's CPU path would start one process only, whatever num_processes says.
+        # Also on CPUs: accelerate's CPU path would start one process only, whatever num_processes says. Also for
+        # FSDP2, which the trainer sets up itself: all that a launcher has to do is to start the ranks.
         "distributed_type": "DEEPSPEED" if isinstance(engine, Zero) else "MULTI_GPU",
         "downcast_bf16": "no",
         "enable_cpu_affinity": False,
@@ -37,7 +39,7 @@ def accelerate_yaml(spec: JobSpec, meeting: Rendezvous, machine_rank: int) -> st
         "main_process_ip": meeting.address,
         "main_process_port": meeting.port,
         "main_training_function": "main",
-        "mixed_precision": "bf16" if spec.train.precision == "bf16" else "no",
+        "mixed_precision": "no" if spec.train.precision == "fp32" else spec.train.precision,
         "num_machines": meeting.machines,
         "num_processes": meeting.machines * meeting.slots,  # accelerate counts all machines' processes
         "rdzv_backend": spec.rendezvous,
@@ -48,7 +50,7 @@ def accelerate_yaml(spec: JobSpec, meeting: Rendezvous, machine_rank: int) -> st
         config["deepspeed_config"] = {
             "deepspeed_multinode_launcher": "standard",
             "gradient_accumulation_steps": spec.train.batch.accumulate,
-            "offload_optimizer_device": "none",
+            "offload_optimizer_device": "cpu" if engine.offload == "optimizer" else "none",
             "offload_param_device": "none",
             "zero3_init_flag": False,
             "zero_stage": engine.stage,

@@ -208,6 +208,8 @@ def _environment(
         "PYTHONUNBUFFERED": "1",
         # A private cache: a default_config.yaml of the user's own must not alter the run.
         "HF_HOME": str(places.base / "cache" / "huggingface"),
+        # Its vocabulary files may be those that an earlier download left in the user's cache.
+        "HF_HUB_CACHE": str(PurePosixPath(facts.home or "/") / ".cache" / "huggingface" / "hub"),
         "HF_HUB_OFFLINE": "1",
         "TRITON_CACHE_DIR": str(places.base / "cache" / "triton"),
         "OMP_NUM_THREADS": str(_threads(spec, survey, node)),

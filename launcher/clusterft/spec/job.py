@@ -31,6 +31,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RESERVED = frozenset(
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT CUDA_VISIBLE_DEVICES".split()
 )
+_SPAN = {"type": "string", "examples": ["15min", "200 steps", "1 epoch"]}
 
 
 class _Section(BaseModel):
@@ -121,6 +122,15 @@ class JobSpec(_Section):
                 raise ValueError(f"{name} is given under env too")
         return secrets
 
+    @field_validator("train")
+    @classmethod
+    def _paths_are_named(cls, train: TrainConfig) -> TrainConfig:
+        """An empty path would silently mean the directory of the job file."""
+        for name in ("vae", "tokenizers"):
+            if getattr(train, name) == "":
+                raise ValueError(f"{name}: a path must be named")
+        return train
+
 
 def _check_env_name(name: str) -> None:
     if not _ENV_NAME.match(name):
@@ -149,6 +159,15 @@ def load(path: Path) -> JobSpec:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of job.yaml, for editors."""
     schema = JobSpec.model_json_schema()
+    found = schema["$defs"]
+    names = found["Optimizer"]["properties"]["name"]["enum"]
+    # What may be written shorter than it is kept; pydantic tells of the long form alone.
+    found["Learn"]["properties"]["optimizer"]["anyOf"] = [
+        {"$ref": found["Learn"]["properties"]["optimizer"].pop("$ref")},
+        {"type": "string", "enum": names},
+    ]
+    found["Checkpoints"]["properties"]["rolling"]["anyOf"][0] = _SPAN
+    del found["Span"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "clusterft job"}
 
 
@@ -161,19 +180,25 @@ def _with_variant(spec: JobSpec) -> JobSpec:
 
 def _with_absolute_paths(spec: JobSpec, base: Path) -> JobSpec:
     """Paths in a job file are relative to the file, not to where the command was typed."""
-    sources = tuple(_absolute_source(source, base) for source in spec.train.data.sources)
-    model = spec.train.model
-    if not model.startswith("builtin:"):
-        model = str(_absolute(Path(model), base))
-    train = spec.train.model_copy(
-        update={"model": model, "data": spec.train.data.model_copy(update={"sources": sources})}
-    )
+    train = _with_absolute_train(spec.train, base)
     hosts = None if spec.hosts is None else _absolute(spec.hosts, base)
     files = {key: getattr(spec.image, key) for key in ("dockerfile", "ca_bundle", "wheelhouse")}
     here = {key: _absolute(path, base) for key, path in files.items() if path is not None}
     image = spec.image.model_copy(update=here)
     shared = _absolute(spec.shared, base)
     return spec.model_copy(update={"shared": shared, "hosts": hosts, "train": train, "image": image})
+
+
+def _with_absolute_train(train: TrainConfig, base: Path) -> TrainConfig:
+    """The paths within `train:`; a model, VAE or folder is then sought there on every node."""
+    sources = tuple(_absolute_source(source, base) for source in train.data.sources)
+    given = {name: getattr(train, name) for name in ("model", "vae", "tokenizers")}
+    paths = {
+        name: str(_absolute(Path(path), base))
+        for name, path in given.items()
+        if path is not None and not path.startswith("builtin:")
+    }
+    return train.model_copy(update={**paths, "data": train.data.model_copy(update={"sources": sources})})
 
 
 def _absolute_source(source: FolderSource | BuiltinSource, base: Path) -> FolderSource | BuiltinSource:

@@ -51,6 +51,10 @@ class Document:
             table = self.keys or self.values
         return table.get(path, Place(1, 1))
 
+    def is_scalar(self, path: Steps) -> bool:
+        """Whether one word or number stands at a place."""
+        return path in self.values and not any(other[:-1] == path for other in self.values if other)
+
     def problem(self, place: Place, what: str, hint: str = "", remedy: str = "") -> UsageError:
         """A UsageError that shows the line, the one before it, and a caret with the hint."""
         shown = [

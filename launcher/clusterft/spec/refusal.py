@@ -6,12 +6,19 @@ Pure. The words are for someone who has never heard of pydantic.
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_args
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from clusterft.errors import UsageError
-from clusterft.spec.positions import Document, Steps
+from clusterft.spec import combination, fields
+from clusterft.spec.fields import Spot
+from clusterft.spec.positions import Document, Place, Steps
+from clusterft_trainer.config import Optimizer
+from clusterft_trainer.config.base import Span
 
 # Keys that belong to the job format but that this version does not do yet: a plain "unknown key" would mislead.
 PLANNED = {
@@ -36,63 +43,98 @@ _SHAPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "bool_type": "true or false",
 }
+# Mappings that are written shorter, as one word.
+_SHORTER = {Span: "such as '15min', '200 steps' or '1 epoch'", Optimizer: "a name or a mapping of keys"}
 PLANNED_VALUES = {("runtime", "docker"), ("launcher", "deepspeed"), ("rendezvous", "elastic")}
+_MANY = 4  # words that fit into a sentence
+_WORD = re.compile(r"'([^']*)'")
+
+
+@dataclass(frozen=True, slots=True)
+class _Mistake:
+    """One of pydantic's complaints, and the spot in the file that it is about."""
+
+    item: Any
+    spot: Spot
+
+    @property
+    def loc(self) -> Steps:
+        return tuple(self.item["loc"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.item["type"])
+
+    @property
+    def shape(self) -> str:
+        """What should be there, if it is of another shape altogether."""
+        usual = _SHAPES.get(self.kind, "")
+        shorter = [_SHORTER[model] for model in self.spot.models if model in _SHORTER]
+        return shorter[0] if shorter and usual else usual
 
 
 def explain(document: Document, error: ValidationError, root: type[BaseModel]) -> tuple[UsageError, ...]:
     """One UsageError per mistake, in the order of the file."""
-    items = error.errors()
-    misspelt = {_meant(tuple(item["loc"]), root) for item in items if item["type"] == "extra_forbidden"}
-    found = [_one(document, item, root) for item in items if not _follows(item, items, misspelt)]
-    found.sort(key=lambda pair: pair[0])
+    mistakes = [_Mistake(item, fields.walk(tuple(item["loc"]), root)) for item in error.errors()]
+    misspelt = {_meant(one, root) for one in mistakes if one.kind == "extra_forbidden"}
+    left = [one for one in mistakes if not _follows(one, mistakes, misspelt)]
+    found = [pair for one in left for pair in _problems(document, one, mistakes, root)]
+    found.sort(key=lambda pair: (pair[0].line, pair[0].column))
     return tuple(problem for _, problem in found)
 
 
-def _follows(item: Any, items: Any, misspelt: set[Steps]) -> bool:
+def _follows(one: _Mistake, mistakes: Sequence[_Mistake], misspelt: set[Steps]) -> bool:
     """Whether a complaint only repeats another: a key missing as it is misspelt, a list short of a bad item."""
-    loc = tuple(item["loc"])
-    if item["type"] == "missing":
-        return loc in misspelt
-    inner = (tuple(other["loc"]) for other in items)
-    return item["type"] == "too_short" and any(place[: len(loc)] == loc != place for place in inner)
+    if one.kind == "missing":
+        return one.loc in misspelt
+    if one.kind == "too_short":
+        return any(other.loc[: len(one.loc)] == one.loc != other.loc for other in mistakes)
+    return one.spot.member and bool(one.shape) and not _speaks_for_all(one, mistakes)
 
 
-def _meant(loc: Steps, root: type[BaseModel]) -> Steps:
+def _speaks_for_all(one: _Mistake, mistakes: Sequence[_Mistake]) -> bool:
+    """Where a value may have several shapes, each shape has complained; the one that was given says most."""
+    path = one.spot.path
+    same = [other for other in mistakes if other.spot.path[: len(path)] == path]
+    return one is same[0] and all(other.spot.member and other.shape for other in same)
+
+
+def _meant(one: _Mistake, root: type[BaseModel]) -> Steps:
     """The place that a misspelt key was meant for, as pydantic would name it."""
-    near = _nearest(str(loc[-1]), _keys(_walk(loc[:-1], root)[1]))
-    return (*loc[:-1], near) if near else loc
+    near = _nearest(str(one.loc[-1]), fields.keys(fields.walk(one.loc[:-1], root).models))
+    return (*one.loc[:-1], near) if near else one.loc
 
 
-def _one(document: Document, item: Any, root: type[BaseModel]) -> tuple[tuple[int, int], UsageError]:
-    loc = tuple(item["loc"])
-    path = _walk(loc, root)[0]
-    kind = str(item["type"])
-    unknown = kind == "extra_forbidden"
-    place = document.where(path, key=unknown or kind == "missing")
-    what, hint, remedy = _unknown(path, _keys(_walk(loc[:-1], root)[1])) if unknown else _words(kind, path, item)
-    return (place.line, place.column), document.problem(place, what, hint, remedy)
+def _problems(
+    document: Document, one: _Mistake, mistakes: Sequence[_Mistake], root: type[BaseModel]
+) -> Iterator[tuple[Place, UsageError]]:
+    """A complaint as one problem, or as several where the trainer has joined several sentences."""
+    if one.kind == "value_error":
+        for place, what in _sentences(document, one):
+            yield place, document.problem(place, what)
+        return
+    path, absent = one.spot.path, one.kind in ("extra_forbidden", "missing")
+    if not absent and path not in document.values and document.is_scalar(path[:-1]):
+        path = path[:-1]  # a bare name stands for a mapping with that name
+    place = document.where(path, key=absent)
+    if one.kind == "extra_forbidden":
+        what, hint, remedy = _unknown(path, fields.keys(fields.walk(one.loc[:-1], root).models))
+    else:
+        what, hint, remedy = _words(one, path, mistakes)
+    yield place, document.problem(place, what, hint, remedy)
 
 
-def _walk(loc: Steps, root: type[BaseModel]) -> tuple[Steps, list[type[BaseModel]]]:
-    """(the steps that stand in the file, the models at their end); pydantic adds one for a union's member."""
-    path: Steps = ()
-    models = [root]
-    for step in loc:
-        if len(models) > 1 and isinstance(step, str):
-            models = [model for model in models if _is_member(model, step)]
-            continue
-        path = (*path, step)
-        if isinstance(step, str):
-            fields = [m.model_fields[step].annotation for m in models if step in m.model_fields]
-            models = [m for annotation in fields for m in _models(annotation)]
-    return path, models
-
-
-def _is_member(model: type[BaseModel], tag: str) -> bool:
-    """A union's members are told apart by a key of their own, or by the word that one key holds."""
-    words = (word for field in model.model_fields.values() for word in get_args(field.annotation))
-    return tag in model.model_fields or tag in words
+def _sentences(document: Document, one: _Mistake) -> Iterator[tuple[Place, str]]:
+    """Each sentence of a validator, at the setting that it begins with."""
+    at, models = one.spot.path, one.spot.models
+    name = dotted(at)
+    for sentence in combination.apart(str(one.item["ctx"]["error"]), models):
+        named = [(*at, *path) for path in combination.named(sentence, models)]
+        given = [path for path in named if path in document.values]
+        place = document.where((given or named or [at])[0])
+        yield place, f"{name}.{sentence}" if named and name else f"{name}: {sentence}" if name else sentence
 
 
 # pydantic's kind of mistake -> (what is wrong, what mends it), with the fields of its context filled in.
@@ -110,21 +152,27 @@ _WORDS = {
 }
 
 
-def _words(kind: str, path: Steps, item: Any) -> tuple[str, str, str]:
+def _words(one: _Mistake, path: Steps, mistakes: Sequence[_Mistake]) -> tuple[str, str, str]:
+    kind, item = one.kind, one.item
     name, given, context = dotted(path), _short(item["input"]), item.get("ctx", {})
     if kind == "missing":
         under = dotted(path[:-1])
         return f'"{path[-1]}" is missing' + (f" under {under}" if under else ""), "", ""
-    if kind == "value_error":
-        return f"{name}: {context['error']}" if name else str(context["error"]), "", ""
     if (name, str(item["input"])) in PLANNED_VALUES:
         return f"{name}: {given} is not possible yet in this version", "", f"possible: {context['expected']}"
+    if kind == "literal_error":
+        known = tuple(_WORD.findall(str(context["expected"])))
+        if len(known) > _MANY:
+            near = difflib.get_close_matches(str(item["input"]), known, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else ""
+            return f"{name}: {given} is not known", hint, "known: " + ", ".join(known)
     if kind in _WORDS:
         what, remedy = _WORDS[kind]
-        known = {"name": name, "given": given, **context}
-        return what.format_map(known), "", remedy.format_map(known)
-    if kind in _SHAPES:
-        return f"{name} must be {_SHAPES[kind]}, not {given}", "", ""
+        filled = {"name": name, "given": given, **context}
+        return what.format_map(filled), "", remedy.format_map(filled)
+    if one.shape:
+        shapes = [other.shape for other in mistakes if other.spot.path == one.spot.path and other.shape]
+        return f"{name} must be {' or '.join(dict.fromkeys(shapes))}, not {given}", "", ""
     message = str(item["msg"]).replace("Input should be", "must be", 1)
     return f"{name} {message}, not {given}", "", ""
 
@@ -144,17 +192,6 @@ def _nearest(key: str, known: tuple[str, ...]) -> str | None:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     near = near or [name for name in known if name in key.split("_")]
     return near[0] if near else None
-
-
-def _keys(models: list[type[BaseModel]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(key for model in models for key in model.model_fields))
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models inside an annotation such as Annotated[tuple[A | B, ...], ...] | None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def dotted(path: Steps) -> str:

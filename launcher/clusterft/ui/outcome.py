@@ -34,6 +34,13 @@ def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
             f"  loss {board.done.first_loss:.4f} → {board.done.last_loss:.4f}  "
             f"{sparkline.draw(board.losses, 30)}  means of the first and last tenth of {board.done.step} steps"
         )
+    if board.held_out and board.least:
+        least = (
+            "" if board.least == board.held_out else f"; least {board.least.loss:.4f} at step {board.least.step}"
+        )
+        yield f"  held-out loss {board.held_out.loss:.4f} at step {board.held_out.step}{least}"
+    if board.step and board.step.skipped:
+        yield f"  steps left out, since half precision overflowed: {board.step.skipped}"
     for what, label in _RESULTS:
         if what in board.saved:
             yield f"  {label:<12} {board.saved[what].path}"
@@ -76,6 +83,8 @@ def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, An
         "verdict": verdict.to_dict(),
         "step": board.step.step if board.step else 0,
         "loss": _loss(board),
+        "held_out": _held_out(board),
+        "skipped": board.step.skipped if board.step else 0,
         "results": {what: saved.path for what, saved in board.saved.items()},
         "notices": list(board.notices),
         "log_problems": board.problems,
@@ -86,5 +95,16 @@ def _loss(board: Board) -> dict[str, float | None] | None:
     """First and last; JSON has no word for a number that is none."""
     if board.done is None:
         return None
-    ends = {"first": board.done.first_loss, "last": board.done.last_loss}
-    return {name: value if math.isfinite(value) else None for name, value in ends.items()}
+    return {"first": _finite(board.done.first_loss), "last": _finite(board.done.last_loss)}
+
+
+def _held_out(board: Board) -> dict[str, dict[str, float | int | None]] | None:
+    """The newest and the least loss on pictures that are not trained."""
+    if board.held_out is None or board.least is None:
+        return None
+    told = {"last": board.held_out, "least": board.least}
+    return {name: {"step": record.step, "loss": _finite(record.loss)} for name, record in told.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

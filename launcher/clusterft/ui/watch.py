@@ -141,14 +141,36 @@ def screen(board: Board) -> RenderableType:
     view.append("━" * filled, style="green")
     view.append("┄" * (width - filled) + "\n", style="bright_black")  # also readable without colour
     view.append(f"loss {step.loss:.4f} ", style="bold")
-    view.append(sparkline.draw(board.losses, 30), style="cyan")
-    view.append(f"   rate {step.rate:.1e}   {step.images_per_second:.1f} img/s")
-    view.append(f"   data wait {step.data_wait:.0%}\n")
+    view.append(sparkline.draw(board.losses, 24), style="cyan")
+    if board.held_out is not None:
+        view.append(f"   held-out {board.held_out.loss:.4f}", style="bold")
+    view.append(f"   rate {step.rate:.1e}   {step.images_per_second:.1f} img/s{_mfu(step)}\n")
+    view.append("   ".join(_costs(step)) + "\n")
     for node in board.nodes:
         state = "silent: " + board.silent[node] if node in board.silent else _node_state(board, node)
         view.append(f"  {node:<12} {state}\n", style="yellow" if node in board.silent else "default")
+    if board.checkpoint_age is not None:
+        view.append(f"checkpoint {_span(board.checkpoint_age)} ago (step {board.saved['checkpoint'].step})\n")
     view.append("Ctrl-C stops after a checkpoint" if not board.stopping else "stopping …", style="bright_black")
     return view
+
+
+def _mfu(step: progress.Step) -> str:
+    return "" if step.mfu is None else f"   MFU {step.mfu:.0%}"
+
+
+def _costs(step: progress.Step) -> list[str]:
+    """What a step's time and memory went into, as far as the trainer tells it."""
+    told = [f"data wait {step.data_wait:.0%}"]
+    if step.peer_wait is not None:
+        told.append(f"peer wait {step.peer_wait:.0%}")
+    if step.communication is not None:
+        told.append(f"communication {step.communication:.0%}")
+    if step.memory is not None:
+        told.append(f"memory {step.memory / 1e9:.1f} GB")
+    if step.skipped:
+        told.append(f"left out {step.skipped} (fp16 overflowed)")
+    return told
 
 
 def _node_state(board: Board, node: str) -> str:
@@ -161,7 +183,7 @@ def step_line(step: progress.Step, board: Board) -> str:
     """One step as one line."""
     return (
         f"step {step.step}/{step.steps}  loss {step.loss:.4f}  {sparkline.draw(board.losses, 20)}  "
-        f"{step.images_per_second:.1f} img/s  ETA {eta(board)}"
+        f"{step.images_per_second:.1f} img/s{_mfu(step).replace('   ', '  ')}  ETA {eta(board)}"
     )
 
 
@@ -169,6 +191,8 @@ def remark(record: progress.Record) -> str | None:
     """A progress record that should stay on the screen."""
     if isinstance(record, progress.Saved):
         return f"  {record.what} {record.path}  (step {record.step}, {record.seconds:.1f} s)"
+    if isinstance(record, progress.HeldOut):
+        return f"  held-out loss {record.loss:.4f}  (step {record.step}, {record.seconds:.1f} s)"
     if isinstance(record, progress.Notice):
         return f"! {record.text}"
     return None
@@ -194,7 +218,11 @@ def eta(board: Board) -> str:
     step, first = board.step, board.first_step
     if step is None or first is None or step.step == first.step:
         return "…"
-    left = int((step.at - first.at) / (step.step - first.step) * (step.steps - step.step))
-    if left >= 3600:
-        return f"{left // 3600} h {left % 3600 // 60:02d} m"
-    return f"{left // 60} m {left % 60:02d} s" if left >= 60 else f"{left} s"
+    return _span((step.at - first.at) / (step.step - first.step) * (step.steps - step.step))
+
+
+def _span(seconds: float) -> str:
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+    return f"{whole // 60} m {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

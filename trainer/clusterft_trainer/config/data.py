@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from clusterft_trainer.config.base import Fraction, PositiveInt, Section
 
@@ -54,6 +54,11 @@ class Captions(Section):
         return self
 
 
+def _word(value: object) -> object:
+    # YAML reads an unquoted true as a truth value
+    return "true" if value is True else value
+
+
 class Data(Section):
     """Where the pictures come from and at which size they are trained."""
 
@@ -62,6 +67,6 @@ class Data(Section):
         1024, description="pictures are sorted into aspect buckets of about this number squared pixels"
     )
     captions: Captions = Captions()
-    crop_ids: Literal["true", "kohya"] = Field(
+    crop_ids: Annotated[Literal["true", "kohya"], BeforeValidator(_word)] = Field(
         "true", description="the crop that the model is told of: the real one, or the offset that kohya computes"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from clusterft_trainer.config.base import Fraction, PositiveInt, Rate, Section
 
@@ -72,11 +72,16 @@ class Ema(Section):
     )
 
 
+def _pair(value: object) -> object:
+    # pydantic takes a list for a tuple from JSON alone, and behind `_named` a value no longer comes from there
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Optimizer(Section):
     """The rule by which weights move; a bare name in a job is enough."""
 
     name: OptimizerName = "adamw"
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] | None = Field(
+    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)] | None = Field(
         None, description="decay of the running means; the library's if not given"
     )
     eps: Annotated[float, Field(gt=0)] | None = Field(None, description="the library's if not given")

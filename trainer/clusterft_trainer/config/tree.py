@@ -34,9 +34,11 @@ class TrainConfig(Section):
         description="SDXL, a single .safetensors file or a diffusers folder; 'builtin:tiny' is small and random",
     )
     tokenizers: str | None = Field(
-        None, description="folder with tokenizer/ and tokenizer_2/, where the model is a single file"
+        None, min_length=1, description="folder with tokenizer/ and tokenizer_2/, where the model is a single file"
     )
-    vae: str | None = Field(None, description="another VAE than the model's: a file or a diffusers folder")
+    vae: str | None = Field(
+        None, min_length=1, description="another VAE than the model's: a file or a diffusers folder"
+    )
     output: Output
     data: Data
     learn: Learn

@@ -82,6 +82,11 @@ class Engine(ABC):
     def count(self) -> float:
         """Optimizer steps taken, as the optimizer itself counts them."""
 
+    @property
+    def exposed(self) -> float | None:
+        """Seconds of a step in which computing waits for the exchange of gradients; None where nobody measures."""
+        return None
+
     def averaged(self) -> AbstractContextManager[None]:
         """Stands around what looks at the weights from outside: some optimizers publish others than they train."""
         return contextlib.nullcontext()

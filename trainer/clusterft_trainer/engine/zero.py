@@ -7,6 +7,7 @@ wrap it, and hide that its backward also steps. Refuses nothing; what cannot wor
 from __future__ import annotations
 
 import contextlib
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -66,8 +67,11 @@ class ZeroEngine(Engine):
         """Move the slices, and give all ranks the new weights."""
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        applied = not getattr(self._optimizer, "overflow", False)
-        return Moved(None if norm is None else float(norm), bool(applied))
+        if norm is not None and norm < 0:
+            norm = math.inf  # DeepSpeed's sign for a gradient that is no number
+        # It also leaves out the step where nothing is scaled: there that is no overflow but the end.
+        skipped = self._engine.fp16_enabled() and bool(self._optimizer.overflow)
+        return Moved(None if norm is None else float(norm), not skipped)
 
     @property
     def groups(self) -> list[dict[str, Any]]:

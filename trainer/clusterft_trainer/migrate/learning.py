@@ -18,7 +18,7 @@ from clusterft_trainer.migrate.found import LAUNCH
 from clusterft_trainer.migrate.sheet import Sheet
 
 _RATE = 2e-6  # kohya's default
-MOST = 0.999999  # rates lie below 1
+MOST = 1.0  # the highest rate
 _NETWORK = (
     "network_module",
     "network_dim",
@@ -95,7 +95,7 @@ def _rate(sheet: Sheet, value: float, by: str) -> float | None:
     try:
         return Part.model_validate({"rate": value}).rate
     except ValidationError:
-        kept = MOST if value >= 1 else _RATE
+        kept = MOST if value > MOST else _RATE
         sheet.note(f"learn: a rate of {value:g} is not taken; {kept:g} is written")
         if value < 0:
             sheet.leave(by, "unreadable", "is below 0")
