@@ -66,7 +66,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         say(place, f"{share}: {len(trained)} pictures in {len(set(pictures.buckets))} buckets.")
     phase(place, "model")
     where = dist.on_lead(place, lambda: model_path(config, home))
-    parts = files.load(where, config.tokenizers, config.vae)
+    parts = files.load(where, config.tokenizers, config.vae, device=place.device)
     diffusion = parts.diffusion.under(config.objective)
     learner = learn(config, place, parts, len(set(pictures.buckets)))
     engine = learner.engine

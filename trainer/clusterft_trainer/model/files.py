@@ -27,11 +27,17 @@ def check(model: str, tokenizer_folder: str | None, vae: str | None) -> None:
     tokenizers.load(_where(found), tokenizer_folder, _vocabulary(found))
 
 
-def load(model: str, tokenizer_folder: str | None, vae: str | None, dtype: torch.dtype = torch.float32) -> Parts:
+def load(
+    model: str,
+    tokenizer_folder: str | None,
+    vae: str | None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Parts:
     """Read every part; `dtype` is for conversions, which need no float32 in memory. Training does."""
     found = _find(Path(model), vae)
     pair = tokenizers.load(_where(found), tokenizer_folder, _vocabulary(found))
-    modules = {part: filling.fill(dtype) for part, filling in found.fillings.items()}
+    modules = {part: filling.fill(dtype, device) for part, filling in found.fillings.items()}
     return Parts(
         unet=modules["unet"],
         vae=modules["vae"],

@@ -48,9 +48,12 @@ class Filling:
     module: Any
     sources: Mapping[str, Source]
 
-    def fill(self, dtype: torch.dtype) -> Any:
-        """The module with its weights, read one by one."""
-        tensors = {name: source.read(dtype) for name, source in self.sources.items()}
+    def fill(self, dtype: torch.dtype, device: str) -> Any:
+        """The module with its weights, read one by one and put where they shall be.
+
+        So several ranks of a node do not hold a whole model each in the host's memory on the way to their cards.
+        """
+        tensors = {name: source.read(dtype).to(device) for name, source in self.sources.items()}
         self.module.load_state_dict(tensors, strict=True, assign=True)
         return self.module.eval()
 
