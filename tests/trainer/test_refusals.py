@@ -56,6 +56,13 @@ def built(**changes: Any) -> TrainConfig:
         ({"checkpoints__best": "held_out"}, "checkpoints.best", "needs a held_out"),
         ({"learn__lora": {"rank": 4}, "output__diffusers": True}, "output.diffusers", "LoRA file"),
         ({"compute__attention": "flash"}, "compute.attention", "half precision"),
+        ({"compute__compile": True, "engine__stage": 3}, "compute.compile", "hooks"),
+        ({"objective__snr_of": "plain"}, "objective.snr_of", "no meaning"),
+        (
+            {"compute__text_dtype": "bf16", "learn__text_encoders": {"rate": 1e-6}},
+            "compute.text_dtype",
+            "both are",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused(changes: dict[str, Any], begins: str, reason: str) -> None:

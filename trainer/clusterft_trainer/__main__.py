@@ -32,6 +32,7 @@ from clusterft_trainer import errors, metrics
 from clusterft_trainer.estimate import command
 
 BUG = 1
+_LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 _MEET = "Look whether all nodes have started, and whether the head's port can be reached from each of them."
 
 
@@ -214,7 +215,7 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
         return "oom", f"Memory ran out: {text.splitlines()[0]}", remedy
     if isinstance(error, OSError) and error.errno in errors.FULL:
         return "disk-full", f"A file could not be written: {text}", errors.MAKE_ROOM
-    if any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer")):
+    if type(error).__name__ == "DistBackendError" or any(sign in text for sign in _LOST):
         remedy = "Look for the first failure in the logs of the other ranks."
         return "peer-lost", f"Another rank is gone: {text.splitlines()[0]}", remedy
     if type(error).__name__ in ("DistNetworkError", "DistStoreError"):

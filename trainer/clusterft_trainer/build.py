@@ -20,10 +20,11 @@ from clusterft_trainer.dataset import Pictures
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.engine.ema import Ema
-from clusterft_trainer.errors import storing
+from clusterft_trainer.errors import DataError, storing
 from clusterft_trainer.held_out import HeldOut, split
 from clusterft_trainer.model import files, sdxl
 from clusterft_trainer.model.parts import Diffusion, Parts
+from clusterft_trainer.model.stored import fingerprint
 from clusterft_trainer.objective import Objective
 from clusterft_trainer.records import Record, digest, scan
 from clusterft_trainer.sample import Sampler
@@ -57,16 +58,17 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     phase(place, "data")
     home = run_dir.parent / ".clusterft" / "builtin"
     records = dist.on_lead(place, lambda: gather_records(config, home))
-    trained, held = split(records, config.held_out, config.seed)
+    trained, held = dist.together(lambda: split(records, config.held_out, config.seed))
     pictures = Pictures([*trained, *held], config.data, config.seed)
     shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
-    epochs = Epochs(pictures.buckets[: len(trained)], config.seed, shape)
+    epochs = dist.together(lambda: Epochs(pictures.buckets[: len(trained)], config.seed, shape))
     if epochs.padding > _MUCH_PADDING:
         share = f"{epochs.padding:.0%} of the samples that are computed only fill up short batches"
         say(place, f"{share}: {len(trained)} pictures in {len(set(pictures.buckets))} buckets.")
     phase(place, "model")
     where = dist.on_lead(place, lambda: model_path(config, home))
-    parts = files.load(where, config.tokenizers, config.vae, device=place.device)
+    parts = dist.together(lambda: files.load(where, config.tokenizers, config.vae, device=place.device))
+    _refuse_other_models(where, fingerprint(Path(where)))
     diffusion = parts.diffusion.under(config.objective)
     learner = learn(config, place, parts, len(set(pictures.buckets)))
     engine = learner.engine
@@ -95,12 +97,25 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     )
 
 
+def _refuse_other_models(where: str, mine: str) -> None:
+    """Raise on all ranks if the model is not the same file on all nodes: they would train a mixture of them."""
+    every = dist.gather(mine)
+    if len(set(every)) > 1:
+        odd = [rank for rank, one in enumerate(every) if one != every[0]]
+        raise DataError(
+            f"{where} is not the same on all nodes: rank {odd[0]} has another one than rank 0.",
+            "Copy one model to all nodes, or put it where all of them see it.",
+            everywhere=True,
+        )
+
+
 def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learner:
     """Model, encoders, objective and engine from a loaded model."""
-    learned = objective_of(config, parts.diffusion)
-    denoiser = sdxl.build_denoiser(parts, config.learn, config.compute, config.seed)
+    learned = dist.together(lambda: objective_of(config, parts.diffusion))
+    denoiser = dist.together(lambda: sdxl.build_denoiser(parts, config.learn, config.compute, config.seed))
     formats = sdxl.Formats(vae=config.compute.vae_dtype, text=config.compute.text_dtype)
-    encoders = sdxl.Encoders(parts, denoiser, place.device, config.data.captions.tokens, formats)
+    tokens = config.data.captions.tokens
+    encoders = dist.together(lambda: sdxl.Encoders(parts, denoiser, place.device, tokens, formats))
     useful = _useful(config, place, denoiser)
     if config.compute.compile:
         sdxl.compile_unet(denoiser, sizes)

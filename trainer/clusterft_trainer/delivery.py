@@ -18,6 +18,7 @@ from clusterft_trainer.engine import pieces
 from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.engine.ema import Ema
 from clusterft_trainer.model import files, lora, proof
+from clusterft_trainer.model.parts import FORMATS
 
 
 def deliver(run: Run, step: int, name: str) -> None:
@@ -34,6 +35,11 @@ def whole(engine: Engine, ema: Ema | None) -> dict[str, torch.Tensor]:
     """The trained weights on rank 0, in full precision: the running mean of them where there is one."""
     if ema is not None:
         return pieces.assemble(ema.parts(), engine.shapes)
+    if engine.kind == "ddp":  # rank 0 has it all
+        every = {
+            n: p.detach().to("cpu", torch.float32) for n, p in engine.bare.named_parameters() if p.requires_grad
+        }
+        return every if dist.leads() else {}
     return pieces.assemble([(p.name, p.offset, p.weight) for p in engine.pieces()], engine.shapes)
 
 
@@ -43,14 +49,20 @@ def write(
     """The file, and a diffusers folder where one is wanted."""
     began, (name, step) = time.monotonic(), what
     path = folder / f"{name}.safetensors"
-    parts = files.load(model, config.tokenizers, config.vae)
+    # In the format that is written: what was not trained needs no more, and host memory is short here.
+    parts = files.load(model, config.tokenizers, config.vae, FORMATS[config.output.dtype])
     if config.learn.lora is not None:
         added = lora.additions(weights)
         export.lora_file(parts, added, lora.alpha(config.learn.lora), config, path)
         metrics.saved("export", path, step, began)
         return
-    export.single_file(parts, weights, config, path)
-    proof.prove(path, parts, weights)
+    draft = path.with_name(f".new-{path.name}")
+    try:
+        export.single_file(parts, weights, config, draft)
+        proof.prove(draft, parts, weights)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     metrics.saved("export", path, step, began)
     if config.output.diffusers:
         export.diffusers_folder(parts, weights, config, folder / name)

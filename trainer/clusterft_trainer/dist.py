@@ -140,6 +140,13 @@ def barrier() -> None:
     sum_all([0.0])
 
 
+def leads() -> bool:
+    """Whether this is rank 0 of the process group."""
+    import torch.distributed as td
+
+    return bool(td.get_rank() == 0)
+
+
 def gather(item: T) -> list[T]:
     """The item of every rank, in rank order, on every rank."""
     import torch.distributed as td
@@ -147,6 +154,25 @@ def gather(item: T) -> list[T]:
     items: list[Any] = [None] * td.get_world_size()
     td.all_gather_object(items, item)
     return items
+
+
+def agree(problem: TrainerError | None) -> None:
+    """All ranks raise what the first of them has met, if any has; all ranks call this."""
+    for told in gather(problem):
+        if told is not None:
+            told.everywhere = True
+            raise told
+
+
+def together(action: Callable[[], T]) -> T:
+    """Every rank does something by itself; if one of them fails, all of them do."""
+    try:
+        result = action()
+    except TrainerError as error:
+        agree(error)
+        raise
+    agree(None)
+    return result
 
 
 def on_lead(place: Place, action: Callable[[], T]) -> T:

@@ -29,11 +29,11 @@ _PROBE_BYTES = 1 << 20
 
 
 class TrainerError(Exception):
-    """A reason to stop, in the user's terms; `everywhere` tells that all ranks raise it together."""
+    """A reason to stop, in the user's terms; `everywhere` tells that all ranks raise it together, by agreement."""
 
     exit_code = RUN_FAILED
 
-    def __init__(self, failure: str, message: str, remedy: str, *, everywhere: bool = True) -> None:
+    def __init__(self, failure: str, message: str, remedy: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.failure = failure
         self.message = message
@@ -53,7 +53,7 @@ class ConfigError(TrainerError):
 
     exit_code = USAGE
 
-    def __init__(self, message: str, remedy: str, *, everywhere: bool = True) -> None:
+    def __init__(self, message: str, remedy: str, *, everywhere: bool = False) -> None:
         super().__init__("config", message, remedy, everywhere=everywhere)
 
 
@@ -62,7 +62,7 @@ class DataError(TrainerError):
 
     exit_code = USAGE
 
-    def __init__(self, message: str, remedy: str, *, everywhere: bool = True) -> None:
+    def __init__(self, message: str, remedy: str, *, everywhere: bool = False) -> None:
         super().__init__("data", message, remedy, everywhere=everywhere)
 
 

@@ -13,7 +13,7 @@ import torch
 from clusterft_trainer import dist, objective
 from clusterft_trainer.buckets import Slot
 from clusterft_trainer.config import HeldOut as Settings
-from clusterft_trainer.dataset import Pictures
+from clusterft_trainer.dataset import Batch, Pictures
 from clusterft_trainer.dist import Place
 from clusterft_trainer.errors import DataError
 from clusterft_trainer.records import Record
@@ -73,14 +73,19 @@ class HeldOut:
         model = learner.engine.bare
         was_training = model.training
         model.eval()
-        mine = sum(self._loss(learner, c) for c in self._chunks[self._place.rank :: self._place.world])
+        chunks = self._chunks[self._place.rank :: self._place.world]
+        # A picture that cannot be read must be known to all before any of them waits for another.
+        batches = dist.together(lambda: [self._batch(learner, chunk) for chunk in chunks])
+        mine = sum(self._loss(learner, c, b) for c, b in zip(chunks, batches, strict=True))
         model.train(was_training)
         (total,) = dist.sum_all([mine])
         return total / self._pairs
 
-    def _loss(self, learner: Learner, chunk: _Chunk) -> float:
+    def _batch(self, learner: Learner, chunk: _Chunk) -> Batch:
+        return self._pictures.batch(chunk.slots, 0, learner.encoders.known, plain=True)
+
+    def _loss(self, learner: Learner, chunk: _Chunk, batch: Batch) -> float:
         encoders, learned = learner.encoders, learner.objective
-        batch = self._pictures.batch(chunk.slots, 0, encoders.known, plain=True)
         shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
         level, levels = chunk.level, self.settings.levels
         drawn = learned.fixed_draw(batch.indices, level, levels, learner.seed, shape).to(encoders.device)

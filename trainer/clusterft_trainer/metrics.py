@@ -172,15 +172,21 @@ def _open_wandb(settings: Wandb, run_dir: Path) -> Any:
             "Put it into the image (image.pip: [wandb]), or remove the section.",
             everywhere=False,
         ) from error
-    return wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        mode=settings.mode,
-        dir=str(run_dir),
-        id=run_dir.name,
-        name=run_dir.name,
-        resume="allow",
-    )
+    try:
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            mode=settings.mode,
+            dir=str(run_dir),
+            id=run_dir.name,
+            name=run_dir.name,
+            resume="allow",
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"wandb: {settings.project} could not be opened: {error}.",
+            "Give WANDB_API_KEY among the job's secrets, or set wandb.mode: offline.",
+        ) from error
 
 
 def _plain(record: Step) -> dict[str, object]:

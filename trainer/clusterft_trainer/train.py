@@ -7,6 +7,7 @@ boundary when asked to. Whatever one rank meets, all ranks decide at that bounda
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -31,17 +32,32 @@ from clusterft_trainer.metrics import Journal
 from clusterft_trainer.progress import HeldOut, Step
 from clusterft_trainer.step import Outcome
 
+# After these the weights are no use, or there is no room for them.
+_NOT_WORTH_KEEPING = frozenset({"nan", "disk-full", "storage"})
+# Loss scaling halves its scale at each: from 65536 none is left to halve after 16.
+_MOST_LEFT_OUT = 24
+_PATIENCE = 10.0  # seconds after which a second signal ends at once
+
 
 class StopSignal:
-    """Remembers SIGTERM or Ctrl-C, which ask for a checkpoint and a clean end at the next step boundary."""
+    """Remembers SIGTERM or Ctrl-C, which ask for a checkpoint and a clean end at the next step boundary.
+
+    Who asks again after a while means it: a rank that waits for a dead one has no boundary any more.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
-    def _remember(self, *_: object) -> None:
-        self.asked = True
+    def _remember(self, number: int, _: object) -> None:
+        now = time.monotonic()
+        if self.asked and now - self._since > _PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.asked:
+            self.asked, self._since = True, now
 
 
 @dataclass(slots=True)
@@ -54,6 +70,8 @@ class Course:
     diary: Diary = field(default_factory=Diary)
     skipped: int = 0
     best: float = math.inf
+    saved: int = 0  # the last step of which there is a checkpoint, or one under way
+    in_a_row: int = 0  # steps that half precision has left out since the last that it has not
     met: float = 0.0  # seconds that this rank spent in the last meeting
 
 
@@ -83,14 +101,12 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     built = build(config, run_dir, place)
     found = built.keeper.newest()
     state = State(0, Position()) if found is None else resume(built, found)
-    course = Course(state, total_steps(built, state), best=best_so_far(built))
+    course = Course(state, total_steps(built, state), best=best_so_far(built, state), saved=state.step)
     journal = Journal(run_dir, state.step if found else None, config.wandb) if place.leads else None
     try:
         finished = loop(built, course, journal, stop)
     except TrainerError as error:
-        # What all ranks raise together leaves them able to complete what is being written.
-        if error.everywhere:
-            built.keeper.finish()
+        rescue(built, course, error)
         raise
     built.keeper.close()
     if finished:
@@ -100,6 +116,15 @@ def run(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     elif journal is not None:
         journal.close()
     return built
+
+
+def rescue(run: Run, course: Course, error: TrainerError) -> None:
+    """What all ranks raise together leaves them able to keep what they have."""
+    if not error.everywhere:
+        return
+    run.keeper.finish()
+    if error.failure not in _NOT_WORTH_KEEPING and course.saved != course.state.step:
+        save(run, course, ("failure",), wait=True)
 
 
 def resume(run: Run, found: Found) -> State:
@@ -127,7 +152,7 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
     work = walk(course.state.position, course.total - course.state.step)
     phase(run.place, "train")
     job, problem = fetch(work)
-    surrender_together(problem)
+    dist.agree(problem)
     while job is not None:
         began, number = time.monotonic(), course.state.step + 1
         rate = optimizers.set_rates(
@@ -139,15 +164,15 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
         waiting = time.monotonic()
         following, problem = fetch(work)
         meeting = meet(run, course, outcome, time.monotonic() - waiting, stop.asked, problem)
-        if meeting.broken:
+        course.in_a_row = 0 if outcome.applied else course.in_a_row + 1
+        if meeting.broken or course.in_a_row > _MOST_LEFT_OUT:
             tell_broken(run, job, outcome, number, meeting.loss)
         course.state = State(number, run.epochs.after(job.position))
         course.skipped += not outcome.applied
         if journal is not None:
             journal.step(account(run, course, Account(job, rate, outcome, meeting, began)))
         if meeting.failed:
-            save(run, course, ("failure",), wait=True)
-            surrender_together(problem)
+            dist.agree(problem)
         boundary(run, course, journal, meeting, last=following is None)
         job = None if meeting.stopping else following
     if course.state.step < course.total:
@@ -170,14 +195,6 @@ def fetch(work: Iterator[Work]) -> tuple[Work | None, TrainerError | None]:
         return next(work, None), None
     except TrainerError as error:
         return None, error
-
-
-def surrender_together(problem: TrainerError | None) -> None:
-    """All ranks raise what the first of them has met, if any has."""
-    for told in dist.gather(problem):
-        if told is not None:
-            told.everywhere = True
-            raise told
 
 
 def meet(
@@ -271,6 +288,7 @@ def boundary(run: Run, course: Course, journal: Journal | None, meeting: Boundar
 def save(run: Run, course: Course, roles: tuple[Role, ...], *, wait: bool, held_out: float | None = None) -> None:
     """A checkpoint of the step that has just ended."""
     run.keeper.save(run.learner.engine, run.ema, Saving(course.state, run.epochs, roles, held_out, wait))
+    course.saved = course.state.step
 
 
 def measure(run: Run, number: int, journal: Journal | None) -> float:
@@ -290,10 +308,17 @@ def shown(run: Run) -> AbstractContextManager[None]:
     return run.learner.engine.averaged() if run.ema is None else run.ema.in_place()
 
 
-def best_so_far(run: Run) -> float:
-    """The least held-out loss of the checkpoints that are there."""
+def best_so_far(run: Run, state: State) -> float:
+    """The least held-out loss of the checkpoints on the way here, as far as it was measured as it is now."""
     every = dist.on_lead(run.place, lambda: complete(run.run_dir / "checkpoints"))
-    return min((f.manifest.held_out for f in every if f.manifest.held_out is not None), default=math.inf)
+    now = run.config.model_dump(mode="json")
+    alike = [
+        f.manifest.held_out
+        for f in every
+        if f.manifest.step <= state.step
+        and all(f.manifest.config.get(name) == now[name] for name in ("held_out", "objective"))
+    ]
+    return min((loss for loss in alike if loss is not None and math.isfinite(loss)), default=math.inf)
 
 
 def make_folder(folder: Path) -> None:

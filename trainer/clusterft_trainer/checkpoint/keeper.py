@@ -8,6 +8,7 @@ the manifest is written and the folder gets its name. Refuses to delete an older
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -58,6 +59,7 @@ class Keeper:
 
     def newest(self) -> Found | None:
         """The newest one that is whole, if it continues this very run; says what it passed over and why."""
+        dist.on_lead(self._place, lambda: _clear(self._folder))
         every, unread = dist.on_lead(self._place, lambda: manifest.survey(self._folder))
         broken = list(unread)
         for found in every:
@@ -116,8 +118,7 @@ class Keeper:
         began = time.monotonic()
         self.finish()
         final = self._folder / f"step-{what.state.step:08d}"
-        draft = self._folder / f"{manifest.DRAFT}{final.name}"
-        dist.on_lead(self._place, lambda: _clear(draft))
+        draft = dist.on_lead(self._place, lambda: _begin(self._folder, final.name))
         self._stage.take(self._entries(engine, ema), engine.shapes)
         path = draft / f"rank-{self._place.rank:05d}-of-{self._place.world:05d}.safetensors"
         work = self._writer.submit(_write, self._stage, path)
@@ -174,10 +175,10 @@ class Keeper:
         except TrainerError as error:
             problem = error
         outcomes = dist.gather((entry, problem))
-        failed = [problem for _, problem in outcomes if problem is not None]
-        if failed:
-            failed[0].everywhere = True
-            raise failed[0]
+        if any(problem is not None for _, problem in outcomes):
+            # What is of no use must not take the room that the next start needs.
+            dist.on_lead(self._place, lambda: shutil.rmtree(pending.draft, ignore_errors=True))
+        dist.agree(problem)
         files = {name: body for part, _ in outcomes for name, body in (part or {}).items()}
         dist.on_lead(self._place, lambda: self._publish(pending, files))
         if self._place.leads:
@@ -252,13 +253,20 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
 
 
-def _clear(draft: Path) -> None:
-    """Remove what a killed run left half-written, then make room."""
-    with storing("The checkpoint", draft):
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in draft.parent.glob(f"{manifest.DRAFT}step-*"):
+def _clear(folder: Path) -> None:
+    """Remove what a killed run left half-written."""
+    with storing("The checkpoints in", folder):
+        for leftover in folder.glob(f"{manifest.DRAFT}step-*") if folder.is_dir() else ():
             shutil.rmtree(leftover)
-        draft.mkdir()
+
+
+def _begin(folder: Path, name: str) -> Path:
+    """Make room for a new one, under a name that no earlier attempt can be writing into."""
+    _clear(folder)
+    draft = folder / f"{manifest.DRAFT}{name}-{secrets.token_hex(4)}"
+    with storing("The checkpoint", draft):
+        draft.mkdir(parents=True)
+    return draft
 
 
 def _set_aside(folder: Path) -> None:

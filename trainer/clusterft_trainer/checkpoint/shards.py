@@ -84,8 +84,12 @@ class Stage:
 
     def _make_room(self, size: int) -> None:
         if self._memory.numel() < size:
-            whole = torch.empty(size + _PAGE, dtype=torch.uint8, pin_memory=self._pinned)
+            whole = torch.empty(size + _PAGE, dtype=torch.uint8)
             self._memory = whole[-whole.data_ptr() % _PAGE :][:size]
+            if self._pinned:
+                # torch's own pinned memory comes in powers of two: up to twice of what is needed. Where the system
+                # lets no more memory be pinned, copying into it is slower and right all the same.
+                torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)
 
     def write(self, path: Path) -> dict[str, Any]:
         """Put it on the disk, past the page cache, then read it back and compare; its size and checksum.

@@ -107,7 +107,9 @@ def _numbers(config: TrainConfig) -> list[str]:
 
 
 def _rest(config: TrainConfig) -> list[str]:
-    found = []
+    found = _useless(config)
+    if config.compute.compile and isinstance(config.engine, Zero) and config.engine.stage == 3:
+        found.append("compute.compile and engine zero stage 3: its hooks break each block in two; use fsdp")
     if config.compute.attention == "flash" and config.precision == "fp32":
         found.append("compute.attention: flash computes in half precision only; set precision: bf16, or sdpa")
     if config.checkpoints.best is not None and config.held_out is None:
@@ -116,4 +118,14 @@ def _rest(config: TrainConfig) -> list[str]:
         found.append("output.diffusers and learn.lora: additions are exported as one LoRA file")
     if config.learn.lora is not None and config.learn.unet is not None and config.learn.unet.parts != "all":
         found.append("learn.lora and learn.unet.parts: additions are made to all attention layers")
+    return found
+
+
+def _useless(config: TrainConfig) -> list[str]:
+    """Settings that would be ignored."""
+    found, learned = [], config.objective
+    if learned.snr_of == "plain" and learned.min_snr is None and not learned.debiased:
+        found.append("objective.snr_of: plain has no meaning without min_snr or debiased")
+    if config.compute.text_dtype != "fp32" and {"text_encoder_1", "text_encoder_2"} <= config.learn.trained.keys():
+        found.append("compute.text_dtype is for text encoders that are not trained, and both are")
     return found

@@ -35,7 +35,15 @@ class Ema:
     def update(self, step: int) -> None:
         """Move towards the weights; in the first steps faster, or the mean would long be the beginning."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mean, [self._here(p.weight) for p in self._engine.pieces()], share)
+        pieces = self._engine.pieces()
+        if all(
+            p.weight.dtype == m.dtype and p.weight.device == m.device
+            for p, m in zip(pieces, self._mean, strict=True)
+        ):
+            torch._foreach_lerp_(self._mean, [p.weight for p in pieces], share)
+            return
+        for piece, mean in zip(pieces, self._mean, strict=True):  # one copy at a time
+            mean.lerp_(self._here(piece.weight), share)
 
     def parts(self) -> list[Part]:
         """What this rank keeps: name, offset, values."""
@@ -50,7 +58,7 @@ class Ema:
     def in_place(self) -> Iterator[None]:
         """Compute with the mean; afterwards the weights are, bit for bit, what they were. A collective."""
         pieces = self._engine.pieces()
-        own = {p.name: p.weight.detach().clone() for p in pieces}
+        own = {p.name: p.weight.detach().to("cpu", copy=True) for p in pieces}
         self._engine.take({p.name: m for p, m in zip(pieces, self._mean, strict=True)})
         try:
             yield

@@ -110,7 +110,10 @@ class FsdpEngine(Engine):
         for _, parameter in self._names if keys else ():
             state = self._optimizer.state[parameter]
             state |= {key: torch.zeros_like(parameter.detach()) for key in keys}
-            state["step"] = torch.tensor(float(source.count))
+            if isinstance(self._optimizer, torch.optim.AdamW):
+                # a fused kernel wants its count on its own device
+                device = parameter.device if self.groups[0].get("fused") else "cpu"
+                state["step"] = torch.tensor(float(source.count), device=device)
         for group in self.groups:
             if "step" in group:
                 group["step"] = int(source.count)

@@ -49,6 +49,9 @@ class PlainEngine(Engine):
                 model,
                 device_ids=None if device == "cpu" else [place.local_rank],
                 gradient_as_bucket_view=True,
+                # Otherwise gradients are exchanged in another layout from the second step on, and three or more
+                # ranks add them up in another order: a resumed run, which has a first step again, would differ.
+                find_unused_parameters=place.world > 2,
                 broadcast_buffers=False,
             )
 

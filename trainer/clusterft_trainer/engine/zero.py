@@ -19,6 +19,7 @@ from clusterft_trainer.dist import Place
 from clusterft_trainer.engine import groups, optimizers
 from clusterft_trainer.engine.base import Engine, Moved, Source
 from clusterft_trainer.engine.pieces import Piece
+from clusterft_trainer.errors import ConfigError
 
 
 class ZeroEngine(Engine):
@@ -29,6 +30,11 @@ class ZeroEngine(Engine):
     def __init__(self, config: TrainConfig, settings: Zero, place: Place, model: Any) -> None:
         deepspeed = imports.deepspeed()
         if place.device == "cpu":
+            if config.precision == "fp16":
+                raise ConfigError(
+                    "precision: fp16 under engine zero needs GPUs: DeepSpeed scales no losses on CPUs.",
+                    "Set precision: bf16 or fp32, or engine: {kind: ddp}.",
+                )
             # This op would be compiled on first use; gloo does the same work without a compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -40,6 +46,8 @@ class ZeroEngine(Engine):
         self.averages = place.world * config.batch.accumulate
         # DeepSpeed has its own name for the process group that is there already.
         deepspeed.init_distributed("gloo" if place.device == "cpu" else "nccl", auto_mpi_discovery=False)
+        # DeepSpeed makes its full-precision originals from the half-precision copies: what those lack is lost.
+        originals = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.requires_grad}
         offload = settings.offload == "optimizer"
         rule = optimizers.build(groups.of(model, config.learn), config.learn, device=place.device, offload=offload)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -49,6 +57,11 @@ class ZeroEngine(Engine):
             dist_init_required=False,
         )
         self._names = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if config.precision != "fp32":
+            self.take({p.name: originals[p.name].view(-1)[p.offset : p.end] for p in self.pieces()})
+        if config.precision == "fp16":
+            # The training loop tells a gradient that stays broken, with the samples of the step.
+            self._optimizer.loss_scaler.raise_error_at_min_scale = False
 
     def forward(self, *inputs: Any) -> torch.Tensor:
         """Through DeepSpeed, which gathers weights under stage 3."""
@@ -139,19 +152,27 @@ class ZeroEngine(Engine):
             for flat in self._flats:
                 state = self._inner.state[flat]
                 state |= {key: torch.zeros_like(flat.data) for key in source.states}
-                state["step"] = self._counter(source.count)
-            for group in self.groups:
-                if "step" in group:
-                    group["step"] = int(source.count)
+            self._recount(source.count)
         for piece in self.pieces():
             piece.weight.copy_(source.read("weight", piece.name, piece.offset, piece.end))
             for key in source.states if source.count else ():
                 piece.states[key].copy_(source.read(key, piece.name, piece.offset, piece.end))
         self._adopt()
 
-    def _counter(self, count: float) -> Any:
-        """DeepSpeed's own Adam counts in integers, torch's in tensors."""
-        return int(count) if type(self._inner).__name__ == "DeepSpeedCPUAdam" else torch.tensor(float(count))
+    def _recount(self, count: float) -> None:
+        """DeepSpeed's own Adam counts in integers, torch's in tensors, others in their groups."""
+        if type(self._inner).__name__ == "DeepSpeedCPUAdam":
+            for flat in self._flats:
+                self._inner.state[flat]["step"] = int(count)
+        elif isinstance(self._inner, torch.optim.AdamW):
+            fused = self.groups[0].get("fused")
+            for flat in self._flats:
+                # a fused kernel wants its count on its own device
+                device = flat.device if fused else "cpu"
+                self._inner.state[flat]["step"] = torch.tensor(float(count), device=device)
+        else:
+            for group in self.groups:
+                group["step"] = int(count)
 
     def take(self, values: dict[str, torch.Tensor]) -> None:
         """Overwrite the slices, then what computes."""

@@ -41,7 +41,7 @@ class Diffusion:
 
 @dataclass(slots=True)
 class Parts:
-    """A loaded model, on the CPU and in float32 unless it was asked for otherwise; nothing is frozen or moved yet."""
+    """A loaded model, on the CPU and in float32 unless asked for otherwise; nothing is frozen or moved yet."""
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
