@@ -1,4 +1,4 @@
-"""Proves what an engine promises of its pieces: full precision from the first step on, counts that kernels take."""
+"""Proves what an engine promises of its pieces: full precision from the first step, counts that kernels take."""
 
 from __future__ import annotations
 

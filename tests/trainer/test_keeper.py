@@ -295,7 +295,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_old_one_stays_un
     def one(place: Place) -> None:
         keep, engine = keeper(tmp_path, place, keep=1), Halves(place, 2)
         keep.save(engine, None, Saving(State(2, Position(0, 2)), EPOCHS, ("kept",)))  # type: ignore[arg-type]
-        before = keep.written
+        before = keep.ready
         for piece in engine.held:
             piece.weight.fill_(-1)  # the next step moves the weights
         two.gather(None)
@@ -304,7 +304,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_old_one_stays_un
             gate.set()
         keep.finish()
         keep.close()
-        seen[place.rank] = [before, keep.written]
+        seen[place.rank] = [before, keep.ready]
 
     two.run(one)
     assert seen == {0: [False, False], 1: [False, False]}

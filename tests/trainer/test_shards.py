@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+from clusterft_trainer import scribe  # noqa: E402
 from clusterft_trainer.checkpoint.shards import Shards, Stage, check, entry  # noqa: E402
 from clusterft_trainer.engine import pieces  # noqa: E402
 from clusterft_trainer.errors import RunError  # noqa: E402
@@ -42,7 +44,7 @@ def test_any_part_comes_back_whatever_the_cuts(
         stage.take([odd, *mine], {"w": (numel,)})
         names.append(f"rank-{rank}.safetensors")
         said = stage.write(folder / names[-1])
-        assert check(folder / names[-1], said["size"], said["crc32"]) is None
+        assert check(folder / names[-1], said["size"], said["xxh3"]) is None
     stored = Shards(folder, names)
     first, end = sorted(min(c, numel) for c in cut)
     if first < end:
@@ -77,19 +79,25 @@ def test_a_gap_is_no_zero(tmp_path: Path) -> None:
         Shards(tmp_path, ["a.safetensors"]).read("weight", "w", 0, 7)
 
 
+def shared(size: int) -> memoryview:
+    """Memory as the writer gets it: whole pages."""
+    room = mmap.mmap(-1, scribe.pages(size))
+    room[:size] = bytes(i % 251 for i in range(size))
+    return memoryview(room)
+
+
 def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, real = Stage(pinned=False), os.fsync
-    stage.take([entry("weight", "w", 0, torch.ones(5000))], {"w": (5000,)})
+    real = os.fsync
 
     def spoil(handle: int) -> None:
         real(handle)
-        with (tmp_path / "a.safetensors").open("r+b") as file:
+        with (tmp_path / "a").open("r+b") as file:
             file.seek(9000)
             file.write(b"spoilt")
 
     monkeypatch.setattr(os, "fsync", spoil)
     with pytest.raises(OSError, match="reads back otherwise"):
-        stage.write(tmp_path / "a.safetensors")
+        scribe.put(shared(20_000), 20_000, str(tmp_path / "a"))
 
 
 def test_a_file_system_that_has_no_way_past_the_page_cache_will_do(
@@ -97,14 +105,22 @@ def test_a_file_system_that_has_no_way_past_the_page_cache_will_do(
 ) -> None:
     real = os.open
 
-    def refusing(path: Path, flags: int, mode: int = 0o777) -> int:
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
         if flags & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(path, flags, mode)
 
     monkeypatch.setattr(os, "open", refusing)
+    found = scribe.put(shared(20_000), 20_000, str(tmp_path / "a"))
+    assert check(tmp_path / "a", 20_000, found) is None
+    assert (tmp_path / "a").read_bytes() == bytes(i % 251 for i in range(20_000))
+
+
+def test_the_writers_error_is_the_disks_own(tmp_path: Path) -> None:
     stage = Stage(pinned=False)
-    stage.take([entry("weight", "w", 0, torch.arange(5000.0))], {"w": (5000,)})
-    said = stage.write(tmp_path / "a.safetensors")
-    assert check(tmp_path / "a.safetensors", said["size"], said["crc32"]) is None
-    assert torch.equal(Shards(tmp_path, ["a.safetensors"]).read("weight", "w", 0, 5000), torch.arange(5000.0))
+    stage.take([entry("weight", "w", 0, torch.ones(10))], {"w": (10,)})
+    with pytest.raises(FileNotFoundError, match="absent"):
+        stage.write(tmp_path / "absent" / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"another attempt's")
+    with pytest.raises(FileExistsError):
+        stage.write(tmp_path / "a.safetensors")

@@ -43,7 +43,7 @@ def read(folder: Path, *, mean: bool, model: str | None) -> Chosen:
     found = find(folder)
     m = found.manifest
     for name, said in m.files.items():
-        fault = shards.check(found.folder / name, said["size"], said["crc32"])
+        fault = shards.check(found.folder / name, said["size"], said["xxh3"])
         if fault:
             raise DataError(f"{found.folder} is corrupt: {fault}.", "Choose an older checkpoint.")
     try:

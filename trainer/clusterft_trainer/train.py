@@ -85,7 +85,7 @@ class Boundary:
     peer_wait: float
     broken: bool  # the loss, or some rank's gradient, is no number
     failed: bool  # some rank has no data for the next step
-    written: bool  # every rank's part of the checkpoint under way is on the disk
+    ready: bool  # the checkpoint under way can be taken a stage further
     minutes: float  # on rank 0's clock
 
 
@@ -205,7 +205,7 @@ def meet(
     minutes = (time.monotonic() - course.began) / 60 if run.place.leads else 0.0
     began = time.monotonic()
     loss, asks, waits, meets, breaks, fails, writes, minutes = dist.sum_all(
-        [outcome.loss, asked, waited, course.met, broken, problem is not None, run.keeper.written, minutes]
+        [outcome.loss, asked, waited, course.met, broken, problem is not None, run.keeper.ready, minutes]
     )
     course.met = time.monotonic() - began
     world = run.place.world
@@ -216,7 +216,7 @@ def meet(
         peer_wait=meets / world,
         broken=breaks > 0 or not math.isfinite(loss),
         failed=fails > 0,
-        written=writes == world,
+        ready=writes == world,
         minutes=minutes,
     )
 
@@ -272,8 +272,8 @@ def boundary(run: Run, course: Course, journal: Journal | None, meeting: Boundar
         roles.append("stop" if not last else "end")
     if roles:
         save(run, course, tuple(roles), wait=last or meeting.stopping, held_out=measured)
-    elif meeting.written:
-        run.keeper.finish()
+    elif meeting.ready:
+        run.keeper.advance()
     if meeting.stopping and not last:
         return
     if run.sampler is not None and config.samples is not None:

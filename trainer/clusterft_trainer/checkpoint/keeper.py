@@ -1,8 +1,8 @@
 """Writes, finds, restores and thins out the checkpoints of one run.
 
-Owns `checkpoints/` of a run. Saving copies this rank's pieces and returns; a thread writes them, flushes and reads
-them back while training goes on, and at a later step boundary all ranks agree that all files are there. Only then
-the manifest is written and the folder gets its name. Refuses to delete an older one before that.
+Owns `checkpoints/` of a run. Saving copies this rank's pieces and returns; another process writes them, flushes
+and reads them back while training goes on, and at a later step boundary all ranks agree that all files are there.
+Only then the manifest is written and the folder gets its name. Refuses to delete an older one before that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,7 +30,6 @@ from clusterft_trainer.engine.ema import Ema
 from clusterft_trainer.errors import RunError, TrainerError, storing
 
 WEIGHT, EMA = "weight", "ema"
-_NICE = 19  # writing takes only what training leaves of the processor
 
 
 @dataclass(slots=True)
@@ -43,6 +41,8 @@ class _Pending:
     manifest: dict[str, Any]  # all fields but the files
     work: Future[dict[str, Any]]
     began: float
+    sealed: bool = False  # every rank's file is on the disk
+    publishing: Future[None] | None = None  # on rank 0, once it is sealed
 
 
 class Keeper:
@@ -54,7 +54,7 @@ class Keeper:
         self._identity = identity
         self._place = place
         self._stage = Stage(pinned=place.device != "cpu")
-        self._writer = ThreadPoolExecutor(1, "checkpoint", initializer=_step_aside)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._pending: _Pending | None = None
 
     def newest(self) -> Found | None:
@@ -88,7 +88,7 @@ class Keeper:
         """What is wrong with the files; the ranks divide them, since one could not read them fast."""
         files = found.manifest.files
         mine = sorted(files)[self._place.rank :: self._place.world]
-        told = [shards.check(found.folder / n, files[n]["size"], files[n]["crc32"]) for n in mine]
+        told = [shards.check(found.folder / n, files[n]["size"], files[n]["xxh3"]) for n in mine]
         return [fault for part in dist.gather(told) for fault in part if fault]
 
     def restore(self, engine: Engine, ema: Ema | None, found: Found) -> list[str]:
@@ -160,15 +160,41 @@ class Keeper:
         }
 
     @property
-    def written(self) -> bool:
-        """Whether this rank's part of a begun checkpoint is on the disk, or has failed."""
-        return self._pending is not None and self._pending.work.done()
+    def ready(self) -> bool:
+        """Whether this rank has done what the next `advance` needs of it."""
+        if self._pending is None:
+            return False
+        if self._pending.publishing is not None:
+            return self._pending.publishing.done()
+        return self._pending.sealed or self._pending.work.done()
 
-    def finish(self) -> None:
-        """Wait for what is being written and give it its name; all ranks call this."""
-        pending, self._pending = self._pending, None
+    def advance(self) -> None:
+        """Take the checkpoint under way one stage further, waiting if it has to; all ranks call this together.
+
+        First all ranks' files are on the disk, then rank 0 has given the checkpoint its name: that too takes a
+        disk some time, and training does not wait for it.
+        """
+        pending = self._pending
         if pending is None:
             return
+        if not pending.sealed:
+            files = self._sealed(pending)
+            pending.sealed = True
+            if self._place.leads:
+                pending.publishing = self._writer.submit(self._publish, pending, files)
+            return
+        self._pending = None
+        dist.on_lead(self._place, lambda: pending.publishing.result() if pending.publishing else None)
+        if self._place.leads:
+            metrics.saved("checkpoint", pending.final, pending.manifest["step"], pending.began)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way is complete; all ranks call this."""
+        while self._pending is not None:
+            self.advance()
+
+    def _sealed(self, pending: _Pending) -> dict[str, dict[str, Any]]:
+        """Every rank's file with its size and checksum, once all are written."""
         entry, problem = None, None
         try:
             entry = pending.work.result()
@@ -176,13 +202,11 @@ class Keeper:
             problem = error
         outcomes = dist.gather((entry, problem))
         if any(problem is not None for _, problem in outcomes):
+            self._pending = None
             # What is of no use must not take the room that the next start needs.
             dist.on_lead(self._place, lambda: shutil.rmtree(pending.draft, ignore_errors=True))
         dist.agree(problem)
-        files = {name: body for part, _ in outcomes for name, body in (part or {}).items()}
-        dist.on_lead(self._place, lambda: self._publish(pending, files))
-        if self._place.leads:
-            metrics.saved("checkpoint", pending.final, pending.manifest["step"], pending.began)
+        return {name: body for part, _ in outcomes for name, body in (part or {}).items()}
 
     def close(self) -> None:
         """Wait until older ones are deleted, too."""
@@ -210,7 +234,7 @@ class Keeper:
             known = [f for f in manifest.complete(self._folder) if f.manifest.step <= body.step]
             for old in policy.superfluous(known, self._config.checkpoints.keep):
                 _set_aside(old.folder)
-        self._writer.submit(_delete_set_aside, self._folder)
+            _delete_set_aside(self._folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +259,6 @@ class _Reading(Source):
 
     def read(self, kind: str, name: str, first: int, end: int) -> torch.Tensor:
         return self.stored.read(kind, name, first, end)
-
-
-def _step_aside() -> None:
-    # Linux counts niceness for each thread.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _write(stage: Stage, path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Manifest:
     held_out: float | None  # loss on pictures that are not trained, where it was measured at this step
     identity: dict[str, Any]  # what must be the same to continue
     config: dict[str, Any]  # all settings, as they were
-    files: dict[str, dict[str, Any]]  # path in the folder -> size in bytes, crc32 in hex
+    files: dict[str, dict[str, Any]]  # path in the folder -> size in bytes, xxh3 (128 bits, hex)
     written: float  # unix seconds
 
 

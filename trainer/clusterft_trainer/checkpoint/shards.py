@@ -6,21 +6,21 @@ of a tensor, and gets them from whichever files hold them: so a checkpoint has n
 
 from __future__ import annotations
 
-import errno
 import json
 import mmap
 import os
-import zlib
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import xxhash
 from safetensors import safe_open
 
+from clusterft_trainer import scribe
 from clusterft_trainer.errors import RunError
 
 _NAMES = {
@@ -37,8 +37,6 @@ _NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-_BLOCK = 8 << 20  # bytes written, hashed and read back at once
-_PAGE = 4096  # what writing past the page cache is counted in
 _SHAPES = "shapes"  # what every file says of the weights, so that none needs the model to be read
 REST = "rest"  # kind of what is no element for each weight; its offset is the state's own key
 
@@ -58,10 +56,14 @@ def entry(kind: str, name: str, at: int | str, tensor: torch.Tensor) -> Entry:
 
 
 class Stage:
-    """Host memory that holds a rank's file, byte for byte, while training goes on; made once, used again."""
+    """Memory that holds a rank's file, byte for byte, while training goes on; made once, used again.
+
+    It is shared, so that another process can write it (`scribe`).
+    """
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
+        self._handle = os.memfd_create("checkpoint")
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._size = 0
 
@@ -70,7 +72,7 @@ class Stage:
         ordered = sorted(entries, key=lambda e: -e.tensor.element_size())  # keeps each one aligned
         header = _header(ordered, shapes)
         self._size = len(header) + sum(_bytes(e.tensor) for e in ordered)
-        self._make_room(_pages(self._size))
+        self._make_room(scribe.pages(self._size))
         self._memory[: len(header)].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
         places, sources, at = [], [], len(header)
         for one in ordered:
@@ -84,50 +86,33 @@ class Stage:
 
     def _make_room(self, size: int) -> None:
         if self._memory.numel() < size:
-            whole = torch.empty(size + _PAGE, dtype=torch.uint8)
-            self._memory = whole[-whole.data_ptr() % _PAGE :][:size]
+            os.ftruncate(self._handle, size)
+            self._memory = torch.frombuffer(mmap.mmap(self._handle, size), dtype=torch.uint8)
             if self._pinned:
                 # torch's own pinned memory comes in powers of two: up to twice of what is needed. Where the system
                 # lets no more memory be pinned, copying into it is slower and right all the same.
                 torch.cuda.cudart().cudaHostRegister(self._memory.data_ptr(), size, 0)
 
     def write(self, path: Path) -> dict[str, Any]:
-        """Put it on the disk, past the page cache, then read it back and compare; its size and checksum.
-
-        The page cache would cost more of the processor than everything else here, and is of no use: nobody reads
-        the file soon, and what is read back shall come from the disk.
-        """
-        body, crc = self._memory.numpy(), 0
-        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as handle:
-            for first in range(0, _pages(self._size), _BLOCK):
-                _write(handle, memoryview(body[first : min(first + _BLOCK, _pages(self._size))]))
-                crc = zlib.crc32(memoryview(body[first : min(first + _BLOCK, self._size)]), crc)
-            os.ftruncate(handle, self._size)
-            os.fsync(handle)
-        self._compare(path)
-        return {"size": self._size, "crc32": f"{crc:08x}"}
-
-    def _compare(self, path: Path) -> None:
-        room = mmap.mmap(-1, _BLOCK)  # begins with a page, as reading past the page cache needs
-        given = np.frombuffer(room, dtype=np.uint8)
-        with _opened(path, os.O_RDONLY) as handle:
-            at = 0
-            while got := os.readv(handle, [room]):
-                if not _equal(given[:got], self._memory.numpy()[at : min(at + got, self._size)]):
-                    raise OSError(f"{path.name} reads back otherwise than it was written, from byte {at} on")
-                at += got
-        if at != self._size:
-            raise OSError(f"{path.name} reads back {at} of its {self._size} bytes")
-
-
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """By eight bytes at a time, as far as that goes."""
-    whole = len(one) // 8 * 8
-    return (
-        len(one) == len(other)
-        and np.array_equal(one[:whole].view(np.uint64), other[:whole].view(np.uint64))
-        and np.array_equal(one[whole:], other[whole:])
-    )
+        """Have it put on the disk and read back by a process of its own; its size and checksum."""
+        argv = [sys.executable, "-m", scribe.__name__, str(self._handle), str(self._size), str(path)]
+        env = os.environ | {"PYTHONPATH": str(Path(scribe.__file__).parents[1])}
+        # A session of its own: out of the reach of Ctrl-C, which asks for this very file.
+        done = subprocess.run(
+            argv,
+            check=False,
+            pass_fds=[self._handle],
+            env=env,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"the writer of {path} died ({done.returncode}): {done.stderr[-2000:]}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"], str(path))
+        return answer
 
 
 def _header(entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
@@ -140,7 +125,7 @@ def _header(entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> 
         body[one.key] = {"dtype": kind, "shape": list(one.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(body, separators=(",", ":")).encode()
-    text += b" " * (_pages(8 + len(text)) - 8 - len(text))
+    text += b" " * (scribe.pages(8 + len(text)) - 8 - len(text))
     return len(text).to_bytes(8, "little") + text
 
 
@@ -148,45 +133,19 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _pages(size: int) -> int:
-    """Rounded up to whole pages."""
-    return -(-size // _PAGE) * _PAGE
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Past the page cache, where the file system can; some in memory or in user space cannot."""
-    try:
-        handle = os.open(path, flags | os.O_DIRECT, 0o644)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # A file may have been made before the flag was refused.
-        handle = os.open(path, flags & ~os.O_EXCL, 0o644)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _write(handle: int, block: memoryview) -> None:
-    while block:
-        block = block[os.write(handle, block) :]
-
-
-def check(path: Path, size: int, crc32: str) -> str | None:
+def check(path: Path, size: int, xxh3: str) -> str | None:
     """What is wrong with a file, or nothing."""
-    crc = 0
+    digest = xxhash.xxh3_128()
     try:
         with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                crc = zlib.crc32(block, crc)
+            while block := file.read(scribe.BLOCK):
+                digest.update(block)
             real = file.tell()
     except OSError as error:
         return f"{path.name} cannot be read: {error}"
     if real != size:
         return f"{path.name} has {real} bytes, not {size}"
-    return None if f"{crc:08x}" == crc32 else f"{path.name} has not the checksum of the manifest"
+    return None if digest.hexdigest() == xxh3 else f"{path.name} has not the checksum of the manifest"
 
 
 @dataclass(frozen=True, slots=True)
