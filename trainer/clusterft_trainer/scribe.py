@@ -87,7 +87,7 @@ def _write(handle: int, block: memoryview) -> None:
 
 
 def step_aside() -> None:
-    """Take only what training leaves of the processor; when training waits for this, the processor is idle anyway."""
+    """Take what training leaves of the processor; when training waits for this, the processor is idle anyway."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     # Linux may share the processor out between sessions first: every rank has one, and this process another.
     with contextlib.suppress(FileNotFoundError, PermissionError):  # no such sharing, or not for us to say
