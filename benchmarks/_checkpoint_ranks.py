@@ -48,7 +48,7 @@ class Bench:
             **UNET | {"block_out_channels": WIDTHS, "attention_head_dim": heads, "norm_num_groups": 32}
         )
         self.engine: Engine = start_engine(self.config, PLACE, Denoiser(unet.train(), None, None))
-        self.keeper = Keeper(folder, self.config, Identity(0, "", "", ""), PLACE)
+        self.keeper = Keeper(folder, self.config, Identity(0, "", "", "", ""), PLACE)
         self.epochs = Epochs([Bucket(64, 64)] * 10**4, 0, Shape(1, 1, PLACE.world))
         self.steps = 0
 

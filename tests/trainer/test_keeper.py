@@ -31,7 +31,7 @@ from clusterft_trainer.errors import RunError  # noqa: E402
 
 pytestmark = pytest.mark.trainer
 
-IDENTITY = Identity(seed=1, data="data", trained="weights", objective="epsilon")
+IDENTITY = Identity(seed=1, data="data", trained="weights", objective="epsilon", model="m")
 EPOCHS = Epochs([Bucket(64, 64)] * 100, 1, Shape(2, 1, 2))
 
 
@@ -228,6 +228,7 @@ def test_a_corrupt_one_is_passed_over_and_told(
         ({"seed": 2}, "seed decides the order"),
         ({"trained": "x"}, "which weights are trained"),
         ({"objective": "v"}, "what the model learns"),
+        ({"model": "other"}, "the model itself"),
     ],
 )
 def test_another_run_is_refused_with_the_reason(

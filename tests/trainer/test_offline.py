@@ -68,18 +68,27 @@ def test_pictures_are_drawn_from_a_checkpoint(trained: Path, tmp_path: Path) -> 
 
 def test_what_is_no_checkpoint_is_told(trained: Path, tmp_path: Path) -> None:
     done = call("export", tmp_path, "--out", tmp_path)
-    assert done.returncode == 2 and "no complete checkpoint" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "no complete checkpoint" in done.stderr and "Traceback" not in done.stderr
     broken = tmp_path / "step-00000003"
     shutil.copytree(trained / "checkpoints" / "step-00000003", broken)
     file = next(broken.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     done = call("export", broken, "--out", tmp_path)
-    assert done.returncode == 2 and "checksum" in done.stdout and "older checkpoint" in done.stdout
+    assert done.returncode == 2 and "checksum" in done.stderr and "older checkpoint" in done.stderr
     file.unlink()
     done = call("export", broken, "--out", tmp_path)
-    assert done.returncode == 2 and f"{file.name} is missing" in done.stdout
+    assert done.returncode == 2 and f"{file.name} is missing" in done.stderr
     done = call("sample", trained, "--out", tmp_path / "x.png")
-    assert done.returncode == 2 and "--prompt" in done.stdout
+    assert done.returncode == 2 and "--prompt" in done.stderr
+
+
+def test_what_is_not_there_is_told_to_a_person(tmp_path: Path) -> None:
+    done = call("export", "nowhere", "--out", tmp_path)
+    assert done.returncode == 2 and "nowhere does not exist.\nGive a run's folder" in done.stderr
+    job = tmp_path / "job.yaml"
+    job.write_text("name: x\n")
+    done = call("estimate", job)
+    assert done.returncode == 2 and "clusterft settings job.yaml > train.json" in done.stderr, done.stderr
 
 
 def test_migrate_writes_a_job_and_never_over_one(tmp_path: Path) -> None:
@@ -93,4 +102,4 @@ def test_migrate_writes_a_job_and_never_over_one(tmp_path: Path) -> None:
     assert done.returncode == 0 and "--frobnicate" in done.stdout, done.stdout + done.stderr
     assert "rate: 4" in job.read_text()
     again = call("migrate", script, "-o", job)
-    assert again.returncode == 2 and "is there already" in again.stdout
+    assert again.returncode == 2 and "is there already" in again.stderr

@@ -113,7 +113,7 @@ def save_checkpoint(folder: Path) -> None:
 
     config = TrainConfig.model_validate(ranks.settings())
     epochs = Epochs([Bucket(64, 64)] * 4, 0, Shape(1, 1, 1))
-    keeper = Keeper(folder, config, Identity(1, "", "", ""), ALONE)
+    keeper = Keeper(folder, config, Identity(1, "", "", "", ""), ALONE)
     saving = Saving(State(1, Position(0, 1)), epochs, ("kept",), wait=True)
     keeper.save(Engine(), None, saving)  # type: ignore[arg-type]
 

@@ -39,19 +39,20 @@ _MEET = "Look whether all nodes have started, and whether the head's port can be
 def main(argv: list[str]) -> NoReturn:
     """Run one command, and leave with its exit code from within, as _leave explains."""
     arguments = _parser().parse_args(argv)
+    tell = _fail if arguments.command == "train" else _say
     try:
         _leave(0, _COMMANDS[arguments.command](arguments))
     except errors.TrainerError as error:
         if os.environ.get("CLUSTERFT_DEBUG") == "1":
             traceback.print_exc()
-        _fail(error.failure, error.message, error.remedy, everywhere=error.everywhere)
+        tell(error.failure, error.message, error.remedy, everywhere=error.everywhere)
         _leave(error.exit_code, error)
     except Exception as error:  # noqa: BLE001 - the outermost place: told in full, then exit
         traceback.print_exc()
         known = _known(error)
         remedy = "The traceback is in this rank's log; please report it."
         bug = ("bug", f"{type(error).__name__}: {error}", remedy)
-        _fail(*known or bug, everywhere=False)
+        tell(*known or bug, everywhere=False)
         _leave(errors.RUN_FAILED if known else BUG, error)
 
 
@@ -113,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> object:
     try:
         settings = config.load(path)
     except (OSError, ValidationError, ValueError) as error:
-        raise errors.ConfigError(f"{path}: {_first(error)}", "Mend the setting named.") from error
+        raise errors.ConfigError(f"{path}: {_first(error)}", command.remedy(path)) from error
     with imports.collector_at_rest():
         place = dist.settle()
         from clusterft_trainer import train
@@ -221,6 +222,11 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
     if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
         return "rendezvous", f"The ranks did not find each other: {text.splitlines()[0]}", _MEET
     return None
+
+
+def _say(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
+    """Two lines for a person: nobody watches these commands."""
+    sys.stderr.write(f"{message}\n{remedy}\n")
 
 
 def _fail(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:

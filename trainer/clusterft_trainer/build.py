@@ -68,7 +68,8 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     phase(place, "model")
     where = dist.on_lead(place, lambda: model_path(config, home))
     parts = dist.together(lambda: files.load(where, config.tokenizers, config.vae, device=place.device))
-    _refuse_other_models(where, fingerprint(Path(where)))
+    mine = fingerprint(Path(where))
+    _refuse_other_models(where, mine)
     diffusion = parts.diffusion.under(config.objective)
     learner = learn(config, place, parts, len(set(pictures.buckets)))
     engine = learner.engine
@@ -77,6 +78,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         data=_data_digest(config, records),
         trained=hashlib.sha256(json.dumps(sorted(engine.shapes.items())).encode()).hexdigest(),
         objective=f"{diffusion.prediction}{' zero-terminal' if diffusion.zero_terminal_snr else ''}",
+        model=mine,
     )
     return Run(
         config=config,

@@ -74,6 +74,9 @@ def _published(config: TrainConfig, weights: dict[str, torch.Tensor], stored: Sh
 
 def find(folder: Path) -> Found:
     """The checkpoint in a folder: itself, or the newest in a run's or in its checkpoints folder."""
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist.", "Give a run's folder, or one of its checkpoints.")
     if NAME.fullmatch(folder.name):
         found, broken = survey(folder.parent)
         found = [f for f in found if f.folder.name == folder.name]

@@ -148,6 +148,7 @@ def _libraries(found: SelfTest, expected: Expected, heavy: str) -> Iterator[Find
     if missing:
         what = f"the image lacks {', '.join(missing)}: jobs with train: cannot run in it"
         yield _finding(heavy, what, "", "a script of your own may not need them")
+        return  # what only some jobs of the trainer need is then no news
     some = [f"{name} ({what})" for name, what in _SOME.items() if name not in known]
     if some:
         what = f"the image lacks {', '.join(some)}: jobs that ask for those cannot run in it"

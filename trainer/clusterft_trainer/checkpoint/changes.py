@@ -14,6 +14,7 @@ _MEANING = {
     "data": "the pictures, their captions or how they are chosen",
     "trained": "which weights are trained",
     "objective": "what the model learns to predict",
+    "model": "the model itself, which holds what is not trained",
 }
 
 

@@ -27,6 +27,7 @@ class Identity:
     data: str  # digest of names, captions and sizes of the pictures, with what decides which are trained
     trained: str  # the names and shapes of the trained weights, as a digest
     objective: str  # what the model learns to predict
+    model: str  # fingerprint of the file or folder that holds what is not trained
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,12 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
+def remedy(path: Path) -> str:
+    """What to do about settings that cannot be read."""
+    if path.suffix in (".yaml", ".yml"):
+        return f"That is a job; its settings as JSON: clusterft settings {path.name} > train.json"
+    return "Mend the setting named." if path.is_file() else "Give the file that clusterft settings has written."
+
+
 def main(arguments: argparse.Namespace, out: TextIO = sys.stdout) -> None:
     """Estimate and print."""
     try:
         settings = config.load(arguments.config)
     except (OSError, ValidationError, ValueError) as error:
-        raise ConfigError(f"{arguments.config}: {error}", "Mend the setting named.") from error
+        raise ConfigError(f"{arguments.config}: {error}", remedy(arguments.config)) from error
     # only now: torch and diffusers take seconds
     from clusterft_trainer.estimate import predict, report
 

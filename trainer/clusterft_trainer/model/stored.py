@@ -204,7 +204,7 @@ def fingerprint(model: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(model.rglob("*.safetensors")) if model.is_dir() else [model]:
         size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
+        digest.update(f"{size}:".encode())
         with path.open("rb") as file:
             for number in range(_SAMPLES):
                 file.seek(max(0, size - _SAMPLE) * number // (_SAMPLES - 1))
