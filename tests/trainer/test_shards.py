@@ -124,3 +124,17 @@ def test_the_writers_error_is_the_disks_own(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"another attempt's")
     with pytest.raises(FileExistsError):
         stage.write(tmp_path / "a.safetensors")
+    assert stage.write(tmp_path / "b.safetensors")["size"] > 0, "it serves on"
+    stage.close()
+
+
+def test_a_writer_that_dies_is_no_checkpoint_and_the_next_has_another(tmp_path: Path) -> None:
+    stage = Stage(pinned=False)
+    stage.take([entry("weight", "w", 0, torch.ones(10))], {"w": (10,)})
+    stage.write(tmp_path / "a.safetensors")
+    assert stage._scribe is not None
+    stage._scribe.kill()
+    with pytest.raises(RuntimeError, match="died"):
+        stage.write(tmp_path / "b.safetensors")
+    assert stage.write(tmp_path / "c.safetensors")["size"] > 0
+    stage.close()

@@ -3,11 +3,11 @@
 A thread would share Python's interpreter lock with training, and hold it just when it has stepped aside for
 training: both would wait. So a rank starts this beside itself, torch-free, at the lowest priority there is:
 
-    python -m clusterft_trainer.scribe MEMORY SIZE PATH
+    python -m clusterft_trainer.scribe MEMORY
 
-MEMORY is an open descriptor, SIZE counts bytes. Answers with one line of JSON on stdout: size and checksum of what
-the disk gives back, or the error. Ignores the signals that stop a run, since the checkpoint that they ask for is
-this one; ends when the rank is gone.
+MEMORY is an open descriptor. It serves wishes, a line of JSON each on stdin with a size in bytes and a path, and
+answers each with a line on stdout: size and checksum of what the disk gives back, or the error. Ignores the
+signals that stop a run, since the checkpoint that they ask for is this one; ends when the rank is gone.
 """
 
 from __future__ import annotations
@@ -95,18 +95,22 @@ def step_aside() -> None:
             file.write("19")
 
 
-def main(memory: int, size: int, path: str) -> None:
-    """Do it, and answer."""
+def main(memory: int) -> None:
+    """Serve until nobody asks any more."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     step_aside()
-    try:
-        room = memoryview(mmap.mmap(memory, pages(size)))
-        answer: dict[str, object] = {"size": size, "xxh3": put(room, size, path)}
-    except OSError as error:
-        answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    for line in sys.stdin:
+        wish = json.loads(line)
+        size = int(wish["size"])
+        try:
+            room = memoryview(mmap.mmap(memory, pages(size)))
+            answer: dict[str, object] = {"size": size, "xxh3": put(room, size, wish["path"])}
+        except OSError as error:
+            answer = {"errno": error.errno or errno.EIO, "error": error.strerror or str(error)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]))

@@ -212,6 +212,7 @@ class Keeper:
         """Wait until older ones are deleted, too."""
         self.finish()
         self._writer.shutdown(wait=True)
+        self._stage.close()
 
     def _publish(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
         """The manifest last, the name after it, then what is no longer needed."""

@@ -6,6 +6,7 @@ of a tensor, and gets them from whichever files hold them: so a checkpoint has n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -66,6 +67,7 @@ class Stage:
         self._handle = os.memfd_create("checkpoint")
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._size = 0
+        self._scribe: subprocess.Popen[str] | None = None
 
     def take(self, entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Copy everything; afterwards the weights may move. `shapes` are those of the whole weights."""
@@ -95,24 +97,43 @@ class Stage:
 
     def write(self, path: Path) -> dict[str, Any]:
         """Have it put on the disk and read back by a process of its own; its size and checksum."""
-        argv = [sys.executable, "-m", scribe.__name__, str(self._handle), str(self._size), str(path)]
-        env = os.environ | {"PYTHONPATH": str(Path(scribe.__file__).parents[1])}
-        # A session of its own: out of the reach of Ctrl-C, which asks for this very file.
-        done = subprocess.run(
-            argv,
-            check=False,
-            pass_fds=[self._handle],
-            env=env,
-            capture_output=True,
-            text=True,
-            start_new_session=True,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"the writer of {path} died ({done.returncode}): {done.stderr[-2000:]}")
-        answer: dict[str, Any] = json.loads(done.stdout)
+        if self._scribe is None:
+            self._scribe = _start_scribe(self._handle)
+        asked, told = self._scribe.stdin, self._scribe.stdout
+        if asked is None or told is None:
+            raise RuntimeError("the writer of checkpoints was started without pipes")
+        line = ""
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            asked.write(json.dumps({"size": self._size, "path": str(path)}) + "\n")
+            asked.flush()
+            line = told.readline()
+        if not line:
+            code, self._scribe = self._scribe.wait(), None
+            raise RuntimeError(f"the writer of {path} died ({code}); what it said is in this rank's log")
+        answer: dict[str, Any] = json.loads(line)
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"], str(path))
         return answer
+
+    def close(self) -> None:
+        """Let the writer go."""
+        if self._scribe is not None and self._scribe.stdin is not None:
+            self._scribe.stdin.close()
+            self._scribe.wait()
+            self._scribe = None
+
+
+def _start_scribe(memory: int) -> subprocess.Popen[str]:
+    # A session of its own: out of the reach of Ctrl-C, which asks for the very file that it may be writing.
+    return subprocess.Popen(
+        [sys.executable, "-m", scribe.__name__, str(memory)],
+        env=os.environ | {"PYTHONPATH": str(Path(scribe.__file__).parents[1])},
+        pass_fds=[memory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def _header(entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
