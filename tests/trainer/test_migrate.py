@@ -373,3 +373,15 @@ def test_a_file_beside_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"c\.toml is not UTF-8"):
         migrate.run(SMALL + "--config_file=c.toml", "t.sh", migrate.beside(tmp_path / "t.sh"))
+
+
+def test_repeats_become_epochs_where_they_are_one_number_for_all() -> None:
+    data = "[general]\nnum_repeats = 5\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = '/d'\n"
+    script = (
+        "accelerate launch sdxl_train.py --dataset_config d.toml --max_train_epochs 10 --save_every_n_epochs 2 "
+        "--save_state --pretrained_model_name_or_path /m.safetensors"
+    )
+    found = migrate.run(script, "train.sh", {"d.toml": data}.get)
+    train = found.settings["train"]
+    assert train["epochs"] == 50 and train["output"]["every_epochs"] == 10
+    assert train["checkpoints"]["every_epochs"] == 10 and "in which each picture came 5 times" in found.yaml

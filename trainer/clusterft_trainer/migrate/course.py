@@ -10,6 +10,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 
+from clusterft_trainer.migrate import what
 from clusterft_trainer.migrate.case import Case, positive
 from clusterft_trainer.migrate.sheet import Sheet
 
@@ -25,7 +26,9 @@ def length(sheet: Sheet, case: Case) -> None:
     if epochs is not None:
         if steps is not None:
             sheet.leave("max_train_steps", "overruled", "kohya goes by max_train_epochs where both are given")
-        sheet.put("train.epochs", epochs, "max_train_epochs")
+        times = what.repeats(sheet)
+        say = f"kohya's {epochs}, in which each picture came {times} times" if times > 1 else ""
+        sheet.put("train.epochs", epochs * times, "max_train_epochs", say=say)
     else:
         say = "" if steps else "kohya's default" if case.kohya else ""
         sheet.put("train.steps", steps or _STEPS, "max_train_steps", say=say)
@@ -53,7 +56,8 @@ def checkpoints(sheet: Sheet, case: Case) -> None:
                 "state, several times as large, from which export makes that file; keep: null keeps them all"
             )
     if epochs is not None and states:
-        sheet.put("train.checkpoints.every_epochs", epochs, "save_every_n_epochs", "save_state")
+        every = epochs * what.repeats(sheet)
+        sheet.put("train.checkpoints.every_epochs", every, "save_every_n_epochs", "save_state")
     if steps is None and not (epochs and states):
         say = "kohya kept nothing to resume from" if case.kohya else ""
         sheet.put("train.checkpoints.rolling", "15min", say=say)

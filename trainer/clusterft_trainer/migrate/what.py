@@ -56,7 +56,7 @@ def output(sheet: Sheet, case: Case) -> None:
     sheet.put("train.output.dtype", dtype, "save_precision", say="" if said else "kohya: as the weights are held")
     every = positive(sheet, "save_every_n_epochs")
     if every is not None:
-        sheet.put("train.output.every_epochs", every, "save_every_n_epochs")
+        sheet.put("train.output.every_epochs", every * repeats(sheet), "save_every_n_epochs")
     for flag, key in (("author", "author"), ("license", "license"), ("description", "description")):
         text = sheet.text(f"metadata_{flag}")
         if text is not None:
@@ -187,6 +187,19 @@ def _tags(sheet: Sheet) -> None:
             sheet.put(f"train.data.captions.{key}", value, name)
         else:
             sheet.leave(name, "not needed", "kohya heeds it with shuffle_caption or caption_tag_dropout_rate only")
+
+
+def repeats(sheet: Sheet) -> int:
+    """How often an epoch of kohya's saw each picture, where that is one number for all; else 1, and a word."""
+    said = [flag.value for flag in sheet.flags if flag.name == "dataset_repeats"]
+    subsets = len([flag for flag in sheet.flags if flag.name == "image_dir" and flag.rank == SUBSET])
+    if not said:
+        return 1
+    alike = {value for value in said if isinstance(value, int) and value > 0}
+    if len(alike) == 1 and len(alike) == len(set(said)) and len(said) >= max(1, subsets):
+        return int(next(iter(alike)))
+    sheet.note("epochs: kohya's folders had different repeats; here an epoch sees each picture once: raise epochs")
+    return 1
 
 
 def _everywhere(sheet: Sheet) -> None:
