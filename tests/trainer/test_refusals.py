@@ -61,7 +61,7 @@ def built(**changes: Any) -> TrainConfig:
         (
             {"compute__text_dtype": "bf16", "learn__text_encoders": {"rate": 1e-6}},
             "compute.text_dtype",
-            "both are",
+            "has no meaning",
         ),
     ],
 )

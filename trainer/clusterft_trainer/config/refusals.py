@@ -127,5 +127,5 @@ def _useless(config: TrainConfig) -> list[str]:
     if learned.snr_of == "plain" and learned.min_snr is None and not learned.debiased:
         found.append("objective.snr_of: plain has no meaning without min_snr or debiased")
     if config.compute.text_dtype != "fp32" and {"text_encoder_1", "text_encoder_2"} <= config.learn.trained.keys():
-        found.append("compute.text_dtype is for text encoders that are not trained, and both are")
+        found.append("compute.text_dtype has no meaning where both text encoders are trained")
     return found
