@@ -119,6 +119,7 @@ def _loss(real: Modules, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return out.square().mean()
 
 
+@pytest.mark.long
 def test_the_first_three_areas_tell_every_other_bucket_exactly(tiny: Blueprint) -> None:
     built = modules({"unet": RATE, "text_encoder_1": RATE}, tiny)
     table = flops.StepTable(built)
@@ -176,6 +177,7 @@ def test_what_is_kept_for_the_backward_is_what_a_real_run_keeps(tiny: Blueprint)
     assert kept == pytest.approx(sum(found.values()), rel=0.005)
 
 
+@pytest.mark.long
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(tiny: Blueprint) -> None:
     built = modules({"unet": RATE}, tiny)
     weights = sum(w.numel() for w in built.unet.parameters())

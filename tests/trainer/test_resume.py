@@ -140,7 +140,7 @@ def case(engine: str, world: int, how: str, *, long: bool = True) -> Any:
         case("zero-2", 2, "sigterm", long=False),
         case("zero-2", 2, "sigkill", long=False),
         case("zero-2", 2, "exception", long=False),
-        case("ddp", 1, "sigterm", long=False),
+        case("ddp", 1, "sigterm"),
         case("ddp", 2, "sigkill"),
         case("ddp", 2, "exception"),
         case("zero-1", 2, "sigkill"),
@@ -189,7 +189,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
         pytest.param(Move("ddp", 1, "zero-3", 2), id="ddp x1 to zero-3 x2", marks=pytest.mark.long),
         pytest.param(Move("fsdp", 2, "zero-1", 2), id="fsdp x2 to zero-1 x2", marks=pytest.mark.long),
         pytest.param(Move("zero-3", 2, "fsdp", 4), id="zero-3 x2 to fsdp x4", marks=pytest.mark.long),
-        pytest.param(Move("ddp", 2, "fsdp", 2), id="ddp x2 to fsdp x2"),
+        pytest.param(Move("ddp", 2, "fsdp", 2), id="ddp x2 to fsdp x2", marks=pytest.mark.long),
         pytest.param(Move("zero-1", 2, "zero-2", 4), id="zero-1 x2 to zero-2 x4", marks=pytest.mark.long),
     ],
 )
