@@ -65,7 +65,7 @@ def check_float32_weights(export: Path) -> None:
 def test_two_machine_ranks_compute_the_same_losses_though_one_was_killed(
     tmp_path: Path, reference: dict[int, float]
 ) -> None:
-    body = ranks.settings(batch={"per_slot": 2})
+    body = ranks.settings(batch={"per_slot": 2}, checkpoints={"every_steps": 2, "keep": 2, "background": False})
     with ranks.gang(tmp_path / "first") as gang:
         ranks.start_two_machines(gang, tmp_path, body)
         gang.wait_for_step(3)

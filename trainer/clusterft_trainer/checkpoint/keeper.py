@@ -119,7 +119,8 @@ class Keeper:
         self.finish()
         final = self._folder / f"step-{what.state.step:08d}"
         draft = dist.on_lead(self._place, lambda: _begin(self._folder, final.name))
-        self._stage.take(self._entries(engine, ema), engine.shapes)
+        with storing("The checkpoint", draft):  # the memory that holds it counts as a file, too
+            self._stage.take(self._entries(engine, ema), engine.shapes)
         path = draft / f"rank-{self._place.rank:05d}-of-{self._place.world:05d}.safetensors"
         work = self._writer.submit(_write, self._stage, path)
         self._pending = _Pending(draft, final, self._described(engine, what), work, began)
