@@ -508,7 +508,7 @@ CASES = [
 def test_two_ranks_move_as_one_process_with_both_halves(tmp_path: Path) -> None:
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
     for name, dtype, _ in CASES:
-        one, two = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1))
+        one, two = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         alone = net(dtype)
         train(alone, built(alone, "adamw"), 1, 4)

@@ -35,11 +35,9 @@ def whole(engine: Engine, ema: Ema | None) -> dict[str, torch.Tensor]:
     """The trained weights on rank 0, in full precision: the running mean of them where there is one."""
     if ema is not None:
         return pieces.assemble(ema.parts(), engine.shapes)
-    if engine.kind == "ddp":  # rank 0 has it all
-        every = {
-            n: p.detach().to("cpu", torch.float32) for n, p in engine.bare.named_parameters() if p.requires_grad
-        }
-        return every if dist.leads() else {}
+    if engine.kind == "ddp":  # rank 0 has it all, and the others need no copy of it
+        trained = [(n, p) for n, p in engine.bare.named_parameters() if p.requires_grad and dist.leads()]
+        return {name: weight.detach().to("cpu", torch.float32) for name, weight in trained}
     return pieces.assemble([(p.name, p.offset, p.weight) for p in engine.pieces()], engine.shapes)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 SCHEMA = 1
 STACK = (
     "pydantic yaml numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard "
-    "bitsandbytes peft pytorch_optimizer torchao"
+    "xxhash bitsandbytes peft pytorch_optimizer torchao"
 ).split()
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Not imported: of this package the trainer reads CLIP's vocabulary, which models in a single file come without.

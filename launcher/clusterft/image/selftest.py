@@ -24,7 +24,9 @@ _SECONDS = 300  # torch and transformers from a cold disk
 _PAUSE = 0.3
 _NOBODY = "64321:64321"
 _SCHEMA = 1
-_NEEDED = "pydantic numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard".split()
+_NEEDED = (
+    "pydantic numpy PIL safetensors torch accelerate deepspeed diffusers transformers tensorboard xxhash".split()
+)
 # What some jobs need, and for what.
 _SOME = {
     "bitsandbytes": "8-bit optimizers",

@@ -88,6 +88,8 @@ class Stage:
 
     def _make_room(self, size: int) -> None:
         if self._memory.numel() < size:
+            if self._pinned and self._memory.numel():
+                torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
             os.ftruncate(self._handle, size)
             self._memory = torch.frombuffer(mmap.mmap(self._handle, size), dtype=torch.uint8)
             if self._pinned:
@@ -124,10 +126,11 @@ class Stage:
 
 
 def _start_scribe(memory: int) -> subprocess.Popen[str]:
+    path = [str(Path(scribe.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     # A session of its own: out of the reach of Ctrl-C, which asks for the very file that it may be writing.
     return subprocess.Popen(
         [sys.executable, "-m", scribe.__name__, str(memory)],
-        env=os.environ | {"PYTHONPATH": str(Path(scribe.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         pass_fds=[memory],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -207,17 +210,9 @@ class Shards:
         """Of what is there in runs of elements."""
         return {kind for kind, _ in self._runs}
 
-    def names(self, kind: str) -> set[str]:
-        """The tensors of a kind."""
-        return {name for one, name in self._runs if one == kind}
-
     def rest(self) -> dict[str, dict[str, Any]]:
         """What is no element for each weight."""
         return {n: {k: _number(f.get_tensor(key)) for k, (f, key) in v.items()} for n, v in self._rest.items()}
-
-    def numel(self, kind: str, name: str) -> int:
-        """Elements of a whole tensor."""
-        return max((run.end for run in self._runs.get((kind, name), [])), default=0)
 
     def read(self, kind: str, name: str, first: int, end: int) -> torch.Tensor:
         """Elements of a flattened tensor, wherever they lie."""

@@ -7,9 +7,8 @@ the running mean and exports are written against that picture alone, so they kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as td
@@ -118,7 +117,3 @@ def device_peak(device: str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-Values = Callable[[Piece], dict[str, torch.Tensor]]
-Scalars = dict[str, Any]

@@ -46,8 +46,11 @@ class ZeroEngine(Engine):
         self.averages = place.world * config.batch.accumulate
         # DeepSpeed has its own name for the process group that is there already.
         deepspeed.init_distributed("gloo" if place.device == "cpu" else "nccl", auto_mpi_discovery=False)
-        # DeepSpeed makes its full-precision originals from the half-precision copies: what those lack is lost.
-        originals = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.requires_grad}
+        originals: dict[str, torch.Tensor] = {}
+        if config.precision != "fp32":
+            # DeepSpeed makes its full-precision originals from half-precision copies: what those lack is lost.
+            moving = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+            originals = {name: weight.detach().to("cpu", copy=True) for name, weight in moving}
         offload = settings.offload == "optimizer"
         rule = optimizers.build(groups.of(model, config.learn), config.learn, device=place.device, offload=offload)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -57,7 +60,7 @@ class ZeroEngine(Engine):
             dist_init_required=False,
         )
         self._names = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        if config.precision != "fp32":
+        if originals:
             self.take({p.name: originals[p.name].view(-1)[p.offset : p.end] for p in self.pieces()})
         if config.precision == "fp16":
             # The training loop tells a gradient that stays broken, with the samples of the step.
