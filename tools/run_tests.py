@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import fault_table
+
 NOTHING_LEFT = 5
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +24,8 @@ def main() -> int:
         # pytest's word for an empty selection: here it means that all of it has passed on this very tree.
         print("nothing is left to run: every test has passed on this tree; rm -r .test-state runs them again")
         code = 0
+    if "--all" in sys.argv and fault_table.write():
+        print(f"what came of each fault: {fault_table.PAGE.relative_to(ROOT)}")
     size = "test-all" if "--all" in sys.argv else "test"
     print(f"make {size}: {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
     return code

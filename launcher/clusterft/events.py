@@ -55,6 +55,22 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A node stayed lost, and another one has its machine rank from now on."""
+
+    node: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """The run goes on as another gang, begun by this controller: these nodes, from this attempt on."""
+
+    nodes: tuple[str, ...]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """A node got on with one step of `up` or `push`; bytes where the step moves bytes."""
 
@@ -74,4 +90,4 @@ class Settled:
     outcome: Outcome
 
 
-Event = StageDone | Said | Silent | HeardAgain | Gone | Stopping
+Event = StageDone | Said | Silent | HeardAgain | Gone | Stopping | Replaced | Replanned

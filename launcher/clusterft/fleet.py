@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -113,14 +113,18 @@ class Fleet:
         nodes = [node for node in self.cluster.nodes if node.transport == "ssh"]
         return any([self._dialer().forget(node, name) for node in nodes])
 
-    def survey(self, disks: Callable[[Node], tuple[str, ...]]) -> Survey:
-        """Gather the facts of all reached nodes, one round trip each; one more behind a bastion."""
+    def survey(self, disks: Callable[[Node], tuple[str, ...]], only: Container[str] | None = None) -> Survey:
+        """Gather the facts of all reached nodes, one round trip each; one more behind a bastion.
+
+        With `only`, the others are left alone: one of them may be what does not answer.
+        """
         self._learn_addresses()
         # addr= is how nodes reach each other: on a second, faster network the route to it is another one.
         known_by = (node.addr or self._contacts.get(node.name) for node in self.cluster.active)
         peers = tuple(address for address in known_by if address)
-        reached = tuple(node for node in self.cluster.active if node.name in self.remotes)
-        found = self._fan_out(lambda node: self._probe(node, peers, disks(node)), reached)
+        reached = (node for node in self.cluster.active if node.name in self.remotes)
+        asked = tuple(node for node in reached if only is None or node.name in only)
+        found = self._fan_out(lambda node: self._probe(node, peers, disks(node)), asked)
         known: dict[str, NodeFacts] = {}
         missed = list(self.unreached)
         for name, outcome in found.items():

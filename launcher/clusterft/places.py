@@ -119,6 +119,11 @@ class RunPlaces:
         return self.dir / "events" / f"{node}.jsonl"
 
 
+def code(shared: PurePosixPath, digest: str) -> PurePosixPath:
+    """A shipped folder of a user's program, by its content: runs with the same code have one."""
+    return shared / ".clusterft" / "code" / digest
+
+
 # In a container: this run's files only, put in with the engine's archive API.
 CONTAINER = PurePosixPath("/run/clusterft")
 

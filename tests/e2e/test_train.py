@@ -220,7 +220,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_file(desk: Desk, moment: str) -> N
 
 
 def test_a_killed_rank_ends_the_gang_and_is_named(desk: Desk) -> None:
-    desk.job(steps=5000)
+    desk.job(steps=5000, more="restarts: 0")
     process = desk.start()
     desk.wait_for('"kind": "step"')
     (note,) = desk.home.glob("*/nodes/right/runs/*/logs/attempt-0/rank1.pid")
@@ -263,7 +263,8 @@ def test_a_trainer_refusal_is_shown_once_with_its_remedy(desk: Desk) -> None:
     path.write_text(path.read_text().replace("builtin:tiny", "/no/such/model"))
     done = desk.train()
     assert done.returncode == 5
-    assert done.stdout.count("/no/such/model") == 1, done.stdout
+    assert done.stdout.count("first cause (data): The model /no/such/model does not exist") == 1, done.stdout
+    assert done.stdout.count("Put the .safetensors file") == 1, done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 

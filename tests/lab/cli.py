@@ -49,6 +49,10 @@ _FAULTS: dict[str, tuple[str, str | None, str]] = {
     "install-docker": ("install_docker", None, "it is back"),
     "snap-docker": ("snap_docker", None, "docker leads into /snap (full nodes)"),
     "engine-disk": ("engine_disk", "MIB", "an empty disk of that size for the engine (full nodes)"),
+    "freeze-shared": ("freeze_shared", None, "the shared directory hangs (full nodes of a lab with --hangs)"),
+    "thaw-shared": ("thaw_shared", None, "it answers again"),
+    "slow": ("slow", "CPUS", "so much processor time, for instance 0.2 (full nodes)"),
+    "full-speed": ("full_speed", None, "all of it again"),
     "swap-host-key": ("swap_host_key", None, "present another key than the pinned one"),
 }
 
@@ -88,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--bastion", action="store_true", help="only n1 is reached directly (light and full)")
     up.add_argument("--max-startups", default=PATIENT, metavar="N:PERCENT:N", help="of sshd (light and full)")
+    up.add_argument("--mount", action="append", default=[], metavar="PATH", help="shown by all full nodes too")
+    up.add_argument("--hangs", action="store_true", help="the shared directory of full nodes can be frozen")
+    up.add_argument("--shared-mib", type=int, metavar="MIB", help="size of the shared directory of full nodes")
     up.set_defaults(verb=_up)
 
     verbs.add_parser("status", help="what is up, and what could be").set_defaults(verb=_status)
@@ -115,15 +122,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(chosen: argparse.Namespace) -> None:
     lab: Lab[Any]
-    if not chosen.full and (chosen.engine or chosen.nat or chosen.homes != "own"):
-        raise LabError("--engine, --homes and --nat are for --full nodes")
+    full = (chosen.engine, chosen.nat, chosen.homes != "own", chosen.mount, chosen.hangs, chosen.shared_mib)
+    if not chosen.full and any(full):
+        raise LabError("--engine, --homes, --nat, --mount, --hangs and --shared-mib are for --full nodes")
     gate = {"bastion": chosen.bastion, "max_startups": chosen.max_startups}
     if chosen.light is not None:
         lab = LightLab.up(chosen.light, **gate)
     elif chosen.full is not None:
         engines = (chosen.engine or "20.10").split(",")
         lab = FullLab.up(
-            chosen.full, engines, homes=chosen.homes, nat=list(filter(None, chosen.nat.split(","))), **gate
+            chosen.full,
+            engines,
+            homes=chosen.homes,
+            nat=list(filter(None, chosen.nat.split(","))),
+            mounts=chosen.mount,
+            hangs=chosen.hangs,
+            shared_mib=chosen.shared_mib,
+            **gate,
         )
     else:
         lab = VmLab.up(chosen.vm)

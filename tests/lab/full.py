@@ -40,12 +40,21 @@ class Wishes:
     homes: str = "own"
     bastion: bool = False
     max_startups: str = PATIENT
+    mounts: tuple[str, ...] = ()
+    hangs: bool = False
+    shared_mib: int | None = None
 
     def __post_init__(self) -> None:
+        # JSON gives a list back.
+        object.__setattr__(self, "mounts", tuple(self.mounts))
+        for path in self.mounts:
+            if not path.startswith("/") or ":" in path or not Path(path).exists():
+                raise LabError(f"mount {path!r}: an absolute path of this machine that exists, without a colon")
         if self.homes not in HOMES:
             raise LabError(f"homes {self.homes!r}: one of {', '.join(HOMES)}")
-        if self.homes == "squashed" and not Path("/dev/fuse").exists():
-            raise LabUnavailable("squashed homes need FUSE, and there is no /dev/fuse", "load the fuse module")
+        if (self.homes == "squashed" or self.hangs) and not Path("/dev/fuse").exists():
+            what = "a shared directory that hangs needs" if self.hangs else "squashed homes need"
+            raise LabUnavailable(f"{what} FUSE, and there is no /dev/fuse", "load the fuse module")
 
 
 class FullLab(Lab[FullNode]):
@@ -69,7 +78,7 @@ class FullLab(Lab[FullNode]):
         ]
 
     @classmethod
-    def up(
+    def up(  # noqa: PLR0913  as many as there are wishes
         cls,
         count: int = 2,
         engine: str | Sequence[str] = "20.10",
@@ -78,19 +87,24 @@ class FullLab(Lab[FullNode]):
         nat: Collection[str] = (),
         bastion: bool = False,
         max_startups: str = PATIENT,
+        mounts: Collection[str] = (),
+        hangs: bool = False,
+        shared_mib: int | None = None,
     ) -> Self:
         """Bring up that many nodes; on any failure nothing of them stays.
 
         Of several engines (see `ENGINES`), each node gets the next in turn. `homes` is about
         /home/worker: "own", "shared" by all nodes, or "squashed", which is shared and
         closed to root. `nat` names nodes that others see under another address. With
-        `bastion`, the controller reaches n1, and the rest through it.
+        `bastion`, the controller reaches n1, and the rest through it. `mounts` are paths of
+        this machine that every node shows at the same place, to read only. With `hangs`, the
+        shared directory can be frozen on a node; `shared_mib` makes it a disk of that size.
         """
         if why := full_available():
             raise why
         if not 1 <= count <= _MOST:
             raise LabError(f"{count} full nodes: from 1 to {_MOST} fit into one lab")
-        wishes = Wishes(homes, bastion, max_startups)
+        wishes = Wishes(homes, bastion, max_startups, tuple(mounts), hangs, shared_mib)
         packages.ensure(_NEEDS)
         ensure_engine()
         kinds = [engine] if isinstance(engine, str) else list(engine)
@@ -137,19 +151,19 @@ class FullLab(Lab[FullNode]):
         An engine forgets a disk in memory when the last container that uses it stops,
         so one that does nothing else holds all of them.
         """
-        self.journal.note("volume", f"{self.prefix}-shared")
-        docker("volume", "create", "--label", label, f"{self.prefix}-shared")
+        shared = f"{self.prefix}-shared"
+        self.journal.note("volume", shared)
+        docker("volume", "create", "--label", label, *_disk(self.wishes.shared_mib), shared)
         if self.wishes.homes != "own":
             self.journal.note("volume", f"{self.prefix}-home")
             docker("volume", "create", "--label", label, f"{self.prefix}-home")
         homes = [f"{node.container}-home" for node in self.nodes]
-        small = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={_HOME_MIB}m"]
         for home in homes:
             self.journal.note("volume", home)
-            docker("volume", "create", "--label", label, *small, home)
+            docker("volume", "create", "--label", label, *_disk(_HOME_MIB), home)
         holder = f"{self.prefix}-disks"
         self.journal.note("container", holder)
-        mounts = [f"--volume={home}:/disks/{home}" for home in homes]
+        mounts = [f"--volume={home}:/disks/{home}" for home in [shared, *homes]]
         docker(
             "run",
             "--detach",
@@ -164,6 +178,11 @@ class FullLab(Lab[FullNode]):
             "sleep",
             "infinity",
         )
+
+
+def _disk(mib: int | None) -> list[str]:
+    """The options of a volume of that size, which lies in memory; None: as large as the engine's disk."""
+    return [] if mib is None else ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", f"o=size={mib}m"]
 
 
 def _taken() -> set[str]:

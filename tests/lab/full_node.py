@@ -7,6 +7,7 @@ it. Refuses to know the other nodes: network, homes and images are the lab's (fu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .access import make_key, private_file, public_half
@@ -29,6 +30,11 @@ _HOMES = {
     "squashed": "--volume={volume}:/export/worker:nocopy --device=/dev/fuse",
 }
 HOMES = tuple(_HOMES)
+# Whether it can be frozen -> how a node has the shared directory.
+_SHARED_BY = {
+    False: f"--volume={{volume}}:{SHARED}",
+    True: "--volume={volume}:/export/shared --device=/dev/fuse",
+}
 _READY = (
     "until [ ! -e /usr/sbin/dockerd ] || docker version >/dev/null 2>&1; do sleep 0.1; done; "
     "until grep -q ':0016 .* 0A ' /proc/net/tcp; do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id"
@@ -84,8 +90,9 @@ class FullNode(LabNode):
             "--volume=/sys/fs/cgroup:/sys/fs/cgroup",
             f"--volume={engine}:/var/lib/docker",
             f"--volume={self.container}-home:/root",
-            f"--volume={network}-shared:{SHARED}",
+            *_SHARED_BY[self._wishes.hangs].format(volume=f"{network}-shared").split(),
             *_HOMES[self._wishes.homes].format(volume=f"{network}-home").split(),
+            *(f"--volume={path}:{path}:ro" for path in self._wishes.mounts),
             self.image,
         )
         self._give_host_key()
@@ -133,6 +140,11 @@ class FullNode(LabNode):
     def inside(self, argv: Sequence[str], timeout: float = 30) -> str:
         """Run a command in the node without its network; what it prints."""
         return docker("exec", self.container, *argv, timeout=timeout)
+
+    def bring(self, source: Path, target: str) -> None:
+        """Copy a file, or what is in a directory, to a place on the node; its owner is root."""
+        self.inside(["mkdir", "-p", target if source.is_dir() else str(PurePosixPath(target).parent)])
+        docker("cp", f"{source}/." if source.is_dir() else str(source), f"{self.container}:{target}")
 
     # -- network ---------------------------------------------------------------
 
@@ -255,6 +267,32 @@ class FullNode(LabNode):
         limit = "" if limit_mb is None else f"; echo {int(limit_mb)} >/etc/lab/engine_mib"
         self.inside(["sh", "-ec", undo + limit])
         self.start_engine()
+
+    # -- shared directory and processors -----------------------------------------
+
+    def freeze_shared(self) -> None:
+        """Whatever touches the shared directory from here hangs until thawed or killed, as with a dead server.
+
+        For labs with `hangs`. A reboot thaws it.
+        """
+        self._shared_server("STOP")
+
+    def thaw_shared(self) -> None:
+        """Let those go on."""
+        self._shared_server("CONT")
+
+    def _shared_server(self, signal: str) -> None:
+        if not self._wishes.hangs:
+            raise LabError(f"the shared directory of {self.name} cannot hang: bring the lab up with hangs=True")
+        self.inside(["sh", "-c", f"kill -{signal} $(cat /run/lab-shared.pid)"])
+
+    def slow(self, cpus: float) -> None:
+        """Let the node and its containers have that many processors' time, also after a reboot."""
+        docker("update", "--cpu-period=100000", f"--cpu-quota={int(float(cpus) * 100000)}", self.container)
+
+    def full_speed(self) -> None:
+        """Take that limit away."""
+        docker("update", "--cpu-quota=-1", self.container)
 
     # -- disk and keys -----------------------------------------------------------
 

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -228,3 +229,59 @@ def test_wishes_that_make_no_sense_are_refused() -> None:
         FullLab.up(count=1, homes="none")
     with pytest.raises(LabError, match="no node 'n9'"):
         FullLab.up(count=1, nat=("n9",))
+
+
+def test_mounts_are_shown_to_the_nodes_containers_too_and_to_read_only(tmp_path: Path) -> None:
+    data = tmp_path / "some data"
+    data.mkdir()
+    (data / "x").write_text("from outside\n")
+    with pytest.raises(LabError, match="absolute path"):
+        FullLab.up(count=1, mounts=("nowhere",))
+    with FullLab.up(count=1, mounts=(str(data),)) as lab:
+        node = lab.nodes[0]
+        assert node.run(["cat", f"{data}/x"]).stdout == "from outside\n"
+        make_tiny(node)
+        seen = ["docker", "run", "--rm", f"--volume={data}:{data}", "tiny", "sh", "-c"]
+        inside = node.run([*seen, f'read -r line <"{data}/x"; echo "$line"; echo no >"{data}/x"'])
+        assert inside.stdout == "from outside\n"
+        assert "Read-only file system" in inside.stderr
+    assert (data / "x").read_text() == "from outside\n"
+
+
+def test_a_shared_directory_can_hang_on_one_node_and_can_be_full() -> None:
+    with FullLab.up(count=2, hangs=True, shared_mib=8) as lab:
+        one, two = lab.nodes
+        assert one.run(["sh", "-c", f"echo hello >{lab.shared}/x"]).returncode == 0
+        one.freeze_shared()
+        waiting = one.run(["sh", "-c", f"timeout -s KILL 1 cat {lab.shared}/x; echo $?"])
+        assert waiting.stdout == "137\n"
+        assert two.run(["cat", f"{lab.shared}/x"]).stdout == "hello\n"
+        one.thaw_shared()
+        assert one.run(["cat", f"{lab.shared}/x"]).stdout == "hello\n"
+        full = two.run(["dd", "if=/dev/zero", f"of={lab.shared}/big", "bs=1M"])
+        assert "No space left on device" in full.stderr
+        assert one.run(["stat", "-c", "%s", f"{lab.shared}/big"]).stdout > "7"
+        one.freeze_shared()
+        one.reboot()
+        assert one.run(["cat", f"{lab.shared}/x"]).stdout == "hello\n"
+    with FullLab.up(count=1) as lab, pytest.raises(LabError, match="cannot hang"):
+        lab.nodes[0].freeze_shared()
+
+
+def test_a_slow_node_is_slow_and_its_containers_too(lab: FullLab) -> None:
+    node = lab.node("n2")
+    make_tiny(node)
+    argv = ["docker", "run", "--rm", "--network=host", "tiny"]
+    count = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"
+
+    def seconds() -> float:
+        began = time.monotonic()
+        assert node.run([*argv, "sh", "-c", count], timeout=120).returncode == 0
+        return time.monotonic() - began
+
+    before = seconds()
+    node.slow(0.1)
+    try:
+        assert seconds() > 2 * before
+    finally:
+        node.full_speed()

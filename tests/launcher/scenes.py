@@ -13,6 +13,7 @@ from clusterft import hosts, spec
 from clusterft.checks import Survey, Unreached
 from clusterft.facts import Disk, Docker, Gpu, NodeFacts, System
 from clusterft.hosts import Cluster
+from clusterft_trainer.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -51,6 +52,13 @@ def job(text: str, directory: Path) -> spec.JobSpec:
     path = directory / "job.yaml"
     path.write_text(text, encoding="utf-8")
     return spec.load(path)
+
+
+def train(text: str, directory: Path) -> TrainConfig:
+    """The `train:` block of a job that has one."""
+    found = job(text, directory).train
+    assert found is not None
+    return found
 
 
 def card(index: int, name: str = "NVIDIA GeForce RTX 3090") -> Gpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -9,12 +10,13 @@ import signal
 
 import pytest
 import scenes
+import spoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterft import board as boards
 from clusterft.board import Board, Verdict
-from clusterft.events import Event, Gone, Said, Silent, StageDone, Stopping
+from clusterft.events import Event, Gone, Replaced, Replanned, Said, Silent, StageDone, Stopping
 from clusterft_trainer import progress, stream
 
 NODES = ("gpu0", "gpu1")
@@ -298,8 +300,9 @@ ends = st.tuples(
 def test_every_run_that_is_over_has_a_verdict(seen: list[Event], last: tuple[Event, ...]) -> None:
     board = filled(*seen, *last)
     found = boards.judge(board)
-    lost = any(isinstance(event, Gone) for event in last)
-    assert (found.end == "ok") == ({e.end for e in board.ended.values()} == {"ok"} and not lost)
+    head = board.ended.get("gpu0")
+    others = {ended.end for ended in board.ended.values()}
+    assert (found.end == "ok") == (head.end == "ok" if head else others == {"ok"})
     assert bool(found.failure) == (found.end == "failed") and found.summary
 
 
@@ -325,7 +328,7 @@ def test_the_board_keeps_what_a_screen_needs() -> None:
     )
     assert board.phase == "train" and board.losses == [0.9, 0.8] and board.notices == ["careful"]
     assert board.first_step is not None and board.first_step.step == 41 and board.saved == {"checkpoint": saved}
-    assert list(board.tails["gpu1", 1]) == [f"line {i}" for i in range(70, 100)]
+    assert list(board.attempt.tails["gpu1", 1]) == [f"line {i}" for i in range(70, 100)]
 
 
 PAIRS = ((5, math.nan), (10, 0.4), (20, 0.3), (30, math.nan), (40, 0.5))
@@ -348,3 +351,227 @@ def test_a_long_run_is_thinned_and_keeps_its_shape() -> None:
     assert 2000 < len(board.losses) <= 4096
     gaps = {b - a for a, b in itertools.pairwise(board.losses)}
     assert len(gaps) <= 2 and board.losses[-1] > 19_900 and not math.isnan(sum(board.losses))
+
+
+# --- attempts ---------------------------------------------------------------------------
+
+AGAIN = {"again": True, "failure": "killed", "cause": spoken.SIGKILLED}
+LAST = {"again": False, "failure": "killed", "cause": spoken.SIGKILLED, "why": "no restarts are left"}
+
+
+def test_a_step_that_is_trained_again_does_not_stand_twice() -> None:
+    board = spoken.board(*spoken.killed_once(steps=55, kept=40))
+    assert board.losses == [1 / n for n in range(1, 41)] + [2 / n for n in (41, 42, 43)]
+    assert board.attempt.resumed_from == 40 and board.first_step is not None and board.first_step.step == 41
+    assert board.reached == board.step
+
+
+def test_a_new_attempt_starts_clean_and_the_old_one_stays_known() -> None:
+    board = spoken.board(*spoken.killed_once()[:-3])
+    assert (board.step, board.phase, board.attempt.deaths, board.attempt.failures) == (None, None, [], [])
+    assert (board.used, board.allowed, sorted(board.attempts)) == (1, 3, [0, 1])
+    first = board.attempts[0]
+    assert first.step is not None and first.step.step == 55 and first.ended == 31.0 and first.decided is not None
+    assert (first.decided.cause, first.resumed_from) == (spoken.SIGKILLED, None)
+    assert board.reached == first.step, "no step of the new one is known yet"
+
+
+def test_what_a_slow_node_says_late_is_evidence_of_its_own_attempt() -> None:
+    """left is in attempt 1 already; right's lines of attempt 0 come only now."""
+    early = [event for event in spoken.begun(0) if event.node == "right"]
+    late = [died("right", 1, -9, 30.0), said("right", 1, "last words of attempt 0")]
+    board = spoken.board(*early, *(e for e in spoken.killed_once() if e.node == "left"), *late)
+    assert board.attempt.number == 1 and not board.attempt.deaths and not board.attempt.tails["right", 1]
+    assert [death.rank for _, death in board.attempts[0].deaths] == [1]
+
+
+def test_the_last_steps_of_a_head_that_is_read_late_still_count() -> None:
+    right_first = [*spoken.begun(0), spoken.told(spoken.step(1)), spoken.begun(1)[1]]
+    board = spoken.board(
+        *right_first, spoken.told(spoken.step(2)), spoken.begun(1)[0], spoken.told(spoken.step(3))
+    )
+    assert len(board.losses) == 3
+    # Yet what a head that was lost says after others have trained on is past.
+    board.see(Said("old", stream.Attempt(0, 2, 0, 0, 2, "10.0.0.9", 29500, 0.0)))
+    board.see(spoken.told(spoken.step(77), "old"))
+    assert board.reached is not None and board.reached.step == 3
+
+
+def test_a_checkpoint_that_an_attempt_could_not_go_on_from_is_not_the_newest() -> None:
+    events = [*spoken.begun(0), spoken.told(spoken.step(60)), spoken.told(spoken.saved(60)), *spoken.begun(1)]
+    assert spoken.board(*events, spoken.told(spoken.step(61))).saved["checkpoint"].step == 60
+    assert "checkpoint" not in spoken.board(*events, spoken.told(spoken.step(41))).saved
+
+
+def test_only_the_last_attempt_is_judged() -> None:
+    oom = told("left", 0, "oom", "Memory ran out", 60.0)
+    found = boards.judge(spoken.board(*spoken.killed_once(), oom, *spoken.ended("failed", 1, 61.0)))
+    assert (found.failure, found.node) == ("oom", "left")
+    found = boards.judge(spoken.board(*spoken.killed_once(), *spoken.ended("ok", 0, 61.0)))
+    assert found == Verdict("ok", "finished")
+
+
+def test_a_verdict_says_why_there_was_no_other_attempt() -> None:
+    last = [spoken.died("right", 1, -9, 60.0), spoken.decided(1, **LAST), *spoken.ended("failed", 1, 61.0)]
+    found = boards.judge(spoken.board(*spoken.killed_once(), *last))
+    assert (found.failure, found.rank, found.why) == ("killed", 1, "no restarts are left")
+
+
+def test_the_heads_finding_counts_where_nothing_more_specific_was_heard() -> None:
+    """The node whose rank was killed cannot be heard by this controller, so its death was not told here."""
+    begun = spoken.begun(0)
+    ends = [spoken.decided(0, **LAST), *spoken.ended("failed", 1, 61.0, ["left"]), Gone("right", "unreachable")]
+    echo = [spoken.log("left", 0, CLOSED), spoken.died("left", 0, 5, 10.2)]
+    found = boards.judge(spoken.board(*begun, *echo, *ends))
+    assert (found.failure, found.node, found.rank, found.summary) == ("killed", "right", 1, spoken.SIGKILLED)
+    own = told("left", 0, "oom", "Memory ran out", 10.0)
+    assert boards.judge(spoken.board(*begun, own, *ends)).failure == "oom"
+
+
+def test_the_kernels_own_count_explains_a_kill() -> None:
+    oom = {"again": False, "failure": "host-oom", "cause": "rank 1 on right was killed by the kernel"}
+    board = spoken.board(*spoken.begun(0), spoken.died("right", 1, -9, 20.0), spoken.decided(0, **oom))
+    found = boards.judge(board)
+    assert (found.failure, found.rank) == ("host-oom", 1) and "dmesg" in found.remedy
+
+
+@pytest.mark.parametrize("failure", ["peer-lost", "launcher"])
+def test_what_the_head_could_not_explain_is_looked_for_here(failure: str) -> None:
+    own = (spoken.log("right", 1, "KeyError: 'latents'"), spoken.died("right", 1, 1, 9.0))
+    vague = {
+        "again": False,
+        "failure": failure,
+        "cause": "lost somebody",
+        "node": "left",
+        "rank": None,
+        "why": "w",
+    }
+    found = boards.judge(spoken.board(*spoken.begun(0), *own, spoken.decided(0, **vague)))
+    assert (found.failure, found.node, found.why) == ("exception", "right", "w")
+    found = boards.judge(spoken.board(*spoken.begun(0), spoken.decided(0, **vague)))
+    assert (found.failure, found.summary) == (failure, "lost somebody")
+
+
+@pytest.mark.parametrize("failure", ["node-lost", "container", "head-lost", "interrupted"])
+def test_what_only_the_gang_knows_outranks_what_ranks_say_of_it(failure: str) -> None:
+    cause = {
+        "again": False,
+        "failure": failure,
+        "cause": "right was out of reach for 5 min",
+        "why": "too few nodes",
+    }
+    timeout = told("left", 0, "bug", "RuntimeError: Timed out waiting 1800000ms for recv", 10.0)
+    killed = spoken.died("left", 0, -9, 20.0)  # by its supervisor, which ends the attempt
+    ends = spoken.ended("failed", 1, 61.0, ["left"])
+    board = spoken.board(*spoken.begun(0), timeout, killed, spoken.decided(0, **cause), *ends, Gone("right", "x"))
+    found = boards.judge(board)
+    assert (found.failure, found.node, found.summary) == (failure, "right", "right was out of reach for 5 min")
+    assert "uptime" in found.remedy and found.why == "too few nodes"
+
+
+def test_a_hang_is_the_cause_of_the_kills_that_end_it() -> None:
+    events = [
+        *spoken.begun(0),
+        spoken.told(spoken.step(40)),
+        Said("left", stream.Hang(0, 600.0, "/out/stacks/attempt-0", 700.0)),
+        told("left", 0, "storage", "a write was interrupted", 701.0),
+        spoken.died("left", 0, -9, 702.0),
+        spoken.died("right", 1, -9, 702.0),
+        *spoken.ended("failed", -9, 703.0),
+    ]
+    found = boards.judge(spoken.board(*events))
+    assert (found.failure, found.summary) == ("hang", "no step for 600 s") and "/out/stacks" in found.remedy
+    before = told("right", 1, "data", "no such picture", 90.0)
+    assert boards.judge(spoken.board(*events, before)).failure == "data"
+
+
+def test_what_the_members_find_before_the_first_attempt_stops_it() -> None:
+    wrong = stream.Found(
+        "net.high-ports", "fail", ("right",), "ports time out", "a\nb", "a firewall", ("ufw", "x")
+    )
+    warned = stream.Found("net.mtu", "warn", ("left",), "1500 and 9000")
+    mended = stream.Found("fs.not-shared", "fail", ("left",), "not seen")
+    seen = [Said("left", each) for each in (warned, mended, dataclasses.replace(mended, status="ok"), wrong)]
+    found = boards.judge(spoken.board(*seen, *spoken.ended("failed", 3, 9.0)))
+    assert (found.blocked, found.failure, found.node) == (True, "net.high-ports", "right")
+    assert (found.evidence, found.remedy) == (("a firewall", "a", "b"), "ufw; x")
+    later = boards.judge(spoken.board(*seen, *spoken.begun(0), *spoken.ended("failed", 3, 9.0)))
+    assert not later.blocked and later.failure == "launcher", "it went on, so that was not the cause"
+
+
+def test_the_loss_of_the_head_has_its_own_name() -> None:
+    told_again = Said("right", stream.Ended("failed", 5, 400.0, "", "the head was out of reach for 300 s"))
+    board = spoken.board(*spoken.begun(0), Gone("left", "unreachable for 300 s"), told_again)
+    found = boards.judge(board)
+    assert (found.failure, found.node) == ("head-lost", "left")
+    other = spoken.board(*spoken.begun(0), Gone("right", "unreachable"), *spoken.ended("failed", 5, 1.0, ["left"]))
+    assert boards.judge(other).failure == "node-lost"
+
+
+def test_a_run_that_ends_while_another_attempt_is_due_is_not_laid_to_the_past_one() -> None:
+    due = spoken.killed_once()[:-5]
+    lost = boards.judge(spoken.board(*due, Gone("left", "x"), *spoken.ended("failed", 5, 400.0, ["right"])))
+    assert (lost.failure, lost.node, lost.why) == ("head-lost", "left", "")
+    why = [Said(node, stream.Ended("failed", 5, 90.0, "", "right never came back")) for node in spoken.NODES]
+    found = boards.judge(spoken.board(*due, *why))
+    assert (found.failure, found.summary) == ("gang", "right never came back")
+
+
+def test_a_member_that_cannot_be_heard_does_not_undo_what_the_head_says() -> None:
+    gone = Gone("right", "unreachable for 300 s")
+    assert boards.judge(spoken.board(*spoken.begun(0), *spoken.ended("ok", 0, 9.0, ["left"]), gone)).end == "ok"
+    head = Gone("left", "unreachable for 300 s")
+    assert boards.judge(spoken.board(*spoken.begun(0), *spoken.ended("ok", 0, 9.0, ["right"]), head)).end == "ok"
+
+
+def test_nodes_that_replace_others_count_from_then_on() -> None:
+    board = spoken.board(*spoken.begun(0), Gone("right", "x"), Silent("left", "y"))
+    board.see(Replaced("right", "spare"))
+    assert (board.nodes, board.gone, board.replaced) == (("left", "spare"), {}, {"right": "spare"})
+    board.see(Gone("left", "z"))
+    board.see(Replanned(("spare",), 2))
+    assert (board.nodes, board.gone, board.silent, board.over) == (("spare",), {}, {}, False)
+    board.see(Said("spare", stream.Ended("ok", 0, 9.0)))
+    assert board.over
+
+
+def test_a_flood_leaves_only_what_speaks_of_trouble_and_each_text_once() -> None:
+    flood = [spoken.log("left", n % 4, f"line {n}: 0 errors") for n in range(500)]
+    words = ["WARNING: low disk", "ValueError: no", "[rank1] ERROR NCCL", "UserWarning: x", "CUDA out of memory"]
+    flood += [
+        spoken.log("left", -1, text)
+        for text in (
+            "x.py:48: FutureWarning: old",
+            "raise ChildFailedError(",
+            "a.b.ChildFailedError: ",
+            "raise KeyError",
+        )
+    ]
+    board = spoken.board(*flood, *(spoken.log("right", rank, text) for text in words for rank in (1, 2)), *flood)
+    assert [(one.text, one.times, one.rank) for one in board.worth] == [(text, 2, 1) for text in words]
+    assert board.latest == ("left", -1, "raise KeyError")
+    for event in (*spoken.begun(0), *spoken.begun(1)[:1], spoken.log("right", 1, "ValueError: of attempt 0")):
+        board.see(event)
+    assert not board.worth, "of an attempt that is over the cause is known"
+
+
+def test_what_is_kept_of_a_long_run_is_bounded() -> None:
+    board = spoken.board(*spoken.begun(0))
+    for number in range(1000):
+        board.see(Said("left", spoken.cards(2, at=float(number))))
+        board.see(spoken.told(progress.Notice(f"notice {number}", 1.0)))
+        board.see(spoken.log("left", 0, f"WARNING {number}"))
+    assert (len(board.usages["left"]), len(board.notices), len(board.worth)) == (120, 50, 8)
+    assert board.usage["left"].at == 999.0
+    for number in range(1, 50):
+        for event in (*spoken.begun(number), spoken.log("left", 0, "words")):
+            board.see(event)
+    assert len(board.attempts) == 50 and sum(len(one.tails) for one in board.attempts.values()) <= 3
+
+
+def test_who_is_waited_for_is_known_until_all_are_back() -> None:
+    board = Board("run", NODES, {"gpu0": 20.0})
+    board.see(Said("gpu0", stream.Waiting(("gpu1",), 420.0, 120.0)))
+    assert board.waiting is not None and (board.waiting.until, board.clock) == (400.0, 100.0)
+    board.see(Said("gpu0", stream.Waiting((), 0.0, 130.0)))
+    assert board.waiting is None

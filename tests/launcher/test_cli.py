@@ -96,7 +96,7 @@ def test_a_job_that_is_no_file_is_told(workplace: Path) -> None:
         (("train", "job.yaml", "--dryrun"), "No such option"),
         (("train", "job.yaml", "--cluster", "../x"), '"../x" is not a cluster name'),
         (("train", "job.yaml", "--hosts", "hostfile", "--cluster"), "requires an argument"),
-        (("stop", "nothing-20261120-1432-7f3a"), 'no run "nothing-20261120-1432-7f3a" was started'),
+        (("stop", "nothing-20261120-1432-7f3a"), "no cluster is named"),
     ],
 )
 def test_a_command_that_does_not_exist_is_told(words: tuple[str, ...], said: str, workplace: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(workplace: Path) -> None:
     before = sorted(workplace.rglob("*"))
     done = clusterft(workplace, "train", "job.yaml", "--dry-run", HF_TOKEN="hf_veryprivate")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "node right · machine_rank 1 · 127.0.0.1 over lo" in done.stdout
+    assert "node right · machine_rank 1 · 1 slot · 127.0.0.1 over lo" in done.stdout
     planned = clusterft(workplace, "train", "job.yaml", "--dry-run", "--json", HF_TOKEN="hf_veryprivate")
     assert clusterft(workplace, "train", "job.yaml", "--dry-run").returncode == 0  # a plan needs no secret
     body = document(planned)["plan"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterft.errors import ClusterftError
 from clusterft.hosts import Node
 from clusterft.plan import container
 from clusterft.plan.container import ContainerPlan, Labels, Person
+from clusterft.spec import Mount
 
 ME = Person(1000, 1001, "ann")
 
@@ -24,7 +27,7 @@ def plan(**given_: object) -> ContainerPlan:
         "labels": Labels("rack", "open-20261120-1432-7f3a", "gpu1", 1, 1000),
         "person": ME,
         "gpus": ("all",),
-        "binds": ("/mnt/out",),
+        "binds": (Mount("/mnt/out"), Mount("/data", read_only=True)),
         "devices": ("/dev/infiniband",),
         "env": {"PATH": "/opt/bin:/usr/bin", "HOME": "/home/clusterft"},
     }
@@ -36,6 +39,29 @@ def test_the_whole_request() -> None:
     text = json.dumps(plan().to_dict(), indent=2) + "\n"
     scenes.same_as_golden(text, scenes.GOLDEN / "plan" / "container.json")
     assert "Privileged" not in text and "docker.sock" not in text
+
+
+def test_a_run_is_brought_back_by_its_engine_and_has_time_to_stop() -> None:
+    """Without a count, which an engine forgets; shared memory of its own where it is asked for."""
+    body = plan(restart="on-failure", stop_seconds=60, shm=2**30).to_dict()
+    assert body["HostConfig"]["RestartPolicy"] == {"Name": "on-failure"} and body["StopTimeout"] == 60
+    assert body["HostConfig"]["IpcMode"] == "private" and body["HostConfig"]["ShmSize"] == 2**30
+
+
+def test_mounts_follow_the_nodes_own_unless_the_engine_cannot() -> None:
+    """Seen with an engine on a machine without systemd: rslave is refused at the start there."""
+    ways = [plan(**given_).to_dict()["HostConfig"]["Mounts"] for given_ in ({}, {"propagation": "rprivate"})]
+    assert [{one["BindOptions"]["Propagation"] for one in way} for way in ways] == [{"rslave"}, {"rprivate"}]
+
+
+def test_who_it_runs_as() -> None:
+    """The head's SSH user, or the job's numbers; a name that no passwd file can hold is replaced."""
+    assert container.person(scenes.facts("a", uid=7, gid=8, user="ann")) == Person(7, 8, "ann")
+    assert container.person(scenes.facts("a", uid=7, gid=8, user="DOM\\\\ann")) == Person(7, 8, "clusterft")
+    assert container.person(scenes.facts("a", uid=7, gid=8, user="ann"), "7:100") == Person(7, 100, "ann")
+    assert container.person(scenes.facts("a", uid=None, user="ann"), "9:9") == Person(9, 9, "clusterft")
+    with pytest.raises(ClusterftError, match="who the SSH user on a is"):
+        container.person(scenes.facts("a", uid=None))
 
 
 def test_cards_of_the_hostfile() -> None:

@@ -106,7 +106,10 @@ sys.exit(code)
 """
 
 
-VERBS = ("up", "down", "open", "ssh", "push", "train", "stop", "init", "migrate", "settings", "schema")
+VERBS = (
+    *("up", "down", "open", "ssh", "push", "train", "resume", "attach", "stop", "status", "logs", "runs"),
+    *("init", "migrate", "settings", "schema"),
+)
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -44,7 +44,8 @@ MISTAKES = sorted((scenes.GOLDEN / "job").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", [EXAMPLE, *EXAMPLES], ids=lambda path: path.name)
 def test_our_own_jobs_are_right(path: Path) -> None:
-    assert spec.load(path).train.data.sources
+    train = spec.load(path).train
+    assert train is not None and train.data.sources
 
 
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda path: path.stem)
@@ -110,6 +111,7 @@ def _one_more(lines: list[str], number: int) -> str:
 
 
 COMBINED = "not both ways|exactly one of|has no meaning|have no meaning|needs? |two weightings|nothing is built"
+COMBINED += "|there is no f|is missing|not both"
 SETTING = re.compile(r"\s*#\w+: [^\s#]|\s*#- ")
 
 
@@ -133,7 +135,7 @@ def test_paths_are_relative_to_the_job_and_know_the_home(tmp_path: Path, monkeyp
     job = scenes.job(text, tmp_path)
     assert job.shared == Path("/home/someone/out")
     assert job.hosts == tmp_path / "my hosts"
-    assert job.train.model == str(tmp_path.parent / "models" / "base")
+    assert job.train is not None and job.train.model == str(tmp_path.parent / "models" / "base")
     folders = [source.folder for source in job.train.data.sources if isinstance(source, FolderSource)]
     assert folders == [tmp_path / "pictures", Path("/data")]
 
@@ -141,17 +143,16 @@ def test_paths_are_relative_to_the_job_and_know_the_home(tmp_path: Path, monkeyp
 def test_every_path_of_the_trainer_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     more = "  tokenizers: ~/clip\n  vae: vae/fixed.safetensors\n"
-    job = scenes.job(scenes.JOB.replace("builtin:tiny", "../base.safetensors") + more, tmp_path)
-    train = job.train
+    train = scenes.train(scenes.JOB.replace("builtin:tiny", "../base.safetensors") + more, tmp_path)
     assert train.model == str(tmp_path.parent / "base.safetensors")
     assert (train.tokenizers, train.vae) == ("/home/someone/clip", str(tmp_path / "vae" / "fixed.safetensors"))
-    assert scenes.job(scenes.JOB, tmp_path).train.vae is None
+    assert scenes.train(scenes.JOB, tmp_path).vae is None
 
 
 def test_what_is_written_short_arrives_as_it_is_meant(tmp_path: Path) -> None:
     learn = "{unet: {rate: 4e-7, parts: [middle_block, '*.attn2.*']}, optimizer: adafactor}"
     more = "  engine: {kind: ddp}\n  checkpoints: {rolling: 15min, every_epochs: 1}\n"
-    train = scenes.job(scenes.JOB.replace("{unet: {rate: 4e-7}}", learn) + more, tmp_path).train
+    train = scenes.train(scenes.JOB.replace("{unet: {rate: 4e-7}}", learn) + more, tmp_path)
     assert train.learn.optimizer.name == "adafactor" and train.learn.unet is not None
     assert train.learn.unet.parts == ("middle_block", "*.attn2.*")
     assert str(train.checkpoints.rolling) == "15 minutes"
@@ -175,7 +176,9 @@ def test_each_sentence_of_the_trainer_is_found_and_named(engine: Zero | Ddp | Fs
         unet=UnetPart(rate=1e-5, parts=some("all", "unet-71")), lora=some(None, Lora()), ema=some(None, Ema())
     )
     learn = learn.model_copy(update={"optimizer": optimizer, "schedule": some("constant", "cosine")})
-    config = spec.load(EXAMPLE).train.model_copy(
+    example = spec.load(EXAMPLE).train
+    assert example is not None
+    config = example.model_copy(
         update={
             "engine": engine,
             "learn": learn,
@@ -195,11 +198,12 @@ def test_each_sentence_of_the_trainer_is_found_and_named(engine: Zero | Ddp | Fs
 
 @pytest.mark.parametrize("path", MIGRATED, ids=lambda path: path.parent.name)
 def test_a_migrated_job_is_one_of_ours(path: Path) -> None:
-    assert spec.load(path).train.model
+    train = spec.load(path).train
+    assert train is not None and train.model
 
 
 def test_a_builtin_model_is_no_path(tmp_path: Path) -> None:
-    assert scenes.job(scenes.JOB, tmp_path).train.model == "builtin:tiny"
+    assert scenes.train(scenes.JOB, tmp_path).model == "builtin:tiny"
 
 
 @pytest.mark.parametrize(
@@ -281,11 +285,12 @@ def test_names_that_the_plan_sets_or_no_shell_takes_are_refused(name: str, where
 def test_what_is_given_arrives(tmp_path: Path) -> None:
     job = scenes.job(scenes.JOB + "env: {NCCL_DEBUG: no, X: ''}\nsecrets: [HF_TOKEN]\nport: 4000\n", tmp_path)
     assert job.env == {"NCCL_DEBUG": "no", "X": ""} and job.secrets == ("HF_TOKEN",) and job.port == 4000
-    assert job.train.learn.unet is not None and job.train.learn.unet.rate == 4e-7
+    assert job.train is not None and job.train.learn.unet is not None and job.train.learn.unet.rate == 4e-7
 
 
 words = st.sampled_from(
     "name shared train model learn unet rate env secrets data sources folder builtin shapes engine kind".split()
+    + "script path args code workdir mounts hang_after 10min user".split()
     + ["steps", "<<", "process", "4e-7", "1", "no", "true", "~", "'x'", '"\\ud800"', "!!int", "!!set", "!!bool"]
 )
 signs = st.sampled_from(
@@ -312,7 +317,8 @@ values = st.recursive(
     max_leaves=6,
 )
 spots = st.sampled_from(
-    ["name", "shared", "env", "secrets", "port", "resources", "image", "train", "python", "zzz"]
+    "name shared env secrets port resources image train python zzz script mounts user restarts min_nodes".split()
+    + "hang_after first_step_after patience stagger_seconds launcher rendezvous runtime".split()
 )
 inner_spots = st.sampled_from(
     ["model", "output", "data", "learn", "engine", "batch", "samples", "steps", "seed", "zzz"]
@@ -373,5 +379,6 @@ def test_the_schema_for_editors_knows_the_short_forms() -> None:
 
 def test_the_schema_for_editors_is_one() -> None:
     schema = spec.json_schema()
-    assert schema["$schema"].startswith("https://json-schema.org/") and "train" in schema["required"]
+    assert schema["$schema"].startswith("https://json-schema.org/") and "shared" in schema["required"]
+    assert {"required": ["script"]} in schema["oneOf"] and "null" not in json.dumps(schema["properties"]["train"])
     assert json.loads(json.dumps(schema)) == schema

@@ -18,7 +18,7 @@ from __future__ import annotations
 from clusterft_trainer import rank
 
 if __name__ == "__main__":
-    rank.claim_log()
+    rank.begin()
 
 import argparse
 import os

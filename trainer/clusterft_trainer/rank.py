@@ -1,18 +1,23 @@
 """The first thing a training process does: write into a log of its own. Torch-free, standard library only.
 
 Owns the redirection of stdout and stderr (on the level of file descriptors, so that what C++ says while it dies is
-kept too), the note of this process's id, and stack dumps on SIGUSR2. Does nothing outside a clusterft run. Also
-runs a user's own script in the same way: `python -m clusterft_trainer.rank SCRIPT ARGS`.
+kept too), the note of this process's id, stack dumps on SIGUSR2, the cores that it runs on, and its turn when the
+ranks of a node start one after the other. Does nothing outside a clusterft run. Also runs a user's own script in
+the same way: `python -m clusterft_trainer.rank SCRIPT ARGS`, before which DeepSpeed's launcher may put its
+--local_rank=N.
 """
 
 from __future__ import annotations
 
+import builtins
 import faulthandler
+import io
 import json
 import os
-import runpy
 import signal
 import sys
+import time
+import types
 from pathlib import Path
 
 
@@ -31,8 +36,40 @@ def claim_log() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     faulthandler.enable(file=2)
-    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True, chain=False)
+    # Asked what it does, a rank answers into a file of its own: its log holds what it said, in order.
+    stacks = os.open(Path(directory, f"rank{rank}.stacks"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True, chain=False)
     _note_process(Path(directory, f"rank{rank}.pid"))
+
+
+def keep_near_card() -> None:
+    """Run on the cores that are nearest to this rank's card: memory of the other socket is twice as far away."""
+    cards, local = os.environ.get("CLUSTERFT_CARDS"), os.environ.get("LOCAL_RANK")
+    if not cards or local is None:
+        return
+    bus = cards.split(";")[int(local)]
+    try:
+        near = _numbers(Path(f"/sys/bus/pci/devices/{bus}/local_cpulist").read_text(encoding="ascii"))
+    except OSError as error:
+        sys.stderr.write(f"clusterft: not kept near card {bus}: {error}\n")
+        return
+    allowed = near & os.sched_getaffinity(0)
+    if allowed:
+        os.sched_setaffinity(0, allowed)
+
+
+def _numbers(text: str) -> set[int]:
+    """The kernel's `0-3,8-11`."""
+    ranges = [part.partition("-") for part in text.strip().split(",") if part]
+    return {number for low, _, high in ranges for number in range(int(low), int(high or low) + 1)}
+
+
+def begin() -> None:
+    """All of it, in the order in which it must happen."""
+    claim_log()
+    keep_near_card()
+    # One card of a node after the other: some power supplies trip when all of them wake at once.
+    time.sleep(float(os.environ.get("CLUSTERFT_STAGGER") or 0) * int(os.environ.get("LOCAL_RANK") or 0))
 
 
 def start_time(pid: int) -> int | None:
@@ -56,13 +93,44 @@ def _note_process(path: Path) -> None:
 
 def main() -> None:
     """Run a script as `python SCRIPT ARGS` would, with its output in this rank's log."""
-    if len(sys.argv) < 2:
+    words = sys.argv[1:]
+    own = [words.pop(0)] if words and words[0].startswith("--local_rank=") else []
+    if not words:
         sys.exit("usage: python -m clusterft_trainer.rank SCRIPT [ARGS...]")
-    claim_log()
-    script = sys.argv[1]
-    sys.argv = sys.argv[1:]
-    sys.path[0] = str(Path(script).resolve().parent)
-    runpy.run_path(script, run_name="__main__")
+    begin()
+    script = words.pop(0)
+    sys.argv = [script, *own, *words]
+    # The launcher was kept from taking modules out of the working directory; the script has its own folder first.
+    os.environ.pop("PYTHONSAFEPATH", None)
+    del sys.path[0 : not sys.flags.safe_path]
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    _run(script)
+
+
+def _run(script: str) -> None:
+    """In a module that is __main__ to the very end: what is pickled, or runs at exit, finds its names there."""
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=script, __builtins__=builtins, __spec__=None)
+    sys.modules["__main__"] = module
+    tell = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: tell(kind, error.with_traceback(_own(trace)), _own(trace))
+    try:
+        with io.open_code(str(Path(script).resolve())) as file:
+            text = file.read()
+    except OSError as error:
+        sys.exit(f"{script} cannot be read: {error.strerror}")
+    code = compile(text, script, "exec", dont_inherit=True)
+    exec(code, module.__dict__)
+
+
+def _own(trace: types.TracebackType | None) -> types.TracebackType | None:
+    """A traceback from the script's first line on, without those of this file and of the import system."""
+    inner = trace
+    while inner is not None:
+        if inner.tb_frame.f_globals.get("__file__") == sys.modules["__main__"].__dict__.get("__file__"):
+            return inner
+        inner = inner.tb_next
+    return trace
 
 
 if __name__ == "__main__":

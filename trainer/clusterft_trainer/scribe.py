@@ -12,13 +12,14 @@ signals that stop a run, since the checkpoint that they ask for is this one; end
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import mmap
 import os
+import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ import xxhash
 
 BLOCK = 8 << 20  # bytes written, hashed and read back at once
 PAGE = 4096  # what writing past the page cache is counted in
+_TRIES = 40
 
 
 def put(memory: memoryview, size: int, path: str) -> str:
@@ -90,9 +92,17 @@ def step_aside() -> None:
     """Take what training leaves of the processor; when training waits for this, the processor is idle anyway."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     # Linux may share the processor out between sessions first: every rank has one, and this process another.
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # no such sharing, or not for us to say
-        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
-            file.write("19")
+    for _ in range(_TRIES):
+        try:
+            with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+                file.write("19")
+        except BlockingIOError:
+            # One such wish in 0.1 s for the whole machine, unless root has it: other ranks' writers ask too.
+            time.sleep(random.uniform(0.05, 0.3))
+        except (FileNotFoundError, PermissionError):  # no such sharing, or not for us to say
+            return
+        else:
+            return
 
 
 def main(memory: int) -> None:

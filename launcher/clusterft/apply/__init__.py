@@ -1,4 +1,4 @@
-"""Carrying a LaunchPlan out: start the gang as one, follow it, stop it. The only room that changes nodes."""
+"""Carrying a LaunchPlan out: start the gang, follow it, stop it, mend it. The only room that changes nodes."""
 
 from clusterft.apply.gang import Gang
 

@@ -17,12 +17,12 @@ from clusterft.board import Roster
 from clusterft.checks import Survey, controller
 from clusterft.checks.gathering import gathered
 from clusterft.engine import Engine
-from clusterft.errors import Blocked, ClusterftError, UsageError
+from clusterft.errors import Blocked, UsageError
 from clusterft.events import Progress, Settled
 from clusterft.facts import NodeFacts
 from clusterft.findings import Finding, Outcome
 from clusterft.fleet import Fleet
-from clusterft.hosts import Cluster, Node
+from clusterft.hosts import Cluster
 from clusterft.plan import container, network
 from clusterft.plan.container import ContainerPlan, Labels, Person
 from clusterft.provision import worlds
@@ -31,11 +31,11 @@ from clusterft.remote import Asker, Remote, Unreachable
 from clusterft.runtime import docker
 from clusterft.runtime.docker import Placed
 from clusterft.runtime.process import CannotStart
+from clusterft.spec import Mount, parse_mount
 
 STAGES = ("reach", "container", "ssh")
 _FIRST_PORT = 22022
 _SSHD = ("/usr/sbin/sshd", "-D", "-e", "-f", str(worlds.SSHD_CONFIG))
-_INFINIBAND = "/dev/infiniband"
 # Plain `ssh NAME`, as a launcher says it, to all at once. A peer's sshd may have started just now: only a refusal
 # is worth another try.
 _GREET = (
@@ -45,8 +45,6 @@ _GREET = (
     'printf \'%s: %s\\n\' "$peer" "$said"; exit 0; done ) & done; wait'
 )
 _GREET_SECONDS = 90.0
-# What would give a container the whole node, or hide what the engine puts there.
-_NEVER_MOUNTED = ("/", "/run", "/var", "/var/run", "/run/docker.sock", "/var/run/docker.sock", "/run/clusterft")
 
 Show = Callable[[Progress | Settled, Roster], None]
 
@@ -67,11 +65,9 @@ class Opening:
     def __init__(
         self, cluster: Cluster, run: str, mounts: tuple[str, ...], show: Show, asker: Asker | None = None
     ) -> None:
-        for path in mounts:
-            _mountable(path)
         self._cluster = cluster
         self._run = run
-        self._mounts = mounts
+        self._mounts = tuple(_mountable(text) for text in mounts)
         self._asker = asker
         self._show = show
         self._where = settings.cluster_places(cluster.name)
@@ -84,7 +80,7 @@ class Opening:
         """Create, start, prove; when one node cannot, nothing is left on the others."""
         with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._asker) as fleet:
             survey = self._survey(fleet)
-            person = _person(self._cluster.active[0], survey)
+            person = container.person(survey.facts[self._cluster.active[0].name])
             port = network.free_port(_FIRST_PORT, _listening(survey))
             record.save_box(self._run, self._cluster)  # so that `stop` finds what a lost node keeps
             try:
@@ -135,7 +131,7 @@ class Opening:
 
     def _plan(self, name: str, facts: NodeFacts, person: Person, env: Mapping[str, str]) -> ContainerPlan:
         rank, node = next((i, one) for i, one in enumerate(self._cluster.active) if one.name == name)
-        shared = (self._known.shared,) if self._known.shared else ()
+        shared = (Mount(self._known.shared),) if self._known.shared else ()
         return ContainerPlan(
             name=container.name(node),
             image=str(self._known.tag),
@@ -143,8 +139,8 @@ class Opening:
             labels=Labels(self._cluster.name, self._run, name, rank, facts.uid or 0),
             person=person,
             gpus=container.cards(node, facts),
-            binds=tuple(dict.fromkeys((*shared, *self._mounts))),
-            devices=(_INFINIBAND,) if facts.infiniband else (),
+            binds=tuple({mount.path: mount for mount in (*self._mounts, *shared)}.values()),
+            devices=container.devices(facts),
             env=dict(env),
         )
 
@@ -164,7 +160,7 @@ class Opening:
         """By label, not by what we remember: a creation may have succeeded without our hearing of it."""
         left = fleet.each(lambda name, remote: _removed(remote, self._cluster.name, self._run))
         if not any(isinstance(one, Finding | Unreachable) for one in left.values()):
-            record.forget_box(self._run)
+            record.forget(self._run)
 
     # -- proof ---------------------------------------------------------------------------
 
@@ -251,11 +247,11 @@ def _heard(name: str, outcome: Outcome | Unreachable) -> Outcome:
     return outcome.finding(name) if isinstance(outcome, Unreachable) else outcome
 
 
-def _mountable(path: str) -> None:
-    if not path.startswith("/"):
-        raise UsageError(f'--mount "{path}": give the whole path on the nodes, from / on')
-    if str(PurePosixPath(path)) in _NEVER_MOUNTED or ".." in PurePosixPath(path).parts:
-        raise UsageError(f"--mount {path}: that would hand the node itself to the container")
+def _mountable(text: str) -> Mount:
+    try:
+        return parse_mount(text)
+    except ValueError as error:
+        raise UsageError(f"--mount {error}") from None
 
 
 def _brought_up(cluster: Cluster) -> Settings:
@@ -268,15 +264,6 @@ def _brought_up(cluster: Cluster) -> Settings:
             remedy=f"run: clusterft up --hosts {cluster.path} --cluster {cluster.name}",
         )
     return known
-
-
-def _person(head: Node, survey: Survey) -> Person:
-    """One numeric UID:GID on all nodes: the SSH user's on the head."""
-    facts = survey.facts[head.name]
-    if facts.uid is None or facts.gid is None:
-        raise ClusterftError(f"who the SSH user on {head.name} is could not be read")
-    name = facts.user if facts.user and facts.user.isidentifier() and facts.user.isascii() else "clusterft"
-    return Person(facts.uid, facts.gid, name)
 
 
 def _own(address: str, facts: NodeFacts) -> str | None:

@@ -1,209 +1,240 @@
-"""The gang: all nodes' parts of one run, started together and ended together.
+"""The gang: all nodes' parts of one run, started together, followed and stopped as one thing.
 
-A start is a barrier: all up, or all removed. A part that fails ends the others, after a moment in which they may
-say their own last words. A node that cannot be reached is not dead.
+A start is a barrier: all up, or all removed. After it the supervisors decide by themselves what becomes of the
+run; here is who listens to them, and who gives a node up for this controller alone. A node that cannot be reached
+is not dead.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
+from clusterft.apply.following import Follower, Heard
 from clusterft.errors import ClusterftError
-from clusterft.events import Event, Gone, HeardAgain, Said, Silent, StageDone, Stopping
+from clusterft.events import Event, Gone, HeardAgain, Said, Silent, StageDone
 from clusterft.fleet import Fleet
-from clusterft.plan import LaunchPlan, NodePlan
+from clusterft.plan import LaunchPlan, NodePlan, Part
 from clusterft.remote import Remote, Unreachable
-from clusterft.runtime import process
+from clusterft.runtime import carrier
+from clusterft.runtime.process import CannotStart
 from clusterft_trainer import stream
 
-_OWN_WORDS = 5.0  # seconds that the other parts get to fail by themselves
-_INSIST = 10.0  # seconds after which a part that was told to stop is killed
-_FINAL = 20.0  # seconds after which a part that was told to die and says nothing counts as lost
-_PATIENCE = 300.0  # seconds a node may be unreachable before it counts as lost
-_RETRY = 2.0
-
+_FINAL = 20.0  # seconds after the head's last word in which the others say theirs
+_TICK = 0.2
 _WAIT_FOR = 'for i in 1 2 3 4 5 6 7 8 9 10; do [ -s "$1" ] && exit 0; sleep 1; done; exit 1'
 
-_Work = Callable[[NodePlan, Remote], None]
+T = TypeVar("T")
 
 
 class Gang:
     """One run on its nodes. `events` must be read to its end, also after `stop`."""
 
-    def __init__(self, plan: LaunchPlan, fleet: Fleet) -> None:
-        self._plan = plan
+    def __init__(
+        self, run: str, cluster: str, parts: tuple[Part, ...], fleet: Fleet, patience: float = 300.0
+    ) -> None:
+        self.run = run
+        self.cluster = cluster
+        self.parts = {part.node: part for part in parts}
         self._fleet = fleet
-        self._heard: queue.Queue[Event] = queue.Queue()
+        self._patience = patience
+        self._carrier = carrier(parts[0].runtime, cluster, run)
+        self._heard = Heard()
+        self._followers: dict[str, Follower] = {}
         self._over: set[str] = set()
-        self._failed_at: float | None = None
-        self._told = 0
-        self._told_at = 0.0
-        self._silent: set[str] = set()
+        self._silent: dict[str, float] = {}  # node -> since when
+        self._head_ended: float | None = None
+        self._begun: set[str] | None = set()
+        self._began = time.monotonic()
 
-    def start(self, secrets: dict[str, str]) -> Iterator[Event]:
-        """Put the files, then start all supervisors; on any failure nothing is left running."""
-        nodes = {node.node.name: node for node in self._plan.nodes}
+    @property
+    def head(self) -> Part:
+        """The part of rank 0, or the first that is left."""
+        return min(self.parts.values(), key=lambda part: part.machine_rank)
+
+    # -- start ---------------------------------------------------------------------------
+
+    def start(self, planned: LaunchPlan, secrets: dict[str, str]) -> Iterator[Event]:
+        """Put everything there, then start all supervisors; on any failure nothing is left running."""
+        nodes = {node.node.name: node for node in planned.nodes}
+        contained = planned.runtime == "docker"
         try:
-            yield self._stage("files on all nodes", lambda node, remote: process.put(node, remote, secrets))
-            yield self._stage("shared directory seen by all", self._sees_share)
-            yield self._stage("supervisors started", process.start)
+            what = "containers created on all nodes" if contained else "files on all nodes"
+            yield self._stage(what, lambda part, remote: self._carrier.put(nodes[part.node], remote, secrets))
+            if not contained:  # containers find out by themselves, inside
+                yield self._stage(
+                    "shared directory seen by all", lambda part, remote: _sees_share(planned, part, remote)
+                )
+            yield self._stage("supervisors started", self._carrier.start)
         except BaseException:
-            self._fleet.each(lambda name, remote: _kept(process.discard, nodes[name], remote))
+            self.each(lambda part, remote: _kept(lambda: self._carrier.discard(part, remote)))
+            raise
+        self._began = time.monotonic()
+
+    def join(self, node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
+        """One more part, in the place of another that is lost; nothing of it is left if it cannot start."""
+        try:
+            self._carrier.put(node, remote, secrets)
+            self._carrier.start(node.part, remote)
+        except BaseException:
+            _kept(lambda: self._carrier.discard(node.part, remote))
             raise
 
-    def _sees_share(self, node: NodePlan, remote: Remote) -> None:
-        """fs.not-shared: what the head has written must be there on every node, if need be after NFS's caches."""
-        path = str(self._plan.places.dir / "run.json")
-        done = remote.run(("sh", "-c", _WAIT_FOR, "sh", path), seconds=60.0)
-        if done.code != 0:
-            head = self._plan.head.node.name
-            raise process.CannotStart(
-                f"fs.not-shared: {node.node.name} does not see {path}, which {head} has written",
-                remedy=f"mount the same directory on every node; on each: findmnt -T {self._plan.places.shared}",
-            )
+    def _stage(self, name: str, work: Callable[[Part, Remote], None]) -> StageDone:
+        began = time.monotonic()
+        outcomes = self.each(lambda part, remote: _kept(lambda: work(part, remote)))
+        missing = [node for node in self.parts if node not in outcomes]
+        wrong = [error for error in outcomes.values() if isinstance(error, ClusterftError)]
+        if missing:
+            wrong.append(CannotStart(f"{', '.join(missing)} cannot be reached"))
+        if wrong:
+            raise _together(wrong)
+        return StageDone(name, time.monotonic() - began)
+
+    # -- what happens --------------------------------------------------------------------
 
     def events(self) -> Iterator[Event | None]:
         """Everything that happens until every part is over; None now and then, so that a caller can act."""
-        for node in self._plan.nodes:
-            threading.Thread(
-                target=self._listen, args=(node,), name=f"follow-{node.node.name}", daemon=True
-            ).start()
-        while len(self._over) < len(self._plan.nodes):
-            try:
-                event = self._heard.get(timeout=0.2)
-            except queue.Empty:
-                yield None
-            else:
-                self._note(event)
-                yield event
-            yield from self._end_the_rest()
-            yield from self._give_up()
+        self.follow(self.parts.values())
+        try:
+            while not self.over:
+                event = self._heard.take(_TICK)
+                if event is None or self._of_another(event):
+                    yield None
+                else:
+                    yield from self._note(event)
+                yield from self._give_up()
+        finally:
+            self._heard.closed.set()
+            for follower in self._followers.values():
+                follower.leave()
 
-    def stop(self) -> None:
-        """Ask every part to stop; asked twice, they are killed."""
-        self._told += 1
-        self._told_at = time.monotonic()
-        nodes = {node.node.name: node for node in self._plan.nodes}
-        # A node that cannot be reached now is asked again by nobody: its `Gone` says so in the end.
-        self._fleet.each(lambda name, remote: process.stop(nodes[name], remote))
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be heard."""
+        return self._over >= self.parts.keys()
 
-    def _stage(self, name: str, work: _Work) -> StageDone:
-        began = time.monotonic()
-        nodes = {node.node.name: node for node in self._plan.nodes}
-        outcomes = self._fleet.each(lambda node, remote: _kept(work, nodes[node], remote))
-        wrong = [error for error in outcomes.values() if error is not None]
-        if wrong:
-            raise wrong[0]
-        return StageDone(name, time.monotonic() - began)
+    @property
+    def silent(self) -> dict[str, float]:
+        """Nodes that are not heard, and for how many seconds."""
+        now = time.monotonic()
+        return {node: now - since for node, since in self._silent.items() if node not in self._over}
 
-    def _note(self, event: Event) -> None:
-        """Count the parts that are over, and remember the first that failed."""
-        failed = isinstance(event, Gone)
+    @property
+    def down(self) -> dict[str, float]:
+        """Those of them that are reached well, but whose container does not run."""
+        return {node: seconds for node, seconds in self.silent.items() if self._followers[node].down}
+
+    def follow(self, parts: Iterable[Part]) -> None:
+        """Listen to these parts from now on, from their first line."""
+        for part in list(parts):
+            self.parts[part.node] = part
+            follower = Follower(part, self._carrier, self._fleet, self._heard, self._patience)
+            self._followers[part.node] = follower
+            self._over.discard(part.node)
+            self._silent.pop(part.node, None)
+            follower.start()
+
+    def ignore(self, nodes: Iterable[str]) -> None:
+        """Nothing is to be heard from these."""
+        for node in nodes:
+            self.parts.pop(node, None)
+
+    def replace(self, lost: str, part: Part) -> None:
+        """Another node has the place of one that is lost."""
+        self._followers.pop(lost).leave()
+        del self.parts[lost]
+        self._over.discard(lost)
+        self._silent.pop(lost, None)
+        self.follow([part])
+
+    def _of_another(self, event: Event) -> bool:
+        """The late word of a node that has been replaced."""
+        return getattr(event, "node", None) not in self.parts
+
+    def _note(self, event: Event) -> Iterator[Event]:
+        """Count the parts that are over; the first attempt's beginning on all nodes ends the start."""
         if isinstance(event, Silent):
-            self._silent.add(event.node)
+            self._silent.setdefault(event.node, time.monotonic())
         elif isinstance(event, (Said, HeardAgain)):
-            self._silent.discard(event.node)
-        if isinstance(event, Said) and isinstance(event.line, stream.Ended):
-            self._over.add(event.node)
-            failed = event.line.end == "failed"
+            self._silent.pop(event.node, None)
         elif isinstance(event, Gone):
             self._over.add(event.node)
-        if failed and self._failed_at is None:
-            self._failed_at = time.monotonic()
-
-    def _end_the_rest(self) -> Iterator[Event]:
-        """One part has failed: the others follow, first by themselves, then asked, then killed."""
-        if self._failed_at is None or len(self._over) == len(self._plan.nodes):
-            return
-        waited = time.monotonic() - self._failed_at
-        due = (waited > _OWN_WORDS) + (waited > _OWN_WORDS + _INSIST)
-        while self._told < due:
-            yield Stopping("a part failed")
-            self.stop()
+        if isinstance(event, Said) and isinstance(event.line, stream.Ended):
+            self._over.add(event.node)
+            if event.node == self.head.node:
+                self._head_ended = time.monotonic()
+        yield event
+        if self._begun is not None and isinstance(event, Said) and isinstance(event.line, stream.Attempt):
+            self._begun.add(event.node)
+            if self._begun >= self.parts.keys():
+                self._begun = None
+                if event.line.attempt == 0:
+                    yield StageDone("all nodes have met", time.monotonic() - self._began)
 
     def _give_up(self) -> Iterator[Event]:
-        """Parts that were told to die and cannot be heard: their node is gone, or cut off."""
-        if self._told < 2:
+        """The head has spoken for the whole run: who is not heard by then is not waited for."""
+        if self._head_ended is None or time.monotonic() - self._head_ended < _FINAL:
             return
-        for node in self._plan.nodes:
-            # One that was silent before has had its time already.
-            patience = _RETRY if node.node.name in self._silent else _FINAL
-            if node.node.name not in self._over and time.monotonic() - self._told_at > patience:
-                self._over.add(node.node.name)
-                words = "no answer after being told to end; what runs there may still run"
-                yield Gone(node.node.name, f"{words}: clusterft stop {self._plan.run} --now")
+        for node in self.parts.keys() - self._over:
+            self._over.add(node)
+            words = "no last word; what is left there is cleared away by"
+            yield Gone(node, f"{words}: clusterft status {self.run}")
 
-    def _listen(self, node: NodePlan) -> None:
-        """In a thread: pass on one node's lines until its part is over; a bug here must not look like silence."""
-        try:
-            _Follower(node, self._fleet, self._heard).run()
-        except Exception as error:  # noqa: BLE001 - the thread's outermost place: `events` would wait for ever
-            self._heard.put(Gone(node.node.name, f"it could not be followed: {type(error).__name__}: {error}"))
+    # -- end -----------------------------------------------------------------------------
 
+    def stop(self, *, now: bool) -> dict[str, bool | Unreachable]:
+        """Ask every part to stop, or with `now` end it: whether there was something to end, on each node."""
+        return self.each(lambda part, remote: self._carrier.stop(part, remote, now=now))
 
-class _Follower:
-    """Reads one node's lines, each once, across broken connections."""
+    def alive(self) -> dict[str, bool | Unreachable]:
+        """Whose supervisor is there, or will be again."""
+        return self.each(self._carrier.alive)
 
-    def __init__(self, node: NodePlan, fleet: Fleet, heard: queue.Queue[Event]) -> None:
-        self._node = node
-        self._name = node.node.name
-        self._fleet = fleet
-        self._heard = heard
-        self._seen = 0  # lines passed on
-        self._heard_at = time.monotonic()  # when anything came, a heartbeat too: a quiet node is a healthy one
-        self._silent = False
+    def revive(self, node: str) -> bool:
+        """Bring back a part that its engine has given up; whether that was called for."""
+        return self._carrier.revive(self.parts[node], self._fleet.remotes[node])
 
-    def run(self) -> None:
-        """Until the part is over, or the node has been out of reach for too long."""
-        while True:
-            words = self._follow()
-            if words is None:
-                return
-            if not self._silent:
-                self._silent = True
-                self._heard.put(Silent(self._name, f"{words}; it is given up after {_PATIENCE:.0f} s of silence"))
-            if time.monotonic() - self._heard_at > _PATIENCE:
-                self._heard.put(Gone(self._name, f"unreachable for {_PATIENCE:.0f} s"))
-                return
-            time.sleep(_RETRY)
-            self._fleet.reconnect(self._name)
+    def read(self, node: str, name: str) -> str:
+        """A small file that lies where a part does; empty where there is none."""
+        return self._carrier.read(self.parts[node], self._fleet.remotes[node], name)
 
-    def _follow(self) -> str | None:
-        """Read from the first line on; why it broke off, or None when the part is over."""
-        count = 0
-        try:
-            for text in process.follow(self._node, self._fleet.remotes[self._name]):
-                self._alive()
-                line = stream.decode(text)
-                if line is None:
-                    continue
-                count += 1
-                if isinstance(line, stream.Vanished):
-                    self._heard.put(Gone(self._name, "its supervisor ended without a last word"))
-                    return None
-                if count > self._seen:
-                    self._seen = count
-                    self._heard.put(Said(self._name, line))
-                if isinstance(line, stream.Ended):
-                    return None
-        except (Unreachable, OSError) as error:
-            return str(error) or "nothing was heard from it for a while"
-        return "the connection broke"
+    def each(self, work: Callable[[Part, Remote], T]) -> dict[str, T | Unreachable]:
+        """The same for all parts at once; nodes without a connection are not in the answer."""
 
-    def _alive(self) -> None:
-        self._heard_at = time.monotonic()
-        if self._silent:
-            self._silent = False
-            self._heard.put(HeardAgain(self._name))
+        def one(node: str, remote: Remote) -> T | None:
+            part = self.parts.get(node)
+            return None if part is None else work(part, remote)
+
+        found = self._fleet.each(one)
+        return {node: found[node] for node in self.parts if node in found}  # type: ignore[misc]
 
 
-def _kept(work: _Work, node: NodePlan, remote: Remote) -> ClusterftError | None:
+def _sees_share(planned: LaunchPlan, part: Part, remote: Remote) -> None:
+    """fs.not-shared: what the head has written must be there on every node, if need be after NFS's caches."""
+    path = str(planned.places.dir / "run.json")
+    done = remote.run(("sh", "-c", _WAIT_FOR, "sh", path), seconds=60.0)
+    if done.code != 0:
+        head = planned.head.node.name
+        raise CannotStart(
+            f"fs.not-shared: {part.node} does not see {path}, which {head} has written",
+            remedy=f"mount the same directory on every node; on each: findmnt -T {planned.places.shared}",
+        )
+
+
+def _together(wrong: list[ClusterftError]) -> ClusterftError:
+    """One error that tells of all nodes: whoever mends the first should not meet the second an hour later."""
+    first, *more = dict.fromkeys((error.what, error.where, error.remedy) for error in wrong)
+    if not more:
+        return wrong[0]
+    lines = [f"{where}: {what}" if where else what for what, where, _ in (first, *more)]
+    return CannotStart("; ".join(lines), remedy=first[2])
+
+
+def _kept(work: Callable[[], T]) -> T | ClusterftError:
     """Errors are outcomes here, so that one node's failure does not hide how the others fared."""
     try:
-        work(node, remote)
+        return work()
     except ClusterftError as error:
         return error
-    return None

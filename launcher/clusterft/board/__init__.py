@@ -1,7 +1,9 @@
 """Events -> what is known right now, of a run (`state`) or of the nodes (`roster`), and what it came to. Pure."""
 
+from clusterft.board.attempt import Attempt
+from clusterft.board.evidence import Verdict
 from clusterft.board.roster import Muster, Roster, Row, Standing
-from clusterft.board.state import Board
-from clusterft.board.verdict import Verdict, judge
+from clusterft.board.state import Board, Remarkable
+from clusterft.board.verdict import judge
 
-__all__ = ["Board", "Muster", "Roster", "Row", "Standing", "Verdict", "judge"]
+__all__ = ["Attempt", "Board", "Muster", "Remarkable", "Roster", "Row", "Standing", "Verdict", "judge"]

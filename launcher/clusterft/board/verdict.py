@@ -1,72 +1,103 @@
 """What a run came to, and if it failed, the first cause: a pure reading of the Board.
 
-A specific cause (what the trainer said of itself, a signal that killed a rank) outranks the echoes on other ranks
-(connection closed by peer); among equals the earliest wins.
+The last attempt is what counts. A specific cause (what the trainer said of itself, a signal that killed a rank)
+outranks the echoes on other ranks (connection closed by peer); among equals the earliest wins. What the gang's
+head found counts where its members' own words say less: it has heard all of them, this controller maybe not.
 """
 
 from __future__ import annotations
 
-import re
 import signal
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
 
+from clusterft.board import evidence
+from clusterft.board.evidence import Verdict
 from clusterft.board.state import Board
-from clusterft_trainer import progress, stream
+from clusterft_trainer import progress
 from clusterft_trainer.stream import End
 
-# What ranks say when another rank is gone: never a first cause.
-_ECHO = re.compile(
-    r"[Cc]onnection (closed|reset) by|Connection refused|broken pipe|Watchdog caught collective|"
-    r"remote process exited|Connection was likely closed|store has failed|Application timeout"
-)
-_ECHOED = "peer-lost"  # what the trainer calls such an end itself
 _REPORTED_LATE = 5.0  # seconds; nothing of ours kills a rank sooner after the first failure
 _NAMES = {int(number): number.name for number in signal.Signals}
-_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b.*")
+# What the gang as a whole knows, and a single rank does not: what ranks say meanwhile follows from it.
+_OF_THE_GANG = frozenset({"node-lost", "head-lost", "container", "interrupted"})
+_BY_THE_KERNEL = "host-oom"  # of a SIGKILL: the head's node has seen the kernel's own count
+_VAGUE = frozenset({evidence.ECHOED, "launcher"})  # the head found nothing better than this
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The end of a run in words; `failure` is the class of a failed one."""
-
-    end: End
-    summary: str
-    failure: str = ""
-    node: str = ""
-    rank: int | None = None
-    evidence: tuple[str, ...] = ()
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of it."""
-        return asdict(self)
+__all__ = ["Verdict", "judge"]
 
 
 def judge(board: Board) -> Verdict:
     """The verdict of a run that is over."""
-    ends = {ended.end for ended in board.ended.values()}
-    if ends == {"ok"} and not board.gone:
+    end = _end(board)
+    if end == "ok":
         return Verdict("ok", "finished")
-    asked_elsewhere = "stopped" in ends and not board.gone
-    if (board.stopping == "asked" or asked_elsewhere) and "failed" not in ends:
+    blocked = _blocked(board)
+    if blocked:
+        return blocked
+    ends = {ended.end for ended in board.ended.values()}
+    if (end == "stopped" or board.asked) and "failed" not in ends:
         return _told(board, unforeseen=False) or _told(board, unforeseen=True) or _stopped(board)
-    return (
-        _told(board, unforeseen=False)
-        or _killed(board)
-        or _told(board, unforeseen=True)
-        or _lost(board)
-        or _broke(board)
+    found = _cause(board)
+    decided = board.attempt.decided
+    return replace(found, why=decided.why) if decided and not decided.again else found
+
+
+def _end(board: Board) -> End | None:
+    """What the gang itself says that it came to: the head's word, else what all the others agree on."""
+    head = board.ended.get(board.head)
+    if head is not None:
+        return head.end
+    ends = {ended.end for ended in board.ended.values()}
+    complete = not board.gone.keys() - {board.head}
+    return ends.pop() if len(ends) == 1 and complete else None
+
+
+def _blocked(board: Board) -> Verdict | None:
+    """The members' own look at ports and shared dir found something, and no attempt began."""
+    failed = [found for found in board.found.values() if found.status == "fail"]
+    if not failed or board.attempts:
+        return None
+    first, more = failed[0], len(failed) - 1
+    return Verdict(
+        "failed",
+        first.summary,
+        failure=first.id,
+        node=", ".join(first.nodes),
+        evidence=tuple(line for line in (first.cause, *first.evidence.splitlines()) if line),
+        remedy="; ".join(first.fix),
+        why="nothing was started" + (f"; {more} more of these checks failed" if more else ""),
+        blocked=True,
     )
 
 
 def _stopped(board: Board) -> Verdict:
     """As asked; the user will want to know whether the last step was saved."""
-    step = board.step.step if board.step else 0
+    step = board.reached.step if board.reached else 0
     saved = board.saved.get("checkpoint")
     lost = f"; lost meanwhile: {', '.join(board.gone)}" if board.gone else ""
     kept = "" if step == 0 or (saved and saved.step == step) else ", without a checkpoint of it"
     return Verdict("stopped", f"stopped at step {step}, as asked{kept}{lost}")
+
+
+def _cause(board: Board) -> Verdict:
+    """Of a failed run; from what is most specific to what is least."""
+    decided = board.attempt.decided
+    if decided and decided.again:
+        # Another attempt was due: what ended the last one is past, and not what ended the run.
+        return _lost(board) or _parted(board) or evidence.broke(board)
+    return (
+        _told(board, unforeseen=False)
+        or _hung(board)
+        or _found(board, only=_OF_THE_GANG | {_BY_THE_KERNEL})
+        or _killed(board)
+        or _told(board, unforeseen=True)
+        or _found(board, but=_VAGUE)
+        or _lost(board)
+        or evidence.died(board)
+        or _found(board)
+        or _parted(board)
+        or evidence.broke(board)
+    )
 
 
 def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
@@ -81,7 +112,7 @@ def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
         failure=failed.failure,
         node=node,
         rank=rank,
-        evidence=_last_lines(board, node, rank) if failed.failure == "bug" else (),
+        evidence=evidence.last_lines(board, node, rank) if failed.failure == "bug" else (),
         remedy=failed.remedy,
     )
 
@@ -89,19 +120,43 @@ def _told(board: Board, *, unforeseen: bool) -> Verdict | None:
 def _failures(board: Board, *, unforeseen: bool) -> list[tuple[str, int, progress.Failed]]:
     return [
         (node, rank, failed)
-        for node, rank, failed in board.failures
-        if failed.failure != _ECHOED
+        for node, rank, failed in board.attempt.failures
+        if failed.failure != evidence.ECHOED
         and (failed.failure == "bug") == unforeseen
-        and not (unforeseen and (_ECHO.search(failed.message) or _is_echo(board, node, rank)))
+        and not (unforeseen and (evidence.ECHO.search(failed.message) or evidence.is_echo(board, node, rank)))
+        and not _after_the_hang(board, failed.at)
     ]
+
+
+def _after_the_hang(board: Board, at: float) -> bool:
+    """Ranks that are ended because they hang may say something of it, which is no cause."""
+    hang = board.attempt.hang
+    return hang is not None and at >= hang.at
+
+
+def _hung(board: Board) -> Verdict | None:
+    """No rank took a step for too long. That they were killed then is no cause."""
+    hang, decided = board.attempt.hang, board.attempt.decided
+    if hang is None:
+        return None
+    told = decided if decided and decided.failure == "hang" else None
+    return Verdict(
+        "failed",
+        told.cause if told else f"no step for {hang.seconds:.0f} s",
+        "hang",
+        node=told.node if told else "",
+        rank=told.rank if told else None,
+        remedy=f"what every rank was doing then: {hang.stacks}" if hang.stacks else "",
+    )
 
 
 def _killed(board: Board) -> Verdict | None:
     """A rank died by a signal: it said nothing more, so the signal is the cause."""
-    signalled = [(node, death) for node, death in board.deaths if death.code < 0 and death.code != -signal.SIGTERM]
+    deaths = board.attempt.deaths
+    signalled = [(node, death) for node, death in deaths if death.code < 0 and death.code != -signal.SIGTERM]
     # A crash that follows another rank's end is an echo of it; a SIGKILL comes from outside, whatever was logged.
     first = min(
-        (i for i in signalled if i[1].code == -signal.SIGKILL or not _is_echo(board, i[0], i[1].rank)),
+        (i for i in signalled if i[1].code == -signal.SIGKILL or not evidence.is_echo(board, i[0], i[1].rank)),
         key=lambda item: item[1].at,
         default=None,
     )
@@ -118,65 +173,51 @@ def _killed(board: Board) -> Verdict | None:
         failure="killed" if killed else "crash",
         node=node,
         rank=death.rank,
-        evidence=_last_lines(board, node, death.rank),
-        remedy="look for 'Out of memory' in the node's kernel log: sudo dmesg -T | tail" if killed else "",
+        evidence=evidence.last_lines(board, node, death.rank),
+        remedy=_remedy("killed", node) if killed else "",
     )
+
+
+def _found(
+    board: Board, *, only: frozenset[str] | None = None, but: frozenset[str] = frozenset()
+) -> Verdict | None:
+    """What the head found to be the first cause."""
+    decided = board.attempt.decided
+    if decided is None or not decided.failure or decided.failure in but:
+        return None
+    if only is not None and decided.failure not in only:
+        return None
+    node, rank = decided.node, decided.rank
+    lines = evidence.last_lines(board, node, rank) if node and rank is not None else ()
+    return Verdict("failed", decided.cause, decided.failure, node, rank, lines, _remedy(decided.failure, node))
 
 
 def _lost(board: Board) -> Verdict | None:
+    """Somebody is gone for good; without the head nobody could decide about another attempt."""
     if not board.gone:
         return None
-    node, words = next(iter(board.gone.items()))
-    remedy = f"did {node} reboot, lose power, or kill the supervisor?  there: uptime; sudo dmesg -T | tail"
-    return Verdict("failed", f"{node} is gone: {words}", failure="node-lost", node=node, remedy=remedy)
+    head = board.head
+    node = head if head in board.gone and len(board.nodes) > 1 else next(iter(board.gone))
+    failure = "head-lost" if node == head and len(board.nodes) > 1 else "node-lost"
+    summary = f"{node} is gone: {board.gone[node]}"
+    return Verdict("failed", summary, failure=failure, node=node, remedy=_remedy(failure, node))
 
 
-def _broke(board: Board) -> Verdict:
-    """Nobody said why: a rank that died without echoing another, else a launcher without ranks, else an echo."""
-    deaths = sorted(board.deaths, key=lambda item: item[1].at)
-    own = [item for item in deaths if not _is_echo(board, item[0], item[1].rank)]
-    heard = {node for node, _ in board.deaths} | {node for node, _, _ in board.failures}
-    silent = [node for node, ended in board.ended.items() if ended.end == "failed" and node not in heard]
-    if own or not silent:
-        return _died(board, own) or _echoed(board) or _died(board, deaths) or _launcher(board, list(board.ended))
-    return _launcher(board, silent)
-
-
-def _died(board: Board, deaths: list[tuple[str, stream.RankDied]]) -> Verdict | None:
-    """The earliest of some deaths, with its last words."""
-    if not deaths:
+def _parted(board: Board) -> Verdict | None:
+    """A supervisor gave a reason of its own for ending its part."""
+    reasons = [
+        (ended.at, node, ended) for node, ended in board.ended.items() if ended.end == "failed" and ended.why
+    ]
+    if not reasons:
         return None
-    node, death = deaths[0]
-    lines = _last_lines(board, node, death.rank)
-    error = next((line for line in reversed(lines) if _ERROR.match(line)), f"exit code {death.code}")
-    return Verdict(
-        "failed", f"rank {death.rank} on {node}: {error}", "exception", node, death.rank, evidence=lines
-    )
+    _, node, ended = min(reasons, key=lambda item: item[0])
+    return Verdict("failed", ended.why, "gang", node)
 
 
-def _echoed(board: Board) -> Verdict | None:
-    """All that is known is that some rank lost another."""
-    known = [item for item in board.failures if item[2].failure == _ECHOED]
-    if not known:
-        return None
-    node, rank, failed = min(known, key=lambda item: item[2].at)
-    return Verdict("failed", failed.message, _ECHOED, node, rank, remedy=failed.remedy)
-
-
-def _launcher(board: Board, nodes: list[str]) -> Verdict:
-    """The launcher that ended first."""
-    node = min(nodes, key=lambda name: board.ended[name].at)
-    lines = _last_lines(board, node, stream.LAUNCHER)
-    summary = f"the launcher on {node} ended with exit code {board.ended[node].code}"
-    return Verdict("failed", summary, "launcher", node, evidence=lines)
-
-
-def _is_echo(board: Board, node: str, rank: int) -> bool:
-    """Whether the last error it spoke of is another rank's end; start-up warnings sound alike and do not count."""
-    lines = _last_lines(board, node, rank)
-    errors = [line for line in lines if _ERROR.match(line)]
-    return any(_ECHO.search(line) for line in (errors[-1:] or lines[-3:]))
-
-
-def _last_lines(board: Board, node: str, rank: int, count: int = 12) -> tuple[str, ...]:
-    return tuple(line for line in list(board.tails[node, rank])[-count:] if line.strip())
+def _remedy(failure: str, node: str) -> str:
+    """What a person can look at, where no rank has said what to do."""
+    if failure in _OF_THE_GANG and node:
+        return f"did {node} reboot, lose power, or kill the supervisor?  there: uptime; sudo dmesg -T | tail"
+    if failure in ("killed", _BY_THE_KERNEL):
+        return "look for 'Out of memory' in the node's kernel log: sudo dmesg -T | tail"
+    return ""

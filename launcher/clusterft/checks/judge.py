@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clusterft.checks import controller, docker, docker_room, gpu, host
+from clusterft.checks import controller, docker, docker_room, gpu, host, job
 from clusterft.checks.gathering import gathered
 from clusterft.checks.survey import Survey
 from clusterft.findings import Finding
@@ -20,6 +20,7 @@ class Demand:
     shared: str
     shared_bytes: int  # room that the run needs in the shared dir
     local_bytes: int  # room for logs and files on each node
+    contained: bool = False  # containers are asked for, so each node's engine is
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,19 @@ def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
         *controller.same_host_twice(survey, share_cards=demand.device == "cpu"),
         *host.clock(survey),
         *host.disks(survey, {demand.shared: demand.shared_bytes}, demand.local_bytes),
-        *((*gpu.mismatch(survey), *gpu.count(survey)) if demand.device == "cuda" else ()),
+        *(docker.usable(survey, cuda=demand.device == "cuda") if demand.contained else ()),
+        *(_cards(survey) if demand.device == "cuda" else ()),
     )
+
+
+def judge_foreseen(survey: Survey, seen: job.Foresight, shared: str) -> tuple[Finding, ...]:
+    """What the trainer's estimate rules out, for when it is known later than the rest."""
+    return gathered((*job.fits(survey, seen), *host.disks(survey, {shared: seen.disk}, 0)))
+
+
+def _cards(survey: Survey) -> Iterator[Finding]:
+    for findings in (gpu.mismatch(survey), gpu.count(survey), gpu.mixed(survey), job.busy(survey)):
+        yield from findings
 
 
 def judge_up(survey: Survey, demand: UpDemand) -> tuple[Finding, ...]:

@@ -150,24 +150,103 @@ def train(
     hosts: _Hosts = None,
     cluster: _Cluster = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Start in spite of failed checks.")] = False,
     as_json: _Json = False,
 ) -> int:
     """Check the nodes, train on all of them, watch."""
     from clusterft.cli import train as verb
 
-    return verb.run(verb.Options(job, hosts, cluster, dry_run=dry_run, as_json=as_json))
+    options = verb.Options(job, hosts, cluster, dry_run=dry_run, preflight=not no_preflight, as_json=as_json)
+    return verb.run(options)
+
+
+@_app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="run id")],
+    job: Annotated[
+        Path | None, typer.Option("--job", help="job.yaml with other settings; default: those it had.")
+    ] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Go on although the settings differ.")] = False,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Start in spite of failed checks.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Go on with a run that is over, from its newest checkpoint, on the nodes there are now."""
+    from clusterft.cli import resume as verb
+
+    return verb.run(verb.Options(run, job, hosts, cluster, changed, not no_preflight, as_json))
+
+
+@_app.command()
+def attach(
+    run: Annotated[str | None, typer.Argument(help="run id; default: the one under way")] = None,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    as_json: _Json = False,
+) -> int:
+    """Watch a run that goes on, from any machine that reaches its nodes."""
+    from clusterft.cli import attach as verb
+
+    return verb.run(run, hosts, cluster, as_json=as_json)
 
 
 @_app.command()
 def stop(
     run: Annotated[str, typer.Argument(help="run id")],
     now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
     as_json: _Json = False,
 ) -> int:
-    """Stop a run, after a checkpoint."""
+    """Stop a run, after a checkpoint; what is over is cleared away."""
     from clusterft.cli import stop as verb
 
-    return verb.run(run, now=now, as_json=as_json)
+    return verb.run(run, hosts, cluster, now=now, as_json=as_json)
+
+
+@_app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(help="run id; default: all runs that are alive")] = None,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    as_json: _Json = False,
+) -> int:
+    """Show what runs, or one run as it is now; take away what is over."""
+    from clusterft.cli import status as verb
+
+    return verb.run(run, hosts, cluster, as_json=as_json)
+
+
+@_app.command()
+def logs(
+    run: Annotated[str | None, typer.Argument(help="run id; default: the one under way, else the newest")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="Of this rank alone; -1 is the launcher.")] = None,
+    node: Annotated[str | None, typer.Option("--node", help="Of this node alone.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", help="Of this attempt alone, from 0.")] = None,
+    grep: Annotated[str | None, typer.Option("--grep", help="Lines that this regular expression finds.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Not older than this, such as 10min.")] = None,
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each line.")] = False,
+) -> int:
+    """Print what the ranks of a run have written, each line with its owner."""
+    from clusterft.cli import logs as verb
+
+    return verb.run(verb.Options(run, hosts, cluster, follow, node, rank, attempt, grep, since, as_json))
+
+
+@_app.command()
+def runs(
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    as_json: _Json = False,
+) -> int:
+    """List the runs of the shared dir: when, how long, how they ended and why."""
+    from clusterft.cli import runs as verb
+
+    return verb.run(hosts, cluster, as_json=as_json)
 
 
 @_app.command()

@@ -1,78 +1,146 @@
-"""`clusterft stop`: ask a run's supervisors to end it."""
+"""`clusterft stop`: ask a run for a checkpoint and its end, wait for that, and clear away what is over.
+
+With --now its ranks get TERM at once, then KILL; a container that does not obey is ended by its engine, by id.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clusterft import hosts
-from clusterft.apply import box, record, settings
+from clusterft import board as boards
+from clusterft import hosts as hostfiles
+from clusterft.apply import Gang, box, harvest, record, runs
+from clusterft.apply.runs import Located
+from clusterft.board import Board, Verdict
 from clusterft.cli.ask import Terminal
 from clusterft.errors import RunFailed
-from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
-from clusterft.remote import Remote, Unreachable
-from clusterft.runtime import process
+from clusterft.remote import Unreachable
+from clusterft.ui.watch import say
+
+_SAVES = 660.0  # seconds: the supervisor's own grace for a large checkpoint, and a little more
+_DIES = 60.0
 
 
-def run(name: str, *, now: bool, as_json: bool) -> int:
-    """Tell every node's supervisor, and say which of them was still there."""
+@dataclass(slots=True)
+class _Told:
+    """Who was asked to stop, and what came of it."""
+
+    run: str
+    told: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
+    missed: dict[str, str] = field(default_factory=dict)  # node -> why it could not be asked
+    verdict: Verdict | None = None
+    left: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # nodes that are not through yet
+
+    @property
+    def code(self) -> int:
+        """The exit code of the command."""
+        return RunFailed.exit_code if self.missed or self.waiting else 0
+
+
+def run(name: str, hosts: Path | None, cluster: str | None, *, now: bool, as_json: bool) -> int:
+    """Tell every node's supervisor, wait for the end, and say what became of it."""
     note = record.find(name)
-    cluster = hosts.load(Path(note.hostfile), name=note.cluster)
-    if note.containers:
-        return _close(note, cluster, as_json=as_json)
-    known = {node.name for node in cluster.active}
-    missed = {node: f"no longer in {note.hostfile}" for node in note.stop if node not in known}
-    told: list[str] = []
-    idle: list[str] = []
-    where = settings.cluster_places(cluster.name)
-    with Fleet(cluster, where.known_hosts, key=where.key, asker=Terminal()) as fleet:
-        missed |= {miss.node: miss.words for miss in fleet.unreached if miss.node in note.stop}
-        for _ in range(2 if now else 1):  # told twice, a supervisor no longer waits for its ranks
-            outcomes = fleet.each(lambda node, remote: _tell(note.stop.get(node), remote))
-        for node, outcome in outcomes.items():
-            if isinstance(outcome, Exception):
-                missed[node] = str(outcome)
-            elif outcome is not None:
-                (told if outcome else idle).append(node)
-    _print(name, told, idle, missed, as_json=as_json)
-    return RunFailed.exit_code if missed else 0
+    told: _Told | None
+    if note and note.box:
+        path = hosts or Path(note.hostfile)
+        told = _close(name, hostfiles.load(path, name=cluster or note.cluster))
+    else:
+        with runs.locate(name, hosts, cluster, Terminal()) as found:
+            told = _stop(found, now=now, as_json=as_json) if found.parts else None
+            meant = found.cluster
+        if told is None:  # opened by hand, from another controller
+            told = _close(name, meant)
+    _print(told, as_json=as_json)
+    return told.code
 
 
-def _close(note: record.Note, cluster: Cluster, *, as_json: bool) -> int:
+def _close(name: str, cluster: Cluster) -> _Told:
     """Containers without a launcher have nothing to save: they go at once."""
-    done = box.close(cluster, note.run, Terminal())
-    told = [node for node, found in done.items() if not isinstance(found, Unreachable) and found]
-    idle = [node for node, found in done.items() if not isinstance(found, Unreachable) and not found]
-    missed = {node: found.what for node, found in done.items() if isinstance(found, Unreachable)}
-    missed |= {node: f"no longer in {note.hostfile}" for node in note.stop if node not in done}
-    if not missed:
-        record.forget_box(note.run)
-    _print(note.run, told, idle, missed, as_json=as_json)
-    return RunFailed.exit_code if missed else 0
+    done = box.close(cluster, name, Terminal())
+    told = _Told(name)
+    for node, found in done.items():
+        if isinstance(found, Unreachable):
+            told.missed[node] = found.what
+        else:
+            (told.told if found else told.idle).append(node)
+    if not told.missed:
+        record.forget(name)
+    return told
 
 
-def _tell(argv: list[str] | None, remote: Remote) -> bool | None:
-    """Whether a supervisor was there to be told; None for a node that is not of this run."""
-    if argv is None:
-        return None
-    done = remote.run(tuple(argv))
-    answer = process.answer(done.out)
-    if done.code != 0 or "told" not in answer:
-        words = (done.err or done.out).strip()[-300:]
-        raise Unreachable("run.unreadable", f"it gave no answer (exit code {done.code}): {words}")
-    return bool(answer["told"])
+def _stop(found: Located, *, now: bool, as_json: bool) -> _Told:
+    told = _Told(found.run)
+    gang = Gang(found.run, found.cluster.name, found.parts, found.fleet)
+    asked = gang.stop(now=now)
+    for part in found.parts:
+        answer = asked.get(part.node)
+        if answer is None:
+            told.missed[part.node] = _why(found, part.node)
+        elif isinstance(answer, Unreachable):
+            told.missed[part.node] = answer.what
+        else:
+            (told.told if answer else told.idle).append(part.node)
+    if told.told and not as_json:
+        say(sys.stdout, f"told to stop: {', '.join(told.told)}")
+    if told.told:
+        told.verdict = _await(found, gang, told, _DIES if now else _SAVES)
+    if not told.waiting:
+        told.left = harvest.told(harvest.gather(found.fleet, found.run, found.parts))
+    if told.verdict and not found.unread and found.entry.state == "running" and not told.waiting:
+        # A controller that watches writes the same; there may be none.
+        record.end(found.entry, found.fleet, told.verdict)
+    return told
 
 
-def _print(name: str, told: list[str], idle: list[str], missed: dict[str, str], *, as_json: bool) -> None:
+def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict | None:
+    """Listen to those that were told until they are through."""
+    board = Board(found.run, tuple(part.node for part in found.parts), run_dir=str(found.run_dir))
+    deadline = time.monotonic() + seconds
+    gang.ignore(told.missed.keys() | set(told.idle))
+    for event in gang.events():
+        if event is not None:
+            board.see(event)
+        if time.monotonic() > deadline:
+            told.waiting = [node for node in told.told if node not in board.ended]
+            return None
+    return boards.judge(board)
+
+
+def _why(found: Located, node: str) -> str:
+    miss = next((one for one in found.fleet.unreached if one.node == node), None)
+    return miss.words if miss else f"no longer in {found.cluster.path}"
+
+
+def _print(told: _Told, *, as_json: bool) -> None:
     if as_json:
-        body = {"schema": 1, "run": name, "told": told, "not_running": idle, "unreached": missed}
-        sys.stdout.write(json.dumps(body) + "\n")
+        body = {
+            "schema": 2,
+            "run": told.run,
+            "told": told.told,
+            "not_running": told.idle,
+            "unreached": told.missed,
+            "not_over": told.waiting,
+            "outcome": told.verdict.end if told.verdict else None,
+            "left": told.left,
+        }
+        say(sys.stdout, json.dumps(body))
         return
-    if told:
-        sys.stdout.write(f"told to stop: {', '.join(told)}\n")
-    if idle:
-        sys.stdout.write(f"not running: {', '.join(idle)}\n")
-    for node, words in missed.items():
-        sys.stdout.write(f"✗ not told: {node}: {words}\n")
+    if told.verdict:
+        say(sys.stdout, f"{told.run}: {told.verdict.summary}")
+    elif told.told and not told.waiting:
+        say(sys.stdout, f"ended: {', '.join(told.told)}")
+    if told.idle:
+        say(sys.stdout, f"not running: {', '.join(told.idle)}")
+    for node in told.waiting:
+        say(sys.stdout, f"! {node} is still at it; at once: clusterft stop {told.run} --now")
+    for line in told.left:
+        say(sys.stdout, f"! {line}")
+    for node, words in told.missed.items():
+        say(sys.stdout, f"✗ not told: {node}: {words}")

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+from clusterft.errors import ClusterftError
 from clusterft.facts import NodeFacts
 from clusterft.hosts import Node
+from clusterft.spec import Mount
 
 _LOG_BYTES, _LOG_FILES = "50m", "3"  # what the engine keeps of a container's stdout
 _STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
 _NO_LIMIT = -1
+_INFINIBAND = "/dev/infiniband"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Labels:
     node: str
     machine_rank: int
     owner: int  # who logs in on the node, by number: another person's cluster may have the same name
-    attempt: int = 0
+    attempt: int = 0  # the first one of this container
     config_digest: str = ""
 
     def to_dict(self) -> dict[str, str]:
@@ -51,6 +54,10 @@ class Person:
     gid: int
     name: str
 
+    def __str__(self) -> str:
+        """As the engine is told."""
+        return f"{self.uid}:{self.gid}"
+
     def passwd_line(self) -> str:
         """Without an entry, ssh, sshd and getpass refuse to work."""
         return f"{self.name}:x:{self.uid}:{self.gid}::{HOME}:/bin/bash\n"
@@ -73,27 +80,32 @@ class ContainerPlan:
     labels: Labels
     person: Person
     gpus: tuple[str, ...] = ()  # card numbers or UUIDs; ("all",) for every card
-    binds: tuple[str, ...] = ()  # the same path inside as outside
+    binds: tuple[Mount, ...] = ()  # the same path inside as outside
     devices: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    shm: int | None = None  # bytes of its own; None: the node's
+    # on-failure without a count, which an engine would forget when it restarts: how often is ours to decide.
+    restart: Literal["no", "on-failure"] = "no"
+    stop_seconds: int | None = None  # from the engine's TERM to its KILL; None: the engine's own 10
+    # rslave: what the node mounts later (autofs, an NFS that comes back) is seen inside. An engine refuses that at
+    # the start where the node's own mounts are private, as without systemd: there it is rprivate.
+    propagation: Literal["rslave", "rprivate"] = "rslave"
 
     def to_dict(self) -> dict[str, Any]:
         """The engine's own create request (API 1.41)."""
+        memory = {"IpcMode": "host"} if self.shm is None else {"IpcMode": "private", "ShmSize": self.shm}
         host: dict[str, Any] = {
             "NetworkMode": "host",
-            "IpcMode": "host",
+            **memory,
             "Init": True,
             # Not as Binds, with which an engine makes a directory that is not there.
-            "Mounts": [
-                {"Type": "bind", "Source": path, "Target": path, "BindOptions": {"Propagation": "rslave"}}
-                for path in self.binds
-            ],
+            "Mounts": [self._bind(mount) for mount in self.binds],
             "Devices": [
                 {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in self.devices
             ],
             "Ulimits": self._limits(),
             "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
-            "RestartPolicy": {"Name": "no"},
+            "RestartPolicy": {"Name": self.restart},
         }
         if self.gpus:
             cards = {"Count": -1} if self.gpus == ("all",) else {"DeviceIDs": list(self.gpus)}
@@ -102,11 +114,22 @@ class ContainerPlan:
             "Image": self.image,
             "Cmd": list(self.command),
             "Entrypoint": [],
-            "User": f"{self.person.uid}:{self.person.gid}",
+            "User": str(self.person),
             "Env": [f"{name}={value}" for name, value in sorted(self.env.items())],
             "Labels": self.labels.to_dict(),
             "WorkingDir": str(HOME),
+            **({} if self.stop_seconds is None else {"StopTimeout": self.stop_seconds}),
             "HostConfig": host,
+        }
+
+    def _bind(self, mount: Mount) -> dict[str, Any]:
+        sealed = {"ReadOnly": True} if mount.read_only else {}
+        return {
+            "Type": "bind",
+            "Source": mount.path,
+            "Target": mount.path,
+            **sealed,
+            "BindOptions": {"Propagation": self.propagation},
         }
 
     def _limits(self) -> list[dict[str, Any]]:
@@ -126,3 +149,19 @@ def cards(node: Node, facts: NodeFacts) -> tuple[str, ...]:
     if not facts.gpus:
         return ()
     return node.gpus or ("all",)
+
+
+def devices(facts: NodeFacts) -> tuple[str, ...]:
+    """What a container needs of /dev besides its cards."""
+    return (_INFINIBAND,) if facts.infiniband else ()
+
+
+def person(head: NodeFacts, user: str | None = None) -> Person:
+    """One numeric UID:GID on all nodes: the job's `UID:GID`, else the SSH user's on the head."""
+    name = head.user if head.user and head.user.isidentifier() and head.user.isascii() else "clusterft"
+    if user is not None:
+        uid, _, gid = user.partition(":")
+        return Person(int(uid), int(gid), name if int(uid) == head.uid else "clusterft")
+    if head.uid is None or head.gid is None:
+        raise ClusterftError(f"who the SSH user on {head.node} is could not be read")
+    return Person(head.uid, head.gid, name)

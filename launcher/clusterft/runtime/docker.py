@@ -15,17 +15,20 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import requests
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 
 from clusterft.engine import Engine, NoEngine
 from clusterft.errors import ClusterftError
+from clusterft.image import Identity, identify
 from clusterft.plan.container import HOME, ContainerPlan, Person
 from clusterft.remote import Remote
 from clusterft.runtime.process import CannotStart
 
 _STOP_SECONDS = 10
 _CONFLICT = 409
+_NO_SUCH = 404
 _FIRST_MOMENTS = 0.5  # seconds in which a command that cannot run has ended
+OVER = ("created", "exited", "dead")  # the engine's words for a container that nothing runs in
 
 
 class EngineSaidNo(ClusterftError):
@@ -62,6 +65,21 @@ class Found(NamedTuple):
     run: str
     node: str
     state: str  # the engine's word: running, exited, created, ...
+    machine_rank: int = 0
+    idle: bool = False  # opened by hand: no launcher runs in it
+
+
+class Seen(NamedTuple):
+    """One container, looked at."""
+
+    state: str
+    code: int  # with which it ended last
+    argv: tuple[str, ...]
+
+    @property
+    def over(self) -> bool:
+        """Whether its supervisor has said that it need not come back."""
+        return self.state == "exited" and self.code == 0
 
 
 def create(engine: Engine, plan: ContainerPlan, files: Iterable[Placed]) -> str:
@@ -145,6 +163,57 @@ def find(
     return tuple(_found(one) for one in listed)
 
 
+def look(engine: Engine, identity: str) -> Seen | None:
+    """What became of a container; None when it is gone."""
+    try:
+        with _plainly("the container cannot be looked at"):
+            body = engine.api.inspect_container(identity)
+    except EngineSaidNo:
+        if any(one.id == identity for one in find(engine)):
+            raise
+        return None
+    state = body["State"]
+    return Seen(state["Status"], int(state["ExitCode"]), tuple(body["Config"]["Cmd"] or ()))
+
+
+def kill(engine: Engine, identity: str) -> None:
+    """KILL at once; one that does not run is left as it is."""
+    with _plainly("the container cannot be killed"):
+        try:
+            engine.api.kill(identity)
+        except APIError as error:
+            if error.status_code not in (_CONFLICT, _NO_SUCH):
+                raise
+
+
+def put(engine: Engine, identity: str, file: Placed, person: tuple[int, int]) -> None:
+    """One more file, into a directory that is there; the container may be down."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo(file.path.name)
+        entry.size, entry.mode = len(file.data), file.mode
+        entry.uid, entry.gid = person
+        tar.addfile(entry, io.BytesIO(file.data))
+    packed.seek(0)
+    with _plainly(f"{file.path} cannot be put into the container"):
+        engine.api.put_archive(identity, str(file.path.parent), packed)
+
+
+def read(engine: Engine, identity: str, path: str) -> str:
+    """A text file of a container, whether it runs or not; none is an empty one."""
+    with _plainly(f"{path} cannot be read from the container"):
+        return _read(engine, identity, path)
+
+
+def identity(engine: Engine, tag: str) -> Identity | None:
+    """What this engine has under that name; None where it has nothing."""
+    with _plainly(f"image {tag} cannot be looked at"):
+        try:
+            return identify(engine.api, tag)
+        except ImageNotFound:
+            return None
+
+
 def environment(engine: Engine, tag: str) -> dict[str, str]:
     """What the image sets; a session over SSH would not have it otherwise."""
     try:
@@ -174,6 +243,8 @@ def _found(one: dict[str, Any]) -> Found:
         run=labels["clusterft.run"],
         node=labels.get("clusterft.node", ""),
         state=one["State"],
+        machine_rank=int(labels.get("clusterft.machine-rank") or 0),
+        idle=not labels.get("clusterft.config-digest"),
     )
 
 
@@ -184,7 +255,7 @@ def _in_use(engine: Engine, plan: ContainerPlan) -> CannotStart:
             f"a container named {plan.name} is there that is none of ours",
             remedy=f"docker rename {plan.name} ANOTHER   on {plan.labels.node}",
         )
-    over = holder.state in ("created", "exited", "dead")
+    over = holder.state in OVER
     words = "it is over, and is cleared away by" if over else "wait for it, or end it:"
     return CannotStart(
         f"the cards are held by run {holder.run} of cluster {holder.cluster} ({holder.state})",

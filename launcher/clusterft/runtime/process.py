@@ -6,13 +6,24 @@ Takes the same plan as a container would; the run's directory on the node stands
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 
 from clusterft.errors import ClusterftError
-from clusterft.plan import NodePlan
-from clusterft.remote import Lines, Remote
+from clusterft.plan import NodePlan, Part
+from clusterft.remote import Lines, Remote, Unreachable
 from clusterft.remote.files import NewFile, create
+from clusterft.runtime.carrier import Harvest
 
 _START_SECONDS = 30.0
+_STOP_SECONDS = 30.0
+# The pid in the note still names the process that wrote it: it began at the same tick.
+_ALIVE = (
+    'note=$(cat -- "$1/supervisor.json" 2>/dev/null) || exit 1; '
+    'pid=$(printf %s "$note" | sed -n \'s/.*"pid": *\\([0-9]*\\).*/\\1/p\'); '
+    'start=$(printf %s "$note" | sed -n \'s/.*"start": *\\([0-9]*\\).*/\\1/p\'); '
+    '[ "$(sed "s/.*) //" "/proc/$pid/stat" 2>/dev/null | cut -d" " -f20)" = "$start" ]'
+)
+_ASIDE = 'if [ -e "$1" ]; then mv -- "$1" "$1.before-$2"; fi'
 
 
 class CannotStart(ClusterftError):
@@ -22,50 +33,85 @@ class CannotStart(ClusterftError):
     kind = "cannot-start"
 
 
-def put(node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
-    """Write the run's files on the node; secrets join them here, and are nowhere before."""
-    files = [NewFile(str(f.path.relative_to(node.directory)), f.text, f.mode) for f in node.files]
-    if secrets:
-        files.append(NewFile("secrets.json", json.dumps(secrets), 0o600))
-    create(remote, node.directory, files)
+class Processes:
+    """The parts of a run without containers."""
+
+    def put(self, node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
+        """Write the run's files on the node; secrets join them here, and are nowhere before."""
+        files = [NewFile(str(f.path.relative_to(node.directory)), f.text, f.mode) for f in node.files]
+        if secrets:
+            files.append(NewFile("secrets.json", json.dumps(secrets), 0o600))
+        self._set_aside(node, remote)
+        create(remote, node.directory, files)
+
+    def _set_aside(self, node: NodePlan, remote: Remote) -> None:
+        """What an earlier start of the same run has left: a resumed part begins with an empty directory."""
+        aside = (str(node.directory), str(node.assignment.first_attempt))
+        done = remote.run(("sh", "-c", _ASIDE, "sh", *aside), seconds=_START_SECONDS)
+        if done.code != 0:
+            raise CannotStart(f"{node.node.name}: {node.directory} is in the way: {done.err.strip()}")
+
+    def start(self, part: Part, remote: Remote) -> None:
+        """Start the supervisor; CannotStart names the run that is in the way, or what the node said."""
+        done = remote.run(part.supervisor("start"), seconds=_START_SECONDS)
+        said = answer(done.out)
+        if "pid" in said:
+            return
+        if "busy" in said:
+            raise CannotStart(
+                f"{part.node} is in use by run {said['busy']}",
+                remedy=f"wait for it, or end it: clusterft stop {said['busy']}",
+            )
+        words = str(said.get("error") or done.err).strip()[-600:]
+        if "No module named" in words or done.code in (126, 127):
+            raise CannotStart(
+                f"{part.node} has no clusterft[trainer] at {part.python}: {words.rpartition(chr(10))[2]}",
+                remedy="install it there, or set python: in job.yaml to an interpreter that has it",
+            )
+        raise CannotStart(f"{part.node} could not start its supervisor: {words}")
+
+    def discard(self, part: Part, remote: Remote) -> None:
+        """After a start that failed: stop what may still come up, and leave no secrets behind."""
+        remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
+        remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
+        secrets = PurePosixPath(part.directory) / "secrets.json"
+        remote.run(("rm", "-f", "--", str(secrets)), seconds=_STOP_SECONDS)
+
+    def follow(self, part: Part, remote: Remote, skip: int) -> Lines:
+        """What the supervisor says from that line on."""
+        return remote.lines(part.supervisor("follow", str(skip)))
+
+    def stop(self, part: Part, remote: Remote, *, now: bool) -> bool:
+        """Ask the supervisor to stop; asked twice, it no longer waits for the ranks."""
+        there = [told(remote, part.supervisor("stop")) for _ in range(2 if now else 1)]
+        return there[0]
+
+    def alive(self, part: Part, remote: Remote) -> bool:
+        """Whether the process that the part's note names is there."""
+        return remote.run(("sh", "-c", _ALIVE, "sh", part.directory), seconds=_STOP_SECONDS).code == 0
+
+    def revive(self, part: Part, remote: Remote) -> bool:
+        """A process that ended without a last word was ended by somebody, and holds nothing any more."""
+        return False
+
+    def read(self, part: Part, remote: Remote, name: str) -> str:
+        """A small file of the part's directory; empty where there is none."""
+        path = str(PurePosixPath(part.directory) / name)
+        return remote.run(("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path), seconds=_STOP_SECONDS).out
+
+    def harvest(self, part: Part, remote: Remote, keep: str) -> Harvest:
+        """The files of a run stay: they are a few, and the node's own copy of the logs."""
+        return Harvest(removed=False)
 
 
-def start(node: NodePlan, remote: Remote) -> None:
-    """Start the supervisor; CannotStart names the run that is in the way, or what the node said."""
-    done = remote.run(node.supervisor("start"), seconds=_START_SECONDS)
+def told(remote: Remote, argv: tuple[str, ...]) -> bool:
+    """Whether a supervisor was there to be told; Unreachable when it gave no answer."""
+    done = remote.run(argv, seconds=_STOP_SECONDS)
     said = answer(done.out)
-    if "pid" in said:
-        return
-    if "busy" in said:
-        raise CannotStart(
-            f"{node.node.name} is in use by run {said['busy']}",
-            remedy=f"wait for it, or end it: clusterft stop {said['busy']}",
-        )
-    words = str(said.get("error") or done.err).strip()[-600:]
-    if "No module named" in words or done.code in (126, 127):
-        raise CannotStart(
-            f"{node.node.name} has no clusterft[trainer] at {node.python}: {words.rpartition(chr(10))[2]}",
-            remedy="install it there, or set python: in job.yaml to an interpreter that has it",
-        )
-    raise CannotStart(f"{node.node.name} could not start its supervisor: {words}")
-
-
-def discard(node: NodePlan, remote: Remote) -> None:
-    """After a start that failed: stop what may still come up, and leave no secrets behind."""
-    stop(node, remote)
-    stop(node, remote)
-    if node.assignment.secrets_file:
-        remote.run(("rm", "-f", node.assignment.secrets_file), seconds=_START_SECONDS)
-
-
-def follow(node: NodePlan, remote: Remote) -> Lines:
-    """What the supervisor says, from its first line."""
-    return remote.lines(node.supervisor("follow"))
-
-
-def stop(node: NodePlan, remote: Remote) -> None:
-    """Ask the supervisor to stop; the second time it no longer waits for the ranks."""
-    remote.run(node.supervisor("stop"), seconds=_START_SECONDS)
+    if done.code != 0 or "told" not in said:
+        words = (done.err or done.out).strip()[-300:]
+        raise Unreachable("run.unreadable", f"it gave no answer (exit code {done.code}): {words}")
+    return bool(said["told"])
 
 
 def answer(out: str) -> dict[str, object]:

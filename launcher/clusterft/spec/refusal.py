@@ -20,17 +20,6 @@ from clusterft.spec.positions import Document, Place, Steps
 from clusterft_trainer.config import Optimizer
 from clusterft_trainer.config.base import Span
 
-# Keys that belong to the job format but that this version does not do yet: a plain "unknown key" would mislead.
-PLANNED = {
-    ("script",): "running your own script",
-    ("restarts",): "restarting a failed run by itself",
-    ("mounts",): "containers",
-    ("user",): "containers",
-    ("min_nodes",): "continuing on fewer nodes",
-    ("hang_after",): "the hang verdict",
-    ("stagger_seconds",): "staggered start",
-}
-
 # pydantic's names of Python types, in the words of a YAML file.
 _SHAPES = {
     "model_type": "a mapping of keys",
@@ -47,7 +36,6 @@ _SHAPES = {
 }
 # Mappings that are written shorter, as one word.
 _SHORTER = {Span: "such as '15min', '200 steps' or '1 epoch'", Optimizer: "a name or a mapping of keys"}
-PLANNED_VALUES = {("runtime", "docker"), ("launcher", "deepspeed"), ("rendezvous", "elastic")}
 _MANY = 4  # words that fit into a sentence
 _WORD = re.compile(r"'([^']*)'")
 
@@ -148,6 +136,7 @@ _WORDS = {
         "at most 41 of a-z, A-Z, 0-9, dot, dash, underscore",
     ),
     "too_short": ("{name} must not be empty", ""),
+    "no_program": ('"train" is missing', "or script:, for a training program of your own"),
     "too_long": ("{name} must have at most {max_length} items", ""),
 }
 
@@ -158,8 +147,6 @@ def _words(one: _Mistake, path: Steps, mistakes: Sequence[_Mistake]) -> tuple[st
     if kind == "missing":
         under = dotted(path[:-1])
         return f'"{path[-1]}" is missing' + (f" under {under}" if under else ""), "", ""
-    if (name, str(item["input"])) in PLANNED_VALUES:
-        return f"{name}: {given} is not possible yet in this version", "", f"possible: {context['expected']}"
     if kind == "literal_error":
         known = tuple(_WORD.findall(str(context["expected"])))
         if len(known) > _MANY:
@@ -179,8 +166,6 @@ def _words(one: _Mistake, path: Steps, mistakes: Sequence[_Mistake]) -> tuple[st
 
 def _unknown(path: Steps, known: tuple[str, ...]) -> tuple[str, str, str]:
     key, under = str(path[-1]), dotted(path[:-1])
-    if path in PLANNED:
-        return f'"{key}" is not possible yet: this version cannot do {PLANNED[path]}', "", "remove the key"
     near = _nearest(key, known)
     hint = f'did you mean "{near}"?' if near else ""
     remedy = "" if near or not known else "known keys here: " + ", ".join(known)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from clusterft.board import Board, Verdict
-from clusterft.plan import LaunchPlan
+from clusterft.board import Attempt, Board, Verdict
 from clusterft.ui import sparkline
 from clusterft_trainer import stream
 
+SCHEMA = 2
 _RESULTS = (
     ("export", "model"),
     ("sample", "samples"),
@@ -20,15 +20,24 @@ _RESULTS = (
 )
 
 
-def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
-    """The last lines on the screen."""
+def lines(board: Board, verdict: Verdict, local_logs: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The last lines on the screen; `local_logs` says where a node keeps its logs itself."""
     for node, problem in board.problems.items():
         yield f"! logs of {node}: {problem}"
-    if verdict.end == "failed":
-        yield from _failure(planned, board, verdict)
-        return
+    if verdict.blocked:
+        yield from _blocked(board, verdict)
+    elif verdict.end == "failed":
+        yield from _failure(board, verdict, local_logs or {})
+    else:
+        yield from _success(board, verdict)
+
+
+def _success(board: Board, verdict: Verdict) -> Iterator[str]:
+    """Of a run that is through, or was stopped as asked."""
     mark = "✓" if verdict.end == "ok" else "■"
-    yield f"{mark} run {planned.run} {verdict.summary}"
+    yield f"{mark} run {board.run} {verdict.summary}"
+    for node, words in board.gone.items():
+        yield f"  without {node}: {words}"
     if board.done:
         yield (
             f"  loss {board.done.first_loss:.4f} → {board.done.last_loss:.4f}  "
@@ -39,55 +48,138 @@ def lines(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
             "" if board.least == board.held_out else f"; least {board.least.loss:.4f} at step {board.least.step}"
         )
         yield f"  held-out loss {board.held_out.loss:.4f} at step {board.held_out.step}{least}"
-    if board.step and board.step.skipped:
-        yield f"  steps left out, since half precision overflowed: {board.step.skipped}"
+    if board.reached and board.reached.skipped:
+        yield f"  steps left out, since half precision overflowed: {board.reached.skipped}"
+    yield from _history(board.attempts.values())
     for what, label in _RESULTS:
         if what in board.saved:
             yield f"  {label:<12} {board.saved[what].path}"
-    yield f"  {'all of it':<12} {planned.places.dir}"
+    if report(board):
+        yield f"  {'report':<12} {report(board)}"
+    yield f"  {'all of it':<12} {board.run_dir}"
+    if verdict.end == "stopped" and "checkpoint" in board.saved:
+        yield f"  to go on:    clusterft resume {board.run}"
 
 
-def _failure(planned: LaunchPlan, board: Board, verdict: Verdict) -> Iterator[str]:
-    at = f" at step {board.step.step}" if board.step else " before its first step"
-    yield f"✗ run {planned.run} failed{at}"
+def _blocked(board: Board, verdict: Verdict) -> Iterator[str]:
+    """The members' own checks: nothing was started, so there is no step and no log."""
+    yield f"✗ run {board.run} was not started: {verdict.failure} ({verdict.node})"
+    yield f"  {verdict.summary}"
+    for line in verdict.evidence:
+        yield f"    {line}"
+    if verdict.remedy:
+        yield f"  {verdict.remedy}"
+    if verdict.why:
+        yield f"  {verdict.why}"
+
+
+def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> Iterator[str]:
+    attempt = board.attempt
+    at = f"at step {attempt.step.step}" if attempt.step else "before its first step"
+    yield f"✗ run {board.run} failed {at}{_counted(board)}"
     yield f"  first cause ({verdict.failure}): {verdict.summary}"
     for line in verdict.evidence:
         yield f"    {line}"
     if verdict.remedy:
         yield f"  {verdict.remedy}"
-    if "checkpoint" in board.saved:
-        yield f"  newest checkpoint: {board.saved['checkpoint'].path}"
-    yield f"  logs: {log_path(planned, board, verdict)}"
+    if verdict.why:
+        yield f"  no other attempt: {verdict.why}"
+    yield from _history(a for a in board.attempts.values() if a is not attempt)
+    saved = board.saved.get("checkpoint")
+    if saved:
+        yield f"  newest checkpoint: {saved.path}"
+    yield f"  logs: {log_path(board, verdict, local_logs)}"
+    if report(board):
+        yield f"  report: {report(board)}"
+    again = f"clusterft resume {board.run}   or   " if saved else ""
+    yield f"  next: {again}clusterft logs {board.run}{_of_whom(verdict)}"
 
 
-def log_path(planned: LaunchPlan, board: Board, verdict: Verdict) -> str:
+def _counted(board: Board) -> str:
+    """Which attempt that was, where there was more than one."""
+    if not board.attempt.number and not board.used:
+        return ""
+    allowed = f" of {board.allowed}" if board.allowed is not None else ""
+    return f" (attempt {board.attempt.number}, restarts {board.used}{allowed})"
+
+
+def _of_whom(verdict: Verdict) -> str:
+    if verdict.rank is not None and verdict.rank >= 0:
+        return f" --rank {verdict.rank}"
+    return f" --node {verdict.node}" if verdict.node else ""
+
+
+def _history(attempts: Iterable[Attempt]) -> Iterator[str]:
+    """What was survived on the way."""
+    for one in attempts:
+        decided = one.decided
+        if decided is None or not decided.cause:
+            continue
+        at = f"step {one.step.step}" if one.step else "no step"
+        yield f"  attempt {one.number}, {at}: {_class(decided)}{decided.cause}"
+
+
+def _class(decided: stream.Decided) -> str:
+    return f"{decided.failure}: " if decided.failure else ""
+
+
+def report(board: Board) -> str | None:
+    """The page that the head makes at the end of a run that has trained."""
+    return f"{board.run_dir}/report.html" if board.reached and board.run_dir and board.over else None
+
+
+def log_path(board: Board, verdict: Verdict, local_logs: Mapping[str, str] | None = None) -> str:
     """The log that tells most about the verdict; on the node itself when the shared dir did not take it."""
-    for node in planned.nodes:
-        if node.node.name == verdict.node:
-            launcher = verdict.rank in (None, stream.LAUNCHER)
-            name = "launcher.log" if launcher else f"rank{verdict.rank}.log"
-            where = node.assignment.mirror_dir
-            if verdict.node in board.problems:
-                where = f"{node.node.name}:{node.assignment.log_dir}"
-            return f"{where}/{name}"
-    return f"{planned.places.dir}/logs"
+    if verdict.node not in board.nodes:
+        return f"{board.run_dir}/logs"
+    name = f"rank{verdict.rank}.log" if verdict.rank not in (None, stream.LAUNCHER) else "launcher.log"
+    attempt = f"attempt-{board.attempt.number}"
+    kept = (local_logs or {}).get(verdict.node)
+    if verdict.node in board.problems and kept:
+        return f"{verdict.node}:{kept}/{attempt}/{name}"
+    return f"{board.run_dir}/logs/{attempt}/{verdict.node}/{name}"
 
 
-def to_dict(planned: LaunchPlan, board: Board, verdict: Verdict) -> dict[str, Any]:
-    """The document of `train --json`."""
+def to_dict(board: Board, verdict: Verdict, local_logs: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The document of `train --json` and `attach --json`."""
     return {
-        "schema": 1,
-        "run": planned.run,
-        "run_dir": str(planned.places.dir),
+        "schema": SCHEMA,
+        "run": board.run,
+        "run_dir": board.run_dir,
         "outcome": verdict.end,
         "verdict": verdict.to_dict(),
-        "step": board.step.step if board.step else 0,
+        "step": board.reached.step if board.reached else 0,
         "loss": _loss(board),
         "held_out": _held_out(board),
-        "skipped": board.step.skipped if board.step else 0,
+        "skipped": board.reached.skipped if board.reached else 0,
+        "attempts": [attempt_dict(board, one, verdict) for one in board.attempts.values()],
+        "restarts": {"used": board.used, "allowed": board.allowed},
         "results": {what: saved.path for what, saved in board.saved.items()},
+        "report": report(board),
+        "log": log_path(board, verdict, local_logs) if board.attempts and verdict.end == "failed" else None,
+        "lost": dict(board.gone),
+        "replaced": dict(board.replaced),
         "notices": list(board.notices),
         "log_problems": board.problems,
+    }
+
+
+def attempt_dict(board: Board, attempt: Attempt, verdict: Verdict | None) -> dict[str, Any]:
+    """One attempt: the last one's cause is the verdict's, which knows more than its head did."""
+    decided = attempt.decided
+    told = verdict if attempt is board.attempt and verdict and verdict.end == "failed" else None
+    return {
+        "attempt": attempt.number,
+        "nodes": list(attempt.members),
+        "began": attempt.began,
+        "ended": attempt.ended,
+        "resumed_from": attempt.resumed_from,
+        "step": attempt.step.step if attempt.step else None,
+        "failure": told.failure if told else decided.failure if decided else "",
+        "cause": told.summary if told else decided.cause if decided else "",
+        "node": told.node if told else decided.node if decided else "",
+        "rank": told.rank if told else decided.rank if decided else None,
+        "why": decided.why if decided else "",
     }
 
 
@@ -95,7 +187,7 @@ def _loss(board: Board) -> dict[str, float | None] | None:
     """First and last; JSON has no word for a number that is none."""
     if board.done is None:
         return None
-    return {"first": _finite(board.done.first_loss), "last": _finite(board.done.last_loss)}
+    return {"first": finite(board.done.first_loss), "last": finite(board.done.last_loss)}
 
 
 def _held_out(board: Board) -> dict[str, dict[str, float | int | None]] | None:
@@ -103,8 +195,9 @@ def _held_out(board: Board) -> dict[str, dict[str, float | int | None]] | None:
     if board.held_out is None or board.least is None:
         return None
     told = {"last": board.held_out, "least": board.least}
-    return {name: {"step": record.step, "loss": _finite(record.loss)} for name, record in told.items()}
+    return {name: {"step": record.step, "loss": finite(record.loss)} for name, record in told.items()}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None

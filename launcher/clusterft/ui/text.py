@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from clusterft.errors import Blocked, ClusterftError, InvalidFile, RunFailed, UsageError
 from clusterft.findings import Finding
-from clusterft.plan import LaunchPlan
+from clusterft.plan import LaunchPlan, NodePlan
+from clusterft.plan.container import ContainerPlan
+from clusterft.spec.amounts import told
 
 _MARKS = {"fail": "✗", "warn": "!", "unknown": "?", "skipped": "·", "ok": "✓"}
 
@@ -57,21 +59,50 @@ def findings(found: tuple[Finding, ...], *, effect: str = "blocks training") -> 
 
 
 def plan(planned: LaunchPlan) -> Iterator[str]:
-    """What would be put on each node and started there."""
+    """What would be put on each node and started there, as the first attempt fills it in."""
     count = f"{planned.world_size} ranks on {len(planned.nodes)} nodes"
     yield f"run {planned.run} · {count} of cluster {planned.cluster}"
-    yield f"  runtime {planned.runtime}, launcher {planned.launcher}, rendezvous {planned.address}:{planned.port}"
+    yield f"  job       {planned.summary}"
+    meeting = f"rendezvous {planned.rendezvous} at {planned.address}:{planned.port}"
+    yield f"  runtime {planned.runtime}, launcher {planned.launcher}, {meeting}"
+    yield f"  supervisors meet at {planned.address}:{planned.gang_port}; {_survival(planned)}"
     yield f"  results in {planned.places.dir}"
-    if planned.secrets:
-        yield "  secrets " + ", ".join(f"{name}=***" for name in planned.secrets)
+    for name in planned.secrets:
+        yield f"  secret    {name}=***" + "   (it has no value in this shell)" * (name in planned.unset)
     for node in planned.nodes:
         yield ""
-        interface = f" over {node.interface}" if node.interface else ""
-        yield f"node {node.node.name} · machine_rank {node.machine_rank} · {node.address}{interface}"
-        yield "  command  " + shlex.join(node.assignment.argv)
-        for name, value in sorted(node.assignment.env.items()):
-            yield f"  env      {name}={value}"
-        for file in node.files:
-            yield f"  file     {file.path}  ({file.mode:o})"
-            if file.path.name == "accelerate.yaml":
-                yield from (f"           | {line}" for line in file.text.splitlines())
+        yield from _node(planned, node)
+
+
+def _survival(planned: LaunchPlan) -> str:
+    known = planned.survival
+    nodes = "all nodes are needed" if known.min_nodes is None else f"{known.min_nodes} nodes are enough"
+    return f"{known.restarts} restarts, {nodes}, no step for {told(known.hang_after)} is a hang"
+
+
+def _node(planned: LaunchPlan, node: NodePlan) -> Iterator[str]:
+    interface = f" over {node.interface}" if node.interface else ""
+    slots = f"{node.node.slots} slot{'s' * (node.node.slots != 1)}"
+    yield f"node {node.node.name} · machine_rank {node.machine_rank} · {slots} · {node.address}{interface}"
+    if node.container:
+        yield from _container(node.container)
+    yield "  command   " + shlex.join(node.command)
+    yield f"  starts in {node.assignment.work_dir}"
+    for name, value in sorted((node.env | dict.fromkeys(planned.secrets, "***")).items()):
+        yield f"  env       {name}={value}"
+    for file in (*node.files, *node.attempt_files):
+        yield f"  file      {file.path}  ({file.mode:o})"
+        if file.path.name == "accelerate.yaml":
+            yield from (f"            | {line}" for line in file.text.splitlines())
+
+
+def _container(box: ContainerPlan) -> Iterator[str]:
+    yield f"  container {box.name} of image {box.image}, as {box.person} ({box.person.name})"
+    shm = "the node's" if box.shm is None else f"{box.shm / 1e9:g} GB of its own"
+    yield f"  engine    restart {box.restart}, {box.stop_seconds} s to stop, shared memory {shm}, host network"
+    for mount in box.binds:
+        yield f"  mount     {mount.path}" + "   (read-only)" * mount.read_only
+    if box.gpus:
+        yield "  cards     " + ", ".join(box.gpus)
+    for device in box.devices:
+        yield f"  device    {device}"

@@ -3,6 +3,8 @@
 # The node outlives its engine, as a real machine does.
 set -eu
 
+# As systemd has it: from private mounts an engine makes no container that should follow what is mounted later.
+mount --make-rshared /
 cat /proc/sys/kernel/random/uuid >/etc/lab/boot_id
 mount --bind /etc/lab/boot_id /proc/sys/kernel/random/boot_id
 
@@ -26,6 +28,14 @@ if mountpoint -q /export/worker; then
     as worker bindfs --no-allow-other -o attr_timeout=0 -o entry_timeout=0 /export/worker /home/worker
 elif mountpoint -q /home/worker; then
     own_volume /home/worker
+fi
+
+# The shared directory of a lab where it can hang: stopping this process freezes it.
+if mountpoint -q /export/shared; then
+    mkdir -p /shared
+    setsid bindfs -f -o attr_timeout=0 -o entry_timeout=0 /export/shared /shared </dev/null >/var/log/shared.log 2>&1 &
+    echo $! >/run/lab-shared.pid
+    until mountpoint -q /shared; do sleep 0.05; done
 fi
 
 # Each file appears in one step: other nodes may do the same in the same home.

@@ -1,4 +1,7 @@
-"""`python -m clusterft_trainer.supervisor run|start|follow|stop DIR`, where DIR holds assignment.json."""
+"""`python -m clusterft_trainer.supervisor run|start|stop DIR`, or `follow DIR [SKIP]`.
+
+DIR is the directory of a part; it holds assignment.json.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,27 @@ from pathlib import Path
 
 from clusterft_trainer import assignment
 from clusterft_trainer.supervisor import detached
-from clusterft_trainer.supervisor.watch import Watch
+from clusterft_trainer.supervisor.part import Part
 
 
 def run(directory: Path) -> int:
     """In the foreground, saying everything on stdout: PID 1 of a container."""
     told = assignment.parse((directory / "assignment.json").read_text(encoding="utf-8"))
-    return Watch(told, directory, echo=True).run()
+    part = Part(told, directory, echo=True)
+    detached.note_process(directory)
+    return part.run()
 
 
 def main() -> int:
     """Dispatch; the launcher is the only caller, so the usage line is all the help there is."""
-    verbs = {"run": run, "start": detached.start, "follow": detached.follow, "stop": detached.stop}
-    if len(sys.argv) != 3 or sys.argv[1] not in verbs:
-        sys.stderr.write("usage: python -m clusterft_trainer.supervisor run|start|follow|stop DIR\n")
-        return 2
-    return verbs[sys.argv[1]](Path(sys.argv[2]))
+    verbs = {"run": run, "start": detached.start, "stop": detached.stop}
+    match sys.argv[1:]:
+        case ["follow", directory, *skip] if len(skip) < 2 and all(word.isdigit() for word in skip):
+            return detached.follow(Path(directory), int(skip[0]) if skip else 0)
+        case [verb, directory] if verb in verbs:
+            return verbs[verb](Path(directory))
+    sys.stderr.write("usage: python -m clusterft_trainer.supervisor run|start|stop DIR, or follow DIR [SKIP]\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -20,18 +20,20 @@ from clusterft_trainer import stream
 from clusterft_trainer.assignment import Assignment
 from clusterft_trainer.rank import start_time
 from clusterft_trainer.supervisor import processes
+from clusterft_trainer.supervisor.part import TOMBSTONE, Part, stops_asked
 from clusterft_trainer.supervisor.tails import Tail
-from clusterft_trainer.supervisor.watch import Watch
 
 _TICK = 0.05
 _HEARTBEAT = 10.0  # seconds; a blank line, so that a follower whose reader is gone notices and ends
 BUSY = 3
-TOMBSTONE = "stopped"  # a file in the run's directory
+_ENDED = stream.encode(stream.Ended("ok", 0, 0.0)).partition(', "end"')[0]
 
 
 def start(directory: Path) -> int:
     """Start the supervisor of a run directory, detached; prints one JSON line: its pid, or who is in the way."""
     assignment = assignments.parse((directory / "assignment.json").read_text(encoding="utf-8"))
+    if assignment.lock_file is None:
+        raise ValueError("this part has no lock file: it belongs into a container")
     lock = _lock(Path(assignment.lock_file), assignment.run)
     if isinstance(lock, str):
         if assignment.secrets_file:
@@ -53,26 +55,31 @@ def start(directory: Path) -> int:
     return 0
 
 
-def follow(directory: Path) -> int:
-    """Print the stream from its first line until the run is over on this node."""
+def follow(directory: Path, skip: int = 0) -> int:
+    """Print the stream from line `skip` on until the run is over on this node."""
     tail, quiet_since = Tail(directory / "stream.jsonl"), time.monotonic()
+    tail.skip(skip)
+    caught_up = False
     while True:
         alive = _alive(directory)  # asked before reading: what was said before the end is still read
-        for text in tail.lines(final=not alive):
+        lines = list(tail.lines(final=not alive))
+        if lines:
             quiet_since = time.monotonic()
-            sys.stdout.write(text + "\n")
-            if isinstance(stream.decode(text), stream.Ended):
-                sys.stdout.flush()
-                return 0
-        if time.monotonic() - quiet_since > _HEARTBEAT:
-            quiet_since = time.monotonic()
+            sys.stdout.write("\n".join(lines) + "\n")
+        if any(text.startswith(_ENDED) for text in lines):
+            sys.stdout.flush()
+            return 0
+        if time.monotonic() - quiet_since > (_HEARTBEAT if caught_up else 0.0) and not tail.behind:
+            # The first one says that this was all so far: who only wants to look need not wait for more.
+            quiet_since, caught_up = time.monotonic(), True
             sys.stdout.write("\n")
-        if not alive:
+        if not alive and not tail.behind:
             sys.stdout.write(stream.encode(stream.Vanished(time.time())) + "\n")
             sys.stdout.flush()
             return 1
         sys.stdout.flush()
-        time.sleep(_TICK)
+        if not tail.behind:
+            time.sleep(_TICK)
 
 
 def stop(directory: Path) -> int:
@@ -81,13 +88,22 @@ def stop(directory: Path) -> int:
     The tombstone comes first: a start that is still under way (its caller gave up on it) finds it and ends.
     """
     if directory.is_dir():
-        (directory / TOMBSTONE).touch()
+        with (directory / TOMBSTONE).open("a", encoding="ascii") as stone:
+            stone.write("asked\n")
     pid, began = processes.read_note(directory / "supervisor.json")
     alive = bool(pid) and start_time(pid) == began
     if alive:
         os.kill(pid, signal.SIGTERM)
     _print({"told": alive})
     return 0
+
+
+def note_process(directory: Path) -> None:
+    """Leave word of who supervises here: for those who follow, and those who stop."""
+    note = directory / "supervisor.json"
+    draft = note.with_suffix(".new")
+    draft.write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid())}), encoding="ascii")
+    draft.replace(note)
 
 
 def _alive(directory: Path) -> bool:
@@ -119,18 +135,15 @@ def _become_detached(directory: Path, assignment: Assignment, lock: TextIO, writ
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    watch = Watch(assignment, directory)
-    note = directory / "supervisor.json"
-    draft = note.with_suffix(".new")
-    draft.write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid())}), encoding="ascii")
-    draft.replace(note)
-    if (directory / TOMBSTONE).exists():
+    part = Part(assignment, directory)
+    note_process(directory)
+    if stops_asked(directory):
         sys.stderr.write("the run was stopped before it started here\n")
         sys.stderr.flush()
         os._exit(1)
     os.write(writer, str(os.getpid()).encode())
     os.close(writer)
-    code = watch.run()
+    code = part.run()
     lock.close()
     os._exit(code)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clusterft_trainer.rank import start_time
@@ -19,6 +19,7 @@ from clusterft_trainer.rank import start_time
 Launcher = subprocess.Popen[bytes]
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)  # opened here: nothing may be loaded between a fork and its exec
 
 
 def become_reaper() -> None:
@@ -42,6 +43,60 @@ def start(argv: tuple[str, ...], env: dict[str, str], cwd: str, log: Path) -> La
         )
 
 
+class Child:
+    """A short-lived process of ours whose answer may never come: nobody waits for it longer than they like."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._rest = b""
+        self.ended = False  # it will say no more
+        if self._process.stdin is None or self._process.stdout is None:
+            raise OSError("no pipes were made")
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._out, False)
+
+    def say(self, text: str) -> None:
+        """A line for its stdin; one that has ended hears nothing."""
+        try:
+            os.write(self._in, text.encode() + b"\n")
+        except BrokenPipeError:
+            self.ended = True
+
+    def lines(self) -> list[str]:
+        """Whole lines that it has said since."""
+        while not self.ended:
+            try:
+                chunk = os.read(self._out, 1 << 16)
+            except BlockingIOError:
+                break
+            self.ended = not chunk
+            self._rest += chunk
+        *whole, self._rest = self._rest.split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
+
+    def code(self) -> int | None:
+        """Its exit code, once it has one."""
+        return self._process.poll()
+
+    def close(self) -> None:
+        """Its stdin ends, which tells it to tidy up; nobody listens any more."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self.ended = True
+
+    def kill(self) -> None:
+        """End it, if it can be ended: one that waits for a dead server cannot."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self.close()
+
 def signal_ranks(log_dir: Path, number: int) -> int:
     """Send a signal to the ranks that noted their process; the count of those reached."""
     reached = 0
@@ -50,6 +105,24 @@ def signal_ranks(log_dir: Path, number: int) -> int:
         if pid and start_time(pid) == began:
             reached += _send(pid, number)
     return reached
+
+
+def gone_ranks(log_dir: Path) -> list[int]:
+    """The ranks that noted their process, and whose process is no more."""
+    gone = []
+    for note in log_dir.glob("rank*.pid"):
+        pid, began = read_note(note)
+        if pid and start_time(pid) != began:
+            gone.append(int(note.stem.removeprefix("rank")))
+    return sorted(gone)
+
+
+def rank_of(log_dir: Path, pid: int) -> int | None:
+    """Which rank a process was."""
+    for note in log_dir.glob("rank*.pid"):
+        if read_note(note)[0] == pid:
+            return int(note.stem.removeprefix("rank"))
+    return None
 
 
 def read_note(path: Path) -> tuple[int, int | None]:
@@ -111,5 +184,5 @@ def _send(pid: int, number: int) -> int:
 
 
 def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")

@@ -1,7 +1,4 @@
-"""The supervisor on real processes: nothing said is lost, nothing started is left, and stops are heeded.
-
-The "launcher" here is a small program that starts ranks as torch's agent does: children in sessions of their own.
-"""
+"""One node's part on real processes: nothing said is lost, nothing started is left, and stops are heeded."""
 
 from __future__ import annotations
 
@@ -10,82 +7,38 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gang_bench import GangBench, Node, eventually
 
 from clusterft_trainer import progress, stream
-from clusterft_trainer.assignment import Assignment, parse
+from clusterft_trainer.assignment import Survival, parse
 from clusterft_trainer.rank import start_time
-
-# Starts one rank per slot, waits for them, and reports a death in torch's words.
-LAUNCHER = """
-import os, subprocess, sys
-slots, script = int(sys.argv[1]), sys.argv[2]
-ranks = []
-for r in range(slots):
-    env = {**os.environ, "RANK": str(r), "LOCAL_RANK": str(r)}
-    ranks.append(subprocess.Popen([sys.executable, "-m", "clusterft_trainer.rank", script], env=env,
-                                  start_new_session=True))
-codes = [r.wait() for r in ranks]
-for local, (rank, code) in enumerate(zip(ranks, codes)):
-    if code:
-        print(f"failed (exitcode: {code}) local_rank: {local} (pid: {rank.pid}) of binary: python", flush=True)
-sys.exit(1 if any(codes) else 0)
-"""
 
 
 class Bench:
-    """One node's directory, and the verbs that a launcher would use on it."""
+    """A run of one node that is not restarted."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.dir = root / "node" / "runs" / "run-1"
-        self.shared = root / "shared" / "run-1"
+        self.gang = GangBench(root)
+        self.shared = self.gang.shared
+        self.node: Node
+        self.dir = root / "n0" / "run"
         self.dir.mkdir(parents=True)
 
     def write(self, script: str, *, slots: int = 1, grace: float = 20.0, **changes: object) -> None:
         """Lay out an assignment whose ranks run `script`."""
-        (self.root / "launcher.py").write_text(LAUNCHER)
-        (self.root / "rank.py").write_text(textwrap.dedent(script))
-        known: dict[str, object] = {
-            "run": "run-1",
-            "cluster": "c",
-            "node": "n1",
-            "machine_rank": 0,
-            "machines": 1,
-            "slots": slots,
-            "attempt": 0,
-            "argv": (sys.executable, str(self.root / "launcher.py"), str(slots), str(self.root / "rank.py")),
-            "env": {"PATH": os.environ["PATH"], "GIVEN": "yes"},
-            "work_dir": str(self.dir),
-            "log_dir": str(self.dir / "logs"),
-            "mirror_dir": str(self.shared / "logs"),
-            "events_file": str(self.shared / "events" / "n1.jsonl"),
-            "lock_file": str(self.root / "node" / "active.lock"),
-            "grace_seconds": grace,
-            **changes,
-        }
-        (self.dir / "assignment.json").write_text(Assignment(**known).to_json())  # type: ignore[arg-type]
-
-    def verb(self, name: str) -> subprocess.CompletedProcess[str]:
-        """Call the supervisor's command line as a controller does."""
-        argv = [sys.executable, "-m", "clusterft_trainer.supervisor", name, str(self.dir)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
-
-    def start(self) -> int:
-        """Start it detached; the pid of the supervisor."""
-        done = self.verb("start")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return int(json.loads(done.stdout)["pid"])
+        told = {"grace_seconds": grace, "survival": Survival(restarts=0), **changes}
+        (self.node,) = self.gang.lay_out(script, nodes=1, slots=slots, **told)  # type: ignore[arg-type]
+        self.verb, self.start = self.node.verb, self.node.start
 
     def follow(self) -> list[stream.Line]:
         """Everything it said, to the end."""
-        lines = [stream.decode(text) for text in self.verb("follow").stdout.splitlines()]
-        return [line for line in lines if line is not None]
+        return self.node.follow()
 
     def text(self, rank: int) -> list[str]:
         """What a rank wrote, as passed on."""
@@ -93,28 +46,19 @@ class Bench:
 
     def rank_pids(self) -> list[int]:
         """The ranks that have noted themselves."""
-        return [json.loads(note.read_text())["pid"] for note in self.dir.glob("logs/rank*.pid")]
+        return [json.loads(note.read_text())["pid"] for note in self.node.logs().glob("rank*.pid")]
+
+    def said(self) -> str:
+        """The stream as it lies there."""
+        return (self.dir / "stream.jsonl").read_text() if (self.dir / "stream.jsonl").exists() else ""
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A node's directory; whatever the test left running there is stopped."""
+    """A node's directory; whatever the test left running there is ended."""
     made = Bench(tmp_path)
     yield made
-    if (made.dir / "supervisor.json").exists():
-        made.verb("stop")
-        made.verb("stop")
-        made.verb("follow")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    """Wait for something that other processes do."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+    made.gang.clear()
 
 
 def test_all_that_ranks_say_arrives_in_order_and_is_mirrored(bench: Bench) -> None:
@@ -132,7 +76,7 @@ def test_all_that_ranks_say_arrives_in_order_and_is_mirrored(bench: Bench) -> No
     )
     bench.start()
     said = bench.follow()
-    assert isinstance(said[0], stream.Started)
+    assert isinstance(said[0], stream.Started) and isinstance(said[1], stream.Attempt)
     assert isinstance(said[-1], stream.Ended) and (said[-1].end, said[-1].code) == ("ok", 0)
     for rank in (0, 1):
         mine = [line for line in said if getattr(line, "rank", None) == rank]
@@ -141,19 +85,27 @@ def test_all_that_ranks_say_arrives_in_order_and_is_mirrored(bench: Bench) -> No
         assert [line.record for line in mine if isinstance(line, stream.Progress)] == [
             progress.Phase("train", 1.0)
         ]
-        mirrored = (bench.shared / "logs" / f"rank{rank}.log").read_bytes()
-        assert mirrored == (bench.dir / "logs" / f"rank{rank}.log").read_bytes()
+        mirrored = (bench.shared / "logs" / "attempt-0" / "n0" / f"rank{rank}.log").read_bytes()
+        assert mirrored == (bench.node.logs() / f"rank{rank}.log").read_bytes()
         assert mirrored.endswith(b"no newline at the end")
-    assert (bench.shared / "events" / "n1.jsonl").read_text().splitlines()[-1].count('"ended"') == 1
+    assert (bench.shared / "events" / "n0.jsonl").read_text().splitlines()[-1].count('"ended"') == 1
 
 
-def test_in_the_foreground_all_is_said_on_stdout_as_in_the_file(bench: Bench) -> None:
-    # PID 1 of a container: the engine's log must hold what `stream.jsonl` holds.
-    bench.write("print('hello')")
+def test_in_the_foreground_all_is_said_on_stdout_for_people(bench: Bench) -> None:
+    # PID 1 of a container: this is what `docker logs` shows.
+    bench.write(
+        """
+        from clusterft_trainer import progress
+        print("hello")
+        print(progress.encode(progress.Step(3, 9, 0, 0.125, 1e-4, None, 1.0, 0.0, 1.0)))
+        """
+    )
     done = bench.verb("run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == (bench.dir / "stream.jsonl").read_text()
-    assert '"hello"' in done.stdout and '"ended"' in done.stdout
+    shown = done.stdout.splitlines()
+    assert shown[0] == "supervisor | started" and shown[-1] == "supervisor | over: ok"
+    assert "rank 0 | hello" in shown and "rank 0 | step 3/9  loss 0.125" in shown
+    assert "{" not in done.stdout
 
 
 def test_ranks_see_the_planned_environment_and_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +136,11 @@ def test_a_killed_rank_is_named_with_its_signal(bench: Bench) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         """,
         slots=2,
-        machine_rank=3,
     )
     bench.start()
     said = bench.follow()
     deaths = [line for line in said if isinstance(line, stream.RankDied)]
-    assert [(death.rank, death.code) for death in deaths] == [(7, -9)]  # 3 * 2 slots + local rank 1
+    assert [(death.rank, death.code) for death in deaths] == [(1, -9)]
     assert isinstance(said[-1], stream.Ended) and said[-1].end == "failed"
     assert "last words" in [line.text for line in said if isinstance(line, stream.Log)]
 
@@ -207,7 +158,7 @@ def test_a_stop_lets_ranks_save_first(bench: Bench) -> None:
         """
     )
     bench.start()
-    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    assert eventually(lambda: "ready" in bench.said())
     assert json.loads(bench.verb("stop").stdout) == {"told": True}
     said = bench.follow()
     assert bench.text(0) == ["ready", "saved"]
@@ -234,7 +185,7 @@ def test_a_second_stop_kills_and_nothing_is_left(bench: Bench) -> None:
     bench.start()
     orphan = bench.root / "rank.py.orphan"
     assert eventually(lambda: orphan.exists() and bool(orphan.read_text()))
-    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    assert eventually(lambda: "ready" in bench.said())
     pids = [int(orphan.read_text()), *bench.rank_pids()]
     assert len(pids) == 2 and all(start_time(pid) for pid in pids)
     bench.verb("stop")
@@ -248,7 +199,7 @@ def test_a_second_stop_kills_and_nothing_is_left(bench: Bench) -> None:
 def test_ranks_that_ignore_a_stop_are_killed_after_the_grace(bench: Bench) -> None:
     bench.write(STUBBORN, grace=0.5)
     bench.start()
-    assert eventually(lambda: "ready" in (bench.dir / "stream.jsonl").read_text())
+    assert eventually(lambda: "ready" in bench.said())
     began = time.monotonic()
     bench.verb("stop")
     bench.follow()
@@ -263,8 +214,7 @@ def test_a_killed_supervisor_takes_the_launcher_along_and_the_follower_says_so(b
     os.kill(supervisor, signal.SIGKILL)
     assert isinstance(bench.follow()[-1], stream.Vanished)
     assert eventually(lambda: start_time(launcher) is None)
-    for pid in bench.rank_pids():  # this launcher, unlike torch's, does not end its ranks
-        os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not bench.node.rank_pids()), "the launcher was told, and ends its ranks"
 
 
 def test_a_node_in_use_is_refused_by_the_name_of_the_run(bench: Bench) -> None:
@@ -288,12 +238,12 @@ def test_the_lock_is_free_again_after_a_crash(bench: Bench) -> None:
 
 def test_a_hung_share_delays_the_end_but_not_the_output(bench: Bench) -> None:
     # Opening a FIFO that nobody reads blocks, as a file on a dead NFS server does.
-    mirror = bench.shared / "logs"
+    mirror = bench.shared / "logs" / "attempt-0" / "n0"
     mirror.mkdir(parents=True)
     os.mkfifo(mirror / "rank0.log")
     bench.write("print('hello')")
     bench.start()
-    assert eventually(lambda: '"hello"' in (bench.dir / "stream.jsonl").read_text(), 4)
+    assert eventually(lambda: '"hello"' in bench.said(), 4)
     began = time.monotonic()
     end = bench.follow()[-1]
     assert isinstance(end, stream.Ended) and end.end == "ok"
@@ -302,7 +252,6 @@ def test_a_hung_share_delays_the_end_but_not_the_output(bench: Bench) -> None:
 
 
 def test_a_share_that_refuses_is_told_at_the_end(bench: Bench) -> None:
-    bench.shared.mkdir(parents=True)
     (bench.shared / "logs").write_text("a file where the directory should be")
     bench.write("print('hello')")
     bench.start()
@@ -313,14 +262,14 @@ def test_a_share_that_refuses_is_told_at_the_end(bench: Bench) -> None:
 def test_a_flood_from_one_rank_keeps_nobody_from_stopping_it(bench: Bench) -> None:
     bench.write("import os; os.execvp('yes', ['yes'])")
     bench.start()
-    log = bench.dir / "logs" / "rank0.log"
+    log = bench.node.logs() / "rank0.log"
     assert eventually(log.exists)
     time.sleep(1)
     pids = bench.rank_pids()
     bench.verb("stop")
     bench.verb("stop")
     assert eventually(lambda: not any(start_time(pid) for pid in pids), 5)
-    assert eventually(lambda: '"ended"' in (bench.dir / "stream.jsonl").read_text()[-400:], 30)
+    assert eventually(lambda: '"ended"' in bench.said()[-400:], 30)
 
 
 def test_long_lines_keep_their_meaning(bench: Bench) -> None:
@@ -385,6 +334,6 @@ def test_stop_of_a_finished_run_harms_nobody(bench: Bench) -> None:
 
 def test_an_assignment_of_another_schema_is_refused() -> None:
     with pytest.raises(ValueError, match="schema"):
-        parse('{"schema": 2}')
-    with pytest.raises(ValueError, match="lacks"):
         parse('{"schema": 1}')
+    with pytest.raises(ValueError, match="lacks"):
+        parse('{"schema": 2}')

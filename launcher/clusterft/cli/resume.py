@@ -1,0 +1,157 @@
+"""`clusterft resume`: a run that is over goes on from its newest complete checkpoint, on the nodes there are now.
+
+The same id, the same directory, the next attempt. Refuses a run that is not over, and settings that have changed
+unless that is meant: a changed batch or seed makes another course of what was half done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterft import hosts as hostfiles
+from clusterft import spec
+from clusterft.apply import Gang, harvest, planning, record, runs, settings
+from clusterft.apply.mending import Means, successors
+from clusterft.apply.planning import Wanted
+from clusterft.apply.runs import Located
+from clusterft.cli import attach, tending, train
+from clusterft.cli.ask import Terminal
+from clusterft.errors import Blocked, UsageError
+from clusterft.events import StageDone
+from clusterft.findings import Finding
+from clusterft.hosts import Node
+from clusterft.remote import Unreachable
+from clusterft.ship.code import CodeTree
+from clusterft.spec import JobSpec
+from clusterft.ui import text, watch
+
+_ATTEMPTS = 'cd -- "$1/logs" 2>/dev/null && ls -d attempt-* 2>/dev/null; exit 0'
+_SECONDS = 20.0
+# What says how a run is carried out, not what it computes.
+_FREE = frozenset(
+    "name hosts restarts min_nodes hang_after first_step_after patience stagger_seconds resources env secrets "
+    "mounts user port image launcher rendezvous python".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of this verb."""
+
+    run: str
+    job: Path | None
+    hosts: Path | None
+    cluster: str | None
+    changed: bool
+    preflight: bool
+    as_json: bool
+
+
+def run(options: Options) -> int:
+    """From where it stopped to its end."""
+    given = spec.load(options.job) if options.job else None
+    with runs.locate(options.run, options.hosts, options.cluster, Terminal()) as found:
+        before = attach.job_of(found.entry)
+        _refuse_alive(found)
+        if given:
+            _same(before, given, options)
+        job = given or before
+        values, _ = train.secret_values(job, needed=True)
+        tree = train.shipped(job) if given else None
+        return _go_on(options, found, job, values, tree)
+
+
+def _go_on(options: Options, found: Located, job: JobSpec, values: dict[str, str], tree: CodeTree | None) -> int:
+    entry, fleet, out = found.entry, found.fleet, watch.notes(quiet=options.as_json)
+    for line in harvest.told(harvest.gather(fleet, found.run, found.parts)):
+        out(f"! {line}")  # a container's name is the lock: what is left of the run itself holds it
+    began = time.monotonic()
+    code = tree.digest if tree else entry.code
+    brought = settings.load(settings.cluster_places(found.cluster.name))
+    # Where nobody has said `up`, its own image is still on the nodes.
+    tag = None if brought and brought.tag else entry.image
+    wanted = Wanted(found.run, code, _next_attempt(found), options.preflight, tag=tag)
+    prepared = planning.prepare(job, fleet, wanted, _nodes(found, job))
+    for line in text.findings(prepared.found):
+        out(line)
+    first = StageDone(f"{len(prepared.plan.nodes)} nodes checked", time.monotonic() - began)
+    fresh = record.again(entry, prepared.plan, fleet, job, code)
+    means = Means(job, lambda: values)
+    tended = train.in_hand(fresh, prepared, fleet, means, as_json=options.as_json)
+    opening = train.opening(tended, prepared.plan, values, first, tree)
+    return tending.tend(tended, tending.begin(tended, opening))
+
+
+def _refuse_alive(found: Located) -> None:
+    """A part that is there, or may be: nobody knows what a node does that cannot be asked."""
+    if not found.parts:
+        raise UsageError(f"{found.run} has never trained", remedy="clusterft train job.yaml")
+    entry = found.entry
+    alive = Gang(found.run, entry.cluster, found.parts, found.fleet).alive()
+    running = [node for node, answer in alive.items() if answer is True]
+    if running and found.outcome is None:
+        raise Blocked(
+            f"{found.run} is still running",
+            (
+                Finding(
+                    "run.alive",
+                    "fail",
+                    tuple(running),
+                    "a part of it is there",
+                    evidence=f"started by {entry.controller}",
+                    fix=(f"clusterft attach {found.run}", f"clusterft stop {found.run}"),
+                ),
+            ),
+            effect="blocks",
+        )
+
+
+def _same(before: JobSpec, given: JobSpec, options: Options) -> None:
+    told = differences(before.model_dump(mode="json"), given.model_dump(mode="json"))
+    if told and not options.changed:
+        raise UsageError(
+            f"the settings of {options.run} have changed: " + "; ".join(told),
+            where=str(options.job),
+            remedy="clusterft resume --changed goes on with the new ones; without --job, with the old ones",
+        )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> list[str]:
+    """Field by field, what of a job says another thing; pure. How a run is carried out is free to change."""
+    told = []
+    for key in dict.fromkeys((*before, *after)):
+        old, new, at = before.get(key), after.get(key), f"{where}{key}"
+        if old == new or (not where and key in _FREE):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            told += differences(old, new, f"{at}.")
+        else:
+            told.append(f"{at}: {old} → {new}")
+    return told
+
+
+def _next_attempt(found: Located) -> int:
+    """After all that have left logs, wherever their outcome was written down."""
+    attempts = [int(found.entry.plan["first_attempt"]) - 1]
+    for remote in list(found.fleet.remotes.values()):
+        try:
+            done = remote.run(("sh", "-c", _ATTEMPTS, "sh", str(found.run_dir)), seconds=_SECONDS)
+        except Unreachable:
+            continue
+        names = (line.removeprefix("attempt-") for line in done.out.split())
+        attempts += [int(name) for name in names if name.isdecimal()]
+        break
+    return max(attempts) + 1
+
+
+def _nodes(found: Located, job: JobSpec) -> tuple[Node, ...]:
+    """Those of the hostfile as it is now; where one is missing, a spare, or fewer if the job allows that."""
+    cluster = hostfiles.load(found.cluster.path, name=found.cluster.name)
+    spares = tuple(node for node in cluster.nodes if node.spare)
+    least = job.min_nodes or len(cluster.active)
+    chosen = successors(cluster.active, frozenset(found.fleet.remotes), spares, least)
+    return chosen or cluster.active  # what is missing is then said by the checks

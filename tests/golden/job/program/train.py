@@ -1,0 +1,1 @@
+"""A program that jobs in this folder name; it is never started."""

@@ -1,0 +1,92 @@
+"""Proves the checks of one job against its nodes: cards in use, and what the estimate rules out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import scenes
+
+from clusterft import checks
+from clusterft.checks import Demand, Foresight, Survey
+from clusterft.facts.gpu import GpuProcess
+from clusterft.findings import Finding
+
+GIB = 2**30
+CUDA = Demand("cuda", "/mnt/out", shared_bytes=GIB, local_bytes=GIB // 2)
+TWO = scenes.cluster("a slots=1\nb slots=1 gpus=1\n")
+SMALL = Foresight(vram=8 * GIB, host=GIB, disk=GIB, checkpoint=GIB, step=None, remedies=())
+
+
+def survey(**of_b: Any) -> Survey:
+    """Node b has two cards, and uses the second one, to which the changes apply."""
+    second = dataclasses.replace(scenes.card(1), **of_b)
+    room = (scenes.disk("/mnt/out"),)
+    return scenes.survey(
+        TWO,
+        scenes.facts("a", gpus=(scenes.card(0),), disks=room),
+        scenes.facts("b", gpus=(scenes.card(0), second), disks=room),
+    )
+
+
+def found(survey: Survey, seen: Foresight = SMALL) -> dict[str, Finding]:
+    """Findings by id."""
+    said = (*checks.judge(survey, CUDA), *checks.judge_foreseen(survey, seen, "/mnt/out"))
+    return {finding.id: finding for finding in said}
+
+
+def test_a_card_that_another_program_computes_on_blocks_with_its_pid() -> None:
+    left = GpuProcess(48122, "C", "python3", 21000)
+    finding = found(survey(processes=(left,), used=21010))["gpu.busy"]
+    assert (finding.status, finding.nodes) == ("fail", ("b",))
+    assert "card 1" in finding.summary and "48122 python3 21000 MiB" in finding.evidence
+
+
+def test_a_card_that_the_run_does_not_use_may_be_busy() -> None:
+    busy = dataclasses.replace(scenes.card(0), processes=(GpuProcess(7, "C", "other", 100),))
+    both = scenes.survey(
+        TWO, scenes.facts("a", gpus=(scenes.card(0),)), scenes.facts("b", gpus=(busy, scenes.card(1)))
+    )
+    assert "gpu.busy" not in {finding.id for finding in checks.judge(both, CUDA)}
+
+
+@pytest.mark.parametrize("kind", ["G", "C+G"])
+def test_a_desktop_is_a_warning_with_what_it_costs(kind: str) -> None:
+    shell = GpuProcess(900, kind, "gnome-shell", 310)
+    finding = found(survey(display=True, used=310, processes=(shell,)))["gpu.display"]
+    assert finding.status == "warn" and "310 MiB" in finding.summary and "gnome-shell" in finding.evidence
+
+
+def test_a_run_that_exceeds_a_card_blocks_with_what_would_fit() -> None:
+    large = dataclasses.replace(SMALL, vram=30 * GIB, remedies=("weights: bf16 with ddp",))
+    finding = found(survey(), large)["job.memory"]
+    assert finding.status == "fail" and finding.nodes == ("a", "b")
+    assert finding.fix == ("would fit: weights: bf16 with ddp",)
+
+
+def test_a_run_that_only_just_fits_is_a_warning() -> None:
+    tight = dataclasses.replace(SMALL, vram=int(23.5 * GIB))
+    assert found(survey(), tight)["job.memory"].status == "warn"
+    assert "job.memory" not in found(survey())
+
+
+def test_checkpoints_that_the_shared_dir_cannot_take_block() -> None:
+    hungry = dataclasses.replace(SMALL, disk=600 * GIB)
+    finding = found(survey(), hungry)["os.disk-full"]
+    assert finding.status == "fail" and finding.nodes == ("a", "b") and "600.0 GiB needed" in finding.summary
+
+
+def test_an_estimate_of_another_version_is_refused_by_name() -> None:
+    body = {
+        "vram_total": 1.0,
+        "host_total": 2.0,
+        "disk_total": 3.0,
+        "checkpoint": 4,
+        "time": {"step": 0.5},
+        "remedies": [{"changes": ["weights: bf16"], "engine": "ddp", "vram": 1}],
+    }
+    assert checks.foresight(body) == Foresight(1, 2, 3, 4, 0.5, ("weights: bf16 with ddp",))
+    del body["disk_total"]
+    with pytest.raises(ValueError, match="disk_total"):
+        checks.foresight(body)

@@ -1,0 +1,42 @@
+"""tests/FAULTS.md: what came of each fault when its test last ran, from the account that the tests keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCOUNT = ROOT / ".test-state" / "faults.jsonl"
+PAGE = ROOT / "tests" / "FAULTS.md"
+_HEAD = """\
+# What runs live through
+
+Three full lab nodes and a spare, a run of the tiny SDXL with DeepSpeed ZeRO-2 on them, and one thing that goes
+wrong. Every test also proves from the ranks' own notes that each sample was computed exactly once in each epoch,
+and that nothing is left on any node: no container, no process, no file outside clusterft's directories.
+
+`make test-all` writes this page (tests/faults). Seconds are those of the whole test on two shared cores, the start
+of the run included; a plus behind the commit means that the tree had changes on top of it.
+
+| what happens | what came of it | seconds | commit |
+|-|-|-:|-|
+"""
+
+
+def write(account: Path = ACCOUNT, page: Path = PAGE) -> bool:
+    """Bring the page up to date; whether there was anything to tell."""
+    if not account.exists():
+        return False
+    newest: dict[str, dict[str, Any]] = {}
+    for line in account.read_text(encoding="utf-8").splitlines():
+        body = json.loads(line)
+        newest[body["test"]] = body
+    page.write_text(_HEAD + "".join(_row(body) for _, body in sorted(newest.items())), encoding="utf-8")
+    return bool(newest)
+
+
+def _row(body: dict[str, Any]) -> str:
+    came = body["said"] if body["passed"] else "**FAILED** " + body["said"]
+    cells = (body["fault"], came.strip(), body["seconds"], body["commit"])
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |\n"
