@@ -86,6 +86,7 @@ def wait_for(text: str, read: Any, seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_the_example_is_a_plain_deepspeed_program_that_ends_when_asked_and_goes_on(tmp_path: Path) -> None:
     desk = ByHand(tmp_path)
     both = desk.start("--steps", "1000", "--pause", "0.05", "--save_every", "1000")
@@ -250,6 +251,7 @@ sys.exit(int(os.environ.get("END", "0")))
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_torchrun_runs_a_plain_program_and_only_changed_files_travel(desk: Desk) -> None:
     desk.code.mkdir()
     (desk.code / "train.py").write_text(PLAIN)

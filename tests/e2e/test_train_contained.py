@@ -237,6 +237,7 @@ def test_a_second_run_is_told_whose_the_nodes_are(rack: Rack) -> None:
     assert rack.containers() == {}
 
 
+@pytest.mark.long
 def test_a_rank_and_a_container_die_and_the_run_goes_on(rack: Rack) -> None:
     process, run = rack.training(train={"steps": 60})
     rack.rank("n2", 1)
@@ -256,6 +257,7 @@ def test_a_rank_and_a_container_die_and_the_run_goes_on(rack: Rack) -> None:
     assert rack.containers() == {}
 
 
+@pytest.mark.long
 def test_another_controller_attaches_stops_and_resumes(rack: Rack) -> None:
     process, run = rack.training(train={"steps": 60})
     process.kill()
@@ -289,6 +291,7 @@ def test_another_controller_attaches_stops_and_resumes(rack: Rack) -> None:
     assert rack.containers() == {}
 
 
+@pytest.mark.long
 def test_a_spare_takes_the_place_of_a_node_that_stays_dead(rack: Rack) -> None:
     process, run = rack.training(train={"steps": 40})
     rack.lab.node("n2").kill()
@@ -302,6 +305,7 @@ def test_a_spare_takes_the_place_of_a_node_that_stays_dead(rack: Rack) -> None:
     assert rack.containers() == {}, "what the dead node still held is gone once it is back"
 
 
+@pytest.mark.long
 def test_the_head_stays_dead_and_another_node_is_it(rack: Rack) -> None:
     process, run = rack.training(train={"steps": 40})
     rack.lab.node("n1").kill()

@@ -25,6 +25,8 @@ hosts: {hosts}
 shared: {shared}
 runtime: process
 resources: {{device: cpu, threads: 1}}
+restarts: 0
+patience: 20s
 train:
   model: builtin:tiny
   output: {{name: out}}
@@ -174,8 +176,7 @@ def trainers_on(node: LightNode) -> list[str]:
     "fault",
     [
         "reboot",
-        # A node without power answers nothing; it gets five minutes, since a link may come back.
-        pytest.param("power", marks=pytest.mark.long),
+        "power",  # it answers nothing, and gets the job's patience, since a link may come back
     ],
 )
 def test_a_lost_node_ends_the_run_with_its_name(desk: Desk, lab: LightLab, fault: str) -> None:

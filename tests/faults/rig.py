@@ -72,11 +72,13 @@ class Rig:
         """What `clusterft status RUN` knows; it also harvests a run that is over."""
         return self.desk.said("status", run)
 
-    def another_desk(self) -> Desk:
-        """Another person's home, who has the keys and the hostfile, and trusts the same machines."""
+    def another_desk(self, *up: str) -> Desk:
+        """Another person's home, who has the keys, the hostfile and the job, and trusts the same machines."""
         root = Path(tempfile.mkdtemp(prefix="desk-", dir=self.desk.root.parent))
-        other = Desk(root / "home", self.desk.hosts.read_text())
-        other.up("--no-image")
+        other = Desk(root, self.desk.hosts.read_text())
+        for name in ("job.yaml", "image/Dockerfile"):
+            (other.root / name).write_text((self.desk.root / name).read_text())
+        other.up(*(up or ("--no-image",)))
         return other
 
     def without_spare(self) -> Path:
@@ -173,7 +175,8 @@ class Rig:
     def fill_shared(self, leave_mib: int) -> None:
         """Leave only so much room in the shared dir."""
         room = f"$(($(df --output=avail -m {BEHIND} | tail -1) - {leave_mib}))"
-        self.sh("n1", f"fallocate -l {room}M {BEHIND}/.filler")
+        # A checkpoint may take some of it between the two.
+        self.sh("n1", f"until fallocate -l {room}M {BEHIND}/.filler; do rm -f {BEHIND}/.filler; done 2>/dev/null")
 
     def free_shared(self) -> None:
         """Take that back."""

@@ -102,7 +102,7 @@ def test_a_full_disk_stops_the_run_and_resume_goes_on(rig: Rig, tell: Tell) -> N
     rig.fill_shared(leave_mib=8)
     assert controller.wait() == 5, controller.words()
     said = controller.said()
-    assert said["failure"] == "disk-full", said
+    assert said["verdict"]["failure"] == "disk-full", said
     assert rig.containers("n1", run) == []
     rig.free_shared()
     outcome = rig.over(run)
@@ -123,7 +123,7 @@ def test_attach_from_another_home_after_the_controller_was_killed(rig: Rig, tell
     attached = rig.begin("attach", run, "--json", desk=other)
     assert attached.wait() == 0, attached.words()
     said = attached.said()
-    assert (said["run"], said["end"]) == (run, "ok"), said
+    assert (said["run"], said["outcome"]) == (run, "ok"), said
     assert rig.outcome(run)["attempts"] == 1
     rig.assert_each_once(run, epochs=5)
     rig.assert_clean()
@@ -307,8 +307,8 @@ def test_a_second_run_on_the_same_nodes_is_refused(rig: Rig, tell: Tell) -> None
     """Two controllers, one cluster: the second is told whose run holds the nodes."""
     controller, run = rig.train(**LONG)
     rig.saved(run, controller)
-    other = rig.another_desk()
-    done = other.run("train", str(rig.desk.root / "job.yaml"), "--hosts", str(other.hosts), "--json")
+    other = rig.another_desk("--job", str(rig.desk.root / "job.yaml"))
+    done = other.run("train", "job.yaml", "--json")
     assert done.returncode == 3 and run in done.stdout + done.stderr, done.stdout + done.stderr
     assert controller.wait() == 0, controller.words()
     assert rig.outcome(run)["attempts"] == 1

@@ -25,7 +25,7 @@ CARDS = [
     "WARNING: infoROM is corrupted at gpu 0000:3B:00.0",
     "0, 98, 76543, 81559, 61, 412.35",
     "1, [N/A], 512, 8192, 44, [N/A]",
-    "2, [GPU requires reset], [GPU requires reset], [GPU requires reset], [GPU requires reset], [GPU requires reset]",
+    "2, " + ", ".join(["[GPU requires reset]"] * 5),
 ]
 
 
@@ -34,7 +34,10 @@ def test_processors_wait_for_disks_without_being_busy() -> None:
 
 
 def test_memory_that_the_kernel_would_give_back_is_not_in_use() -> None:
-    assert usage.memory("MemTotal:  1000 kB\nMemFree: 100 kB\nMemAvailable:  400 kB\n") == (600 * 1024, 1000 * 1024)
+    assert usage.memory("MemTotal:  1000 kB\nMemFree: 100 kB\nMemAvailable:  400 kB\n") == (
+        600 * 1024,
+        1000 * 1024,
+    )
 
 
 def test_loopback_is_no_network() -> None:

@@ -71,7 +71,7 @@ def test_a_real_file_becomes_the_job_that_it_should(case: str, tmp_path: Path) -
     migration = migrate.run(path.read_text(encoding="utf-8"), path.name, migrate.beside(path))
     same_as_golden(migration.yaml, GOLDEN / case / "job.yaml")
     same_as_golden(migrate.report(migration), GOLDEN / case / "report.txt")
-    assert loads(migration, tmp_path).runtime == "process"
+    assert loads(migration, tmp_path).runtime == "docker"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ told of the end. Refuses a run that goes on: who asks must know that it is over.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import time
+from collections.abc import Container, Iterable, Mapping
 from pathlib import PurePosixPath
 
 from clusterft import places
@@ -17,6 +18,9 @@ from clusterft.plan import Part
 from clusterft.plan.part import Runtime
 from clusterft.remote import Remote, Unreachable
 from clusterft.runtime import Harvest, carrier
+
+OVER = frozenset(("created", "exited", "dead"))  # the engine's words for a container that nothing runs in
+_LAST_WORDS = 15.0  # seconds
 
 
 def gather(
@@ -47,6 +51,19 @@ def gather(
 
     found = fleet.each(one)
     return {node: each for node, each in found.items() if isinstance(each, ClusterftError) or each.removed}
+
+
+def ripe(state: str, containers: Mapping[str, str], members: Iterable[str], ended: float | None) -> bool:
+    """Whether what is left of a run may go: it is over, and what still runs of it knows nothing of that.
+
+    `containers` has the engine's word for each node's; `members` are the nodes of the gang as it ended. A part
+    gets time to hear of the end and for its last words; one that was replaced, or comes back later, has had it.
+    """
+    if state not in ("ok", "stopped", "failed"):
+        return False
+    late = ended is not None and time.time() - ended > _LAST_WORDS
+    nodes = set(members)
+    return late or all(word in OVER for node, word in containers.items() if node in nodes)
 
 
 def told(found: dict[str, Harvest | ClusterftError]) -> list[str]:

@@ -33,9 +33,10 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
     with runs.locate(name, hosts, cluster, Terminal()) as located:
         board = reading.board(located)
         _print_one(located, board, as_json=as_json)
-        if (board.over or located.state in _OVER) and all(
-            state in docker.OVER for state in located.containers.values()
-        ):
+        ended = (located.outcome or located.record).get("ended")
+        quiet = board.over and all(state in docker.OVER for state in located.containers.values())
+        members = [part.node for part in located.parts]
+        if quiet or harvest.ripe(located.state, located.containers, members, ended):
             for line in harvest.told(harvest.gather(located.fleet, located.run, located.parts)):
                 say(sys.stderr, f"! {line}")
     return 0
@@ -68,7 +69,7 @@ def _glance(found: Surroundings, one: Summary) -> view.Glance:
 def _clear(fleet: Fleet, one: Summary) -> Iterator[view.LeftBehind]:
     """Take away the containers of a run that is over, once their logs are safe; those of any other are named."""
     there = one.containers or {}
-    safe = one.state in _OVER and all(state in docker.OVER for state in there.values())
+    safe = harvest.ripe(one.state, there, one.nodes, one.ended)
     gathered = harvest.gather(fleet, one.run, ()) if there and safe else {}
     for node, state in there.items():
         done = gathered.get(node)

@@ -168,7 +168,6 @@ def place(sheet: Sheet, case: Case) -> None:
         sheet.blank("shared", "/mnt/out", why)
         if directory is not None:
             sheet.leave("output_dir", "not possible", "shared is a whole path on the nodes: write it there")
-    sheet.put("runtime", "process")
     if case.launcher == "torchrun":
         sheet.put("launcher", "torchrun")
     if sheet.switch(LAUNCH + "use_cpu") or sheet.switch(LAUNCH + "cpu"):

@@ -59,8 +59,14 @@ class Attempt:
         term, here = self.term, Path(self.term.here)
         self._say(
             stream.Attempt(
-                term.attempt, term.machines, term.machine_rank, term.first_rank, term.world, term.address,
-                term.port, time.time(),
+                term.attempt,
+                term.machines,
+                term.machine_rank,
+                term.first_rank,
+                term.world,
+                term.address,
+                term.port,
+                time.time(),
             )  # fmt: skip
         )
         environment = {
@@ -198,6 +204,7 @@ class Attempt:
 
     def _end(self, code: int) -> None:
         """The launcher is gone: nothing that it started stays, and nothing that was written is left unsaid."""
+        left = processes.signal_ranks(self.logs, 0)  # no signal: whether they are there
         processes.end_descendants(time.monotonic() + _LAST_WORDS)
         deadline = time.monotonic() + _REST
         while self._pass_on(time.monotonic(), final=True):
@@ -205,11 +212,13 @@ class Attempt:
                 text = f"more lines than could be passed on: the rest is in {self.logs}"
                 self._say(stream.Log(LAUNCHER, text, time.time()))
                 break
+        if left and code == 0:
+            # DeepSpeed's runner ends well when its second half was killed, whatever becomes of the ranks.
+            code = 1
+            self.signs.line(LAUNCHER, f"it left {left} of its ranks behind")
         if self._heeded:
             self.signs.ended(code, started=self._launcher is not None)
         end: End = "ok" if code == 0 and not self._why else "stopped" if self._asked else "failed"
         signs = self.signs
-        self.report = Report(
-            self.term.attempt, end, code, signs.done, signs.step, self._why, tuple(signs.seen)
-        )
+        self.report = Report(self.term.attempt, end, code, signs.done, signs.step, self._why, tuple(signs.seen))
         self._say(stream.AttemptEnded(self.term.attempt, end, code, time.time(), self._why))

@@ -68,6 +68,21 @@ def left_behind(run_dir: str, since: float) -> Over | None:
         return None  # not one of ours: the head is lost, and that is all that is known
 
 
+def superseded(run_dir: str, first_attempt: int) -> bool:
+    """Whether a controller has planned the run anew since this gang was made: then another gang writes there.
+
+    A share that does not answer tells nothing; whoever would write into it waits for it as well.
+    """
+    probe = (sys.executable, "-P", "-m", "clusterft_trainer.supervisor.probe", "plan", run_dir)
+    lines, code = _answer(probe, _LOOK)
+    if code != 0 or not lines:
+        return False
+    try:
+        return int(json.loads(lines[0])["first_attempt"]) > first_attempt
+    except (ValueError, KeyError, TypeError):
+        return False  # no plan of ours is there: nobody has made another
+
+
 def _answer(argv: tuple[str, ...], seconds: float) -> tuple[list[str], int | None]:
     """What a process says, and its exit code: None if it took too long."""
     child, deadline = Child(argv), time.monotonic() + seconds

@@ -121,6 +121,11 @@ class Gang:
             case _:
                 raise ValueError(f"a member does not say {message.kind}")
 
+    def supersede(self, now: float) -> None:
+        """A controller has made another gang for this run: this one ends, and begins nothing."""
+        text = "the run was planned anew, without this head"
+        self._close("failed", Cause("replaced", text, self.roster.node(0)), "another gang has it", now)
+
     def leave(self) -> None:
         """This very machine shuts down: nothing new is begun."""
         self._ledger.left = True

@@ -61,6 +61,10 @@ class Head:
         """From the head's own part."""
         self._gang.heard(self._rank, message, time.monotonic())
 
+    def supersede(self) -> None:
+        """Another gang has the run."""
+        self._gang.supersede(time.monotonic())
+
     def leave(self) -> None:
         """This machine shuts down."""
         self._gang.leave()

@@ -19,7 +19,7 @@ from clusterft_trainer import assignment, stream
 from clusterft_trainer.assignment import Assignment, Member
 from clusterft_trainer.supervisor import ledger, member, processes
 from clusterft_trainer.supervisor.attempt import Attempt
-from clusterft_trainer.supervisor.ending import OUTCOME, left_behind, outcome, report
+from clusterft_trainer.supervisor.ending import OUTCOME, left_behind, outcome, report, superseded
 from clusterft_trainer.supervisor.head import Head
 from clusterft_trainer.supervisor.look import Look
 from clusterft_trainer.supervisor.messages import (
@@ -205,6 +205,9 @@ class Part:
         last = self._attempt.term.attempt if self._attempt else go.attempt - 1
         if self._is_busy() or go.attempt <= last:
             return  # said twice
+        if self._head is not None and go.attempt > self._told.first_attempt and self._is_superseded():
+            self._head.supersede()
+            return
         if self._head is None:
             self._ledger.attempt = go.attempt
             ledger.keep(self._state, self._ledger)
@@ -301,6 +304,10 @@ class Part:
 
     # --- begin and end
 
+    def _is_superseded(self) -> bool:
+        """A head that was lost may come back to a run that others train by now."""
+        return superseded(self._told.run_dir, self._told.first_attempt)
+
     def _read_secrets(self) -> dict[str, str]:
         """Where nothing brings a supervisor back, they are removed as soon as they are read."""
         if self._told.secrets_file is None or self._ledger.over is not None:
@@ -323,10 +330,11 @@ class Part:
             return LEFT
         over, attempt = self._over, self._attempt
         code = attempt.report.code if attempt and attempt.report else 0
-        if self._head is not None:
+        speaks = self._head is not None and not self._is_superseded()
+        if speaks:
             self._mirror.place(OUTCOME, outcome(self._told.run, self._ledger, time.time()))
         unmirrored = problem = self._mirror.flush(_MIRROR_WAIT)
-        if self._head is not None and not problem:
+        if speaks and not problem:
             problem = report(self._told.run_dir)
         if self._told.secrets_file is not None:
             Path(self._told.secrets_file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m clusterft_trainer.supervisor.probe ports|share|outcome ...`: a look at network or shared dir.
+"""`python -m clusterft_trainer.supervisor.probe ports|share|outcome|plan ...`: a look at network or shared dir.
 
 A process of its own, since either may hang for ever: who started it waits for as long as it likes, and lets go.
 Speaks JSON lines: what it has, then for each line on stdin an answer. It tidies up and ends when stdin does.
@@ -169,3 +169,6 @@ if __name__ == "__main__":
             share(run_dir, own_node, own_word)
         case ["outcome", run_dir]:
             _tell(json.loads(Path(run_dir, "outcome.json").read_text(encoding="utf-8")))
+        case ["plan", run_dir]:
+            body = json.loads(Path(run_dir, "run.json").read_text(encoding="utf-8"))
+            _tell({"first_attempt": body["plan"]["first_attempt"]})

@@ -97,6 +97,7 @@ class Child:
             self._process.kill()
         self.close()
 
+
 def signal_ranks(log_dir: Path, number: int) -> int:
     """Send a signal to the ranks that noted their process; the count of those reached."""
     reached = 0

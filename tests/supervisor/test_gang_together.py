@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -69,6 +70,51 @@ def test_a_killed_head_comes_back_and_goes_on_with_its_members(gang: GangBench) 
     assert [line.attempt for line in nodes[2].all(stream.Attempt)] == [0, 1]
     first, last = nodes[0].all(stream.Decided)
     assert (first.failure, first.node, first.used, last.again) == ("container", "n0", 1, False)
+
+
+def test_a_head_that_comes_back_to_a_run_planned_anew_begins_nothing(gang: GangBench) -> None:
+    nodes = gang.lay_out(TRAIN, kind="train")
+    gang.start()
+    assert eventually(lambda: nodes[0].all(stream.Progress) and nodes[1].rank_pids())
+    os.kill(nodes[0].supervisor(), signal.SIGKILL)
+    (gang.shared / "run.json").write_text(json.dumps({"plan": {"first_attempt": 1}}))
+    (gang.shared / "outcome.json").write_text("of the other gang")
+    nodes[0].start()
+    ends = [node.follow()[-1] for node in nodes]
+    assert [end.end for end in ends if isinstance(end, stream.Ended)] == ["failed"] * 2
+    last = nodes[0].all(stream.Decided)[-1]
+    assert (last.again, last.failure) == (False, "replaced") and "planned anew" in last.cause
+    assert [line.attempt for line in nodes[0].all(stream.Attempt)] == [0], "not even one"
+    assert (gang.shared / "outcome.json").read_text() == "of the other gang"
+    assert not nodes[1].rank_pids(0) and not nodes[1].rank_pids(1)
+
+
+FORSAKES = """
+import os, signal, time
+if os.environ["CLUSTERFT_ATTEMPT"] == "0":
+    launcher = os.getppid()
+    time.sleep(0.5)
+    os.kill(launcher, signal.SIGTERM)
+    time.sleep(60)
+"""
+# Ends well when it is told to end, whatever its rank does: as DeepSpeed's runner when its other half was killed.
+CARELESS = """
+import os, signal, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-m", "clusterft_trainer.rank", sys.argv[3]], start_new_session=True,
+                        env={**os.environ, "RANK": sys.argv[2], "LOCAL_RANK": "0"})
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+sys.exit(rank.wait())
+"""
+
+
+def test_a_launcher_that_ends_well_but_leaves_its_ranks_has_failed(gang: GangBench) -> None:
+    nodes = gang.lay_out(FORSAKES, nodes=1)
+    (gang.root / "launcher.py").write_text(CARELESS)
+    gang.start()
+    end = nodes[0].follow()[-1]
+    assert isinstance(end, stream.Ended) and end.end == "ok"
+    first = nodes[0].all(stream.Decided)[0]
+    assert (first.again, first.failure) == (True, "launcher") and "left 1 of its ranks behind" in first.cause
 
 
 SAVES = """
