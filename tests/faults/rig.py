@@ -172,6 +172,11 @@ class Rig:
         (container,) = self.containers(node, run)
         self.sh(node, f"kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {container})")
 
+    def returns(self, node: str, run: str) -> None:
+        """Power a node on whose run is over; its part of it comes back, finds nobody, and ends by itself."""
+        self.node(node).start()
+        until(lambda: not self.containers(node, run), 120, f"the part of {run} on {node} to end")
+
     def fill_shared(self, leave_mib: int) -> None:
         """Leave only so much room in the shared dir."""
         room = f"$(($(df --output=avail -m {BEHIND} | tail -1) - {leave_mib}))"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from faults.rig import NODES, Controller, Rig
+from faults.rig import BEHIND, NODES, Controller, Rig
 
 pytestmark = [pytest.mark.lab_full, pytest.mark.trainer, pytest.mark.long]
 
@@ -91,8 +91,10 @@ def test_a_run_lives_through(rig: Rig, tell: Tell, name: str, how: str) -> None:
     assert (rig.shared(run, "report.html") or "").startswith("<!"), "the report"
     rig.assert_each_once(run, epochs=5)
     rig.assert_clean()
-    again = f", the last from step {rig.resumed(run)}" if outcome["attempts"] > 1 else ""
-    tell(f"finished, attempts: {outcome['attempts']}{again}")
+    causes = "".join(f"; {one['cause']}: again from step {rig.resumed(run)}" for one in outcome["history"])
+    tell(f"finished, attempts: {outcome['attempts']}{causes}")
+    for one in outcome["history"]:
+        assert fault.cause in one["cause"] and fault.node in (one["node"], ""), one
 
 
 def test_a_full_disk_stops_the_run_and_resume_goes_on(rig: Rig, tell: Tell) -> None:
@@ -225,9 +227,11 @@ def test_a_hang_leaves_the_stacks_of_all_ranks(rig: Rig, tell: Tell) -> None:
     rig.kill_rank(run, 1, "STOP")
     outcome = ended(rig, controller, run, attached=True)
     assert outcome["attempts"] == 2, outcome
-    stacks = rig.sh("n1", f"cd /export/shared/{run}/stacks/attempt-0; ls */rank*.txt; cat n1/rank0.txt")
+    show = "ls */rank*.txt; cat n1/rank0.txt n2/rank1.txt"
+    stacks = rig.sh("n1", f"cd {BEHIND}/{run}/stacks/attempt-0; {show}")
     assert {f"{node}/rank{rank}.txt" for rank, node in enumerate(NODES)} <= set(stacks.split()), stacks
-    assert "train.py" in stacks
+    assert "train.py" in stacks, "rank 0 tells where it is"
+    assert "T (stopped)" in stacks, "rank 1 cannot; the kernel does"
     rig.assert_each_once(run, epochs=5)
     rig.assert_clean()
     tell("stacks of 3 ranks, then finished, 2 attempts")
@@ -241,7 +245,7 @@ def test_a_spare_takes_the_place_of_a_dead_node(rig: Rig, tell: Tell) -> None:
     outcome = ended(rig, controller, run, attached=True)
     assert outcome["end"] == "ok" and outcome["attempts"] == 2, outcome
     assert {note.rank for note in rig.notes(run) if note.attempt == 1} == {0, 1, 2}
-    rig.node("n3").start()
+    rig.returns("n3", run)
     rig.assert_each_once(run, epochs=5)
     rig.status(run)
     rig.assert_clean()
@@ -260,7 +264,7 @@ def test_fewer_nodes_where_the_job_allows_it(rig: Rig, tell: Tell, how: str) -> 
     outcome = ended(rig, controller, run, how == "attached")
     assert outcome["end"] == "ok" and outcome["attempts"] == 2, outcome
     assert {note.world for note in rig.notes(run) if note.attempt == 1} == {2}
-    rig.node("n3").start()
+    rig.returns("n3", run)
     rig.assert_each_once(run, epochs=5)
     rig.status(run)
     rig.assert_clean()
@@ -280,7 +284,7 @@ def test_a_dead_node_that_nothing_replaces_ends_the_run(rig: Rig, tell: Tell, ho
         assert controller.wait() == 5, controller.words()
     outcome = rig.over(run)
     assert (outcome["failure"], outcome["node"]) == ("node-lost", "n3"), outcome
-    rig.node("n3").start()
+    rig.returns("n3", run)
     rig.status(run)
     rig.assert_clean()
     more = rig.begin("resume", run, "--json")
@@ -296,7 +300,7 @@ def test_the_head_is_lost_and_the_controller_plans_anew(rig: Rig, tell: Tell) ->
     rig.saved(run, controller)
     rig.node("n1").kill()
     assert controller.wait(420) == 0, controller.words()
-    rig.node("n1").start()
+    rig.returns("n1", run)
     rig.assert_each_once(run, epochs=5)
     rig.status(run)
     rig.assert_clean()

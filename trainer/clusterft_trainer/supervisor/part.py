@@ -17,7 +17,7 @@ from types import FrameType
 
 from clusterft_trainer import assignment, stream
 from clusterft_trainer.assignment import Assignment, Member
-from clusterft_trainer.supervisor import ledger, member, processes
+from clusterft_trainer.supervisor import ledger, member, processes, silent
 from clusterft_trainer.supervisor.attempt import Attempt
 from clusterft_trainer.supervisor.ending import OUTCOME, left_behind, outcome, report, superseded
 from clusterft_trainer.supervisor.head import Head
@@ -146,7 +146,7 @@ class Part:
         more = attempt.turn(now)
         if self._dumping and now > self._dumping:
             self._dumping = 0.0
-            self._line.send(Dumped(attempt.term.attempt, len(list(attempt.logs.glob("*.stacks")))))
+            self._line.send(Dumped(attempt.term.attempt, silent.testify(attempt.logs)))
         if attempt.moved and now - self._moved > _MOVED:
             self._moved, attempt.moved = now, False
             self._line.send(Moved(attempt.term.attempt, attempt.signs.step))
@@ -300,7 +300,8 @@ class Part:
         """A little more than the head has: it decides first, if it can."""
         if self._stops and not self._is_busy():
             return _STOPPED_ALONE
-        return self._told.survival.patience + _LONGER
+        patience = self._told.survival.patience
+        return patience + min(patience, _LONGER)
 
     # --- begin and end
 

@@ -22,7 +22,7 @@ SILENT = 20.0  # seconds without one, after which the connection is given up
 _INTRODUCTION = 10.0  # seconds for the handshake
 _LONGEST = 1 << 18  # bytes of one line
 _LONGEST_STRANGER = 512  # of one who has proven nothing yet
-_QUEUE = 1 << 21  # bytes that may wait to be sent: more, and nobody reads there
+_QUEUE = 1 << 20  # bytes that may wait to be sent: more, and nobody reads there
 _CHUNK = 1 << 16
 
 
@@ -41,11 +41,11 @@ class Channel:
         self._their_nonce = ""
         self._seal = b""
         self._sent = self._received = 0
-        self._in, self._out = b"", b""
+        self._in, self._out = b"", bytearray()
         self._began = self._heard = self._beat = now
         self._waiting: list[Message] = []  # said before the other side was proven
         if side == "head":
-            self._out = self._frame({"nonce": self._nonce})
+            self._out += self._frame({"nonce": self._nonce})
 
     def send(self, message: Message) -> None:
         """Say something, as soon as the other side is proven."""
@@ -168,7 +168,7 @@ class Channel:
                 count = self.socket.send(self._out)
             except (BlockingIOError, InterruptedError):
                 return
-            self._out = self._out[count:]
+            del self._out[:count]
 
     @staticmethod
     def _frame(body: dict[str, str]) -> bytes:
