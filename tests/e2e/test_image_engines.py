@@ -124,9 +124,9 @@ def test_the_trainer_stands_in_it_for_any_user(engine: Engine, mine: ImageSpec) 
     found, findings = selftest.passed(engine.api, made.tag, Expected(clusterft.__version__, "cpu", False))
     assert found and found.trainer == clusterft.__version__ and found.python.startswith("3.")
     assert [finding.status for finding in findings] == ["warn"] and "lacks pydantic" in findings[0].summary
-    ask = "id -u; python3 -c 'import clusterft_trainer.supervisor.watch as w; print(w.__file__)'; cat /srv/*/link"
+    ask = "id -u; python3 -c 'import clusterft_trainer.supervisor.part as w; print(w.__file__)'; cat /srv/*/link"
     told = _run(made.tag, ask, "--user=40001:40001").split()
-    assert told == ["40001", "/opt/clusterft/trainer/clusterft_trainer/supervisor/watch.py", "made"]
+    assert told == ["40001", "/opt/clusterft/trainer/clusterft_trainer/supervisor/part.py", "made"]
     assert not engine.api.containers(all=True, filters={"label": "clusterft.selftest"})
 
 

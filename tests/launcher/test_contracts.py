@@ -29,7 +29,7 @@ BREACHES = {
     "no-torch: through migrate": ("clusterft_trainer/migrate/shell.py", "import torch"),
     "torch-free: migrate": ("clusterft_trainer/migrate/page.py", "import numpy"),
     "seam: train": ("clusterft/runtime/process.py", "import clusterft_trainer.train"),
-    "seam: supervisor": ("clusterft/remote/ssh.py", "import clusterft_trainer.supervisor.watch"),
+    "seam: supervisor": ("clusterft/remote/ssh.py", "import clusterft_trainer.supervisor.part"),
     "trainer-alone: errors": ("clusterft_trainer/records.py", "import clusterft.errors"),
 }
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from clusterft_trainer import stream
 from clusterft_trainer.assignment import Assignment, Member, Survival
 from clusterft_trainer.supervisor import actions, messages
-from clusterft_trainer.supervisor.gang import Gang, World
+from clusterft_trainer.supervisor.actions import World
+from clusterft_trainer.supervisor.gang import Gang
 from clusterft_trainer.supervisor.ledger import Ledger
 from clusterft_trainer.supervisor.messages import Hello, Message, Report, Sign
 

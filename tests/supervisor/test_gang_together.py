@@ -166,7 +166,7 @@ def test_a_member_that_stays_away_is_lost_and_the_run_ends_with_the_reason(gang:
 
 
 def test_enough_nodes_go_on_without_the_lost_one(gang: GangBench) -> None:
-    nodes = gang.lay_out(TRAIN, kind="train", nodes=3, survival=Survival(patience=1.0, min_nodes=2))
+    nodes = gang.lay_out(TRAIN, kind="train", nodes=3, survival=Survival(patience=4.0, min_nodes=2))
     gang.start()
     assert eventually(lambda: nodes[0].all(stream.Progress))
     os.kill(nodes[1].supervisor(), signal.SIGKILL)

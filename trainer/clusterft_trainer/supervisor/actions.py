@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from clusterft_trainer import stream
@@ -34,3 +35,11 @@ class Part:
 
 
 Action = Send | Say | Keep | Part
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the gang asks of the world: a free port other than the last one, and the time of day."""
+
+    pick: Callable[[int | None], int | None]
+    wall: Callable[[], float]

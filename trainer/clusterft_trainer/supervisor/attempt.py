@@ -25,6 +25,7 @@ _REST = 10.0  # seconds for what is still in the logs when the ranks are gone
 _INSIST = 2.0  # seconds from SIGTERM to SIGKILL for ranks whose gang has failed: they cannot save without it
 _SHUTDOWN = 45.0  # seconds that ranks get to save while an engine shuts down: it kills after 60
 _LOOK = 0.25  # seconds between looks for new log files, and for ranks that are gone
+_THERE = 'cd -- "$1" && shift && exec "$@"'
 # How torch's elastic agent reports a dead worker (torch/distributed/elastic/multiprocessing/api.py).
 _DEATH = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 # How DeepSpeed's launcher does (deepspeed/launcher/launch.py): it does not say which.
@@ -39,6 +40,7 @@ class Attempt:
     def __init__(self, told: Assignment, term: Term, secrets: Mapping[str, str], say: Say) -> None:
         self.term = term
         self.report: Report | None = None
+        self.stepping = told.kind == "script"  # whether what comes next is a step; of a script, a line
         self.moved = False  # whether there was a step, or a line of a script, since somebody last looked
         self.signs = Signs()
         self.logs = Path(told.log_dir) / f"attempt-{term.attempt}"
@@ -85,7 +87,10 @@ class Attempt:
             for name, text in self._told.files.items():
                 (here / name).write_text(term.fill(text), encoding="utf-8")
             log = self.logs / "launcher.log"
-            self._launcher = processes.start(argv, environment, self._told.work_dir, log)
+            work_dir = self._told.work_dir
+            if self._told.kind == "script":  # it lies in the shared dir, and nobody here may wait for that
+                argv, work_dir = ("/bin/sh", "-c", _THERE, "sh", work_dir, *argv), "/"
+            self._launcher = processes.start(argv, environment, work_dir, log)
         except OSError as error:
             text = f"the launcher cannot be started: {error}"
             self._say(stream.Log(LAUNCHER, text, time.time()))
@@ -176,7 +181,11 @@ class Attempt:
         record = progress.decode(text)
         if record is not None:
             self._say(stream.Progress(rank, record))
-            self.moved = self.moved or isinstance(record, progress.Step)
+            self.moved = True
+            if isinstance(record, progress.Step):
+                self.stepping = record.step != record.steps  # then comes the export
+            elif isinstance(record, progress.Phase):
+                self.stepping = self._told.kind == "script"
             if self._heeded or isinstance(record, (progress.Step, progress.Done)):
                 self.signs.record(rank, record)
             return

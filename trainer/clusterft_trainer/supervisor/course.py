@@ -15,19 +15,19 @@ class Course:
     """One attempt; times are those of the gang's clock."""
 
     moved: float  # the last step, or line of a script
-    stepped: bool = False
+    stepping: bool = False  # what is awaited next is a step
     order: list[int] = field(default_factory=list)  # machine ranks by the arrival of their reports
     causes: list[Cause] = field(default_factory=list)  # what happened to members as a whole
     ended_well: float | None = None  # since when a launcher has ended well while others run
     why: str = ""  # why it is being ended
 
-    def move(self, now: float, step: int | None) -> None:
-        """A step was taken, or a line written."""
-        self.moved, self.stepped = now, self.stepped or step is not None
+    def move(self, now: float, *, stepping: bool) -> None:
+        """Something was told of a step or of what is between steps, or a line was written."""
+        self.moved, self.stepping = now, stepping
 
     def limit(self, survival: Survival) -> float:
         """How long nothing may move."""
-        return survival.hang_after if self.stepped else survival.first_step_after
+        return survival.hang_after if self.stepping else survival.first_step_after
 
     def note(self, what: Cause) -> None:
         """Something happened to a member; said twice, it happened once."""

@@ -6,13 +6,10 @@ over all of it. The ledger is changed here and kept by whoever carries the actio
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from clusterft_trainer import stream
 from clusterft_trainer.assignment import Assignment
 from clusterft_trainer.supervisor import cause, messages, policy
-from clusterft_trainer.supervisor.actions import Action, Keep, Part, Say, Send
+from clusterft_trainer.supervisor.actions import Action, Keep, Part, Say, Send, World
 from clusterft_trainer.supervisor.cause import Cause
 from clusterft_trainer.supervisor.course import Course
 from clusterft_trainer.supervisor.ledger import Ledger
@@ -30,21 +27,16 @@ _FIRST_PATIENCE = 120.0  # seconds for the first gathering: all were started tog
 _NOTHING = Cause("", "")
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the gang asks of the world: a free port other than the last one, and the time of day."""
-
-    pick: Callable[[int | None], int | None]
-    wall: Callable[[], float]
-
-
 class Gang:
     """The head's mind. Times are seconds of one steady clock."""
 
     def __init__(self, told: Assignment, ledger: Ledger, now: float, world: World) -> None:
         self._told, self._ledger, self._world = told, ledger, world
         self._survival = told.survival
-        self.roster = Roster({one.machine_rank: Seat(one, now) for one in ledger.members}, ledger.running)
+        replaced = {one.node for one in told.members} - {one.node for one in ledger.members}
+        self.roster = Roster(
+            {one.machine_rank: Seat(one, now) for one in ledger.members}, ledger.running, replaced
+        )
         self.phase = "ending" if ledger.running else "gathering"
         self._course = Course(now)
         self._meeting = Meeting(told, now)
@@ -102,9 +94,9 @@ class Gang:
             case messages.Finished(report):
                 seat.busy = False
                 self._finished(rank, report, now)
-            case messages.Moved(attempt, step):
-                if attempt == self._ledger.attempt:
-                    self._course.move(now, step)
+            case messages.Moved():
+                if message.attempt == self._ledger.attempt:
+                    self._course.move(now, stepping=message.stepping)
             case messages.Asked(times):
                 self._asked(times, now)
             case messages.Leaving():
@@ -120,6 +112,11 @@ class Gang:
                 seat.parted = True
             case _:
                 raise ValueError(f"a member does not say {message.kind}")
+
+    def shut(self, problem: str, now: float) -> None:
+        """Nobody can come to the table."""
+        if self.phase == "gathering":
+            self._close("failed", Cause("rdzv.inuse", problem, self.roster.node(0)), "nothing was started", now)
 
     def supersede(self, now: float) -> None:
         """A controller has made another gang for this run: this one ends, and begins nothing."""
@@ -228,7 +225,7 @@ class Gang:
         able, least = self.roster.able(), self._survival.min_nodes or len(self.roster.seats)
         if 0 not in able or len(able) < least:
             lost = [self.roster.node(rank) for rank in self.roster.seats if rank not in able]
-            text = f"{', '.join(lost)} was out of reach for {self._patience():.0f} s"
+            text = f"{', '.join(lost)} {_were(lost)} out of reach for {self._patience():.0f} s"
             short = f"{len(able)} of {len(self.roster.seats)} nodes are left, and the job needs {least}"
             self._close("failed", Cause("node-lost", text, lost[0]), short, now)
         elif self._told.preflight and not self._ledger.looked and len(able) > 1:
@@ -395,3 +392,7 @@ class Gang:
 
     def _say(self, line: stream.Plain) -> None:
         self._out.append(Say(line))
+
+
+def _were(nodes: list[str]) -> str:
+    return "was" if len(nodes) == 1 else "were"

@@ -14,13 +14,15 @@ from pathlib import Path
 from clusterft_trainer import stream
 from clusterft_trainer.assignment import Assignment
 from clusterft_trainer.supervisor import actions, ledger
-from clusterft_trainer.supervisor.gang import Gang, World
+from clusterft_trainer.supervisor.actions import World
+from clusterft_trainer.supervisor.gang import Gang
 from clusterft_trainer.supervisor.ledger import Ledger
 from clusterft_trainer.supervisor.messages import Hello, Message, Over
 from clusterft_trainer.supervisor.wire import Channel
 
 _STRANGERS = 32  # connections that have not introduced themselves
 _BACKLOG = 64
+_SHUT = 15.0  # seconds for a port that another program holds to become free
 REPLACED = "replaced"  # the failure of a member whose place another has
 
 
@@ -29,6 +31,7 @@ class Head:
 
     def __init__(self, told: Assignment, past: Ledger, path: Path, hello: Callable[[], Hello]) -> None:
         self.problem = ""
+        self.unkept = ""  # why the ledger is not on the disk
         self.parted = False  # all who can be told know that the run is over
         self.said: list[stream.Plain] = []  # for the part's stream
         self._told, self._ledger, self._path, self._hello = told, past, path, hello
@@ -40,6 +43,7 @@ class Head:
         self._rank = told.machine_rank
         self._listener: socket.socket | None = None
         self._greeted = False
+        self._shut_since = 0.0
 
     def turn(self, now: float) -> list[Message]:
         """Hear everybody, decide, tell them; what the head's own part is told."""
@@ -60,6 +64,11 @@ class Head:
     def send(self, message: Message) -> None:
         """From the head's own part."""
         self._gang.heard(self._rank, message, time.monotonic())
+
+    @property
+    def is_short(self) -> bool:
+        """Whether members are out of reach: they, or a controller, may think the same of this head."""
+        return len(self._gang.roster.here()) < len(self._told.members)
 
     def supersede(self) -> None:
         """Another gang has the run."""
@@ -90,6 +99,9 @@ class Head:
                 self.problem = ""
             except OSError as error:
                 self.problem = f"port {self._told.gang_port} cannot be opened: {error.strerror}"
+                self._shut_since = self._shut_since or now
+                if now - self._shut_since > _SHUT:
+                    self._gang.shut(self.problem, now)
                 return
         while len(self._strangers) < _STRANGERS:
             try:
@@ -151,7 +163,7 @@ class Head:
                 case actions.Say(line):
                     self.said.append(line)
                 case actions.Keep():
-                    ledger.keep(self._path, self._ledger)
+                    self.unkept = ledger.keep(self._path, self._ledger)
                 case actions.Part():
                     self.parted = True
 

@@ -56,14 +56,18 @@ def load(path: Path, told: Assignment, at: float) -> Ledger:
     return found
 
 
-def keep(path: Path, ledger: Ledger) -> None:
-    """On the disk when this returns."""
+def keep(path: Path, ledger: Ledger) -> str:
+    """On the disk when this returns, or why it is not: a full disk must not end training; one tries again."""
     draft = path.with_suffix(".new")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump({"schema": SCHEMA, **asdict(ledger)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump({"schema": SCHEMA, **asdict(ledger)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror or error}"
+    return ""
 
 
 def _read(path: Path) -> Ledger | None:

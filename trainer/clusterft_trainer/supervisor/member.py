@@ -49,6 +49,7 @@ class Member:
         self._channel: Channel | None = None
         self._next, self._wait = 0.0, _FIRST
         self._deadline = 0.0
+        self._greeted = False
 
     def turn(self, now: float) -> list[Message]:
         """Dial if there is no connection, else take what came."""
@@ -57,8 +58,11 @@ class Member:
         if self._channel is None:
             return []
         came = self._channel.pump(now)
-        if self._channel.proven:
-            self.problem, self._wait = "", _FIRST
+        if self._channel.proven and not self._greeted:
+            # Only now: what a hello says must be true when it is heard, and nothing can be said before it.
+            self._greeted, self.problem, self._wait = True, "", _FIRST
+            self._channel.send(self._hello())
+            came += self._channel.pump(now)
         if self._channel.closed:
             self._lost(self._channel.closed, now)
             self._channel = None
@@ -66,7 +70,7 @@ class Member:
 
     def send(self, message: Message) -> None:
         """Nothing is kept for later: Hello will say it."""
-        if self._channel is not None and self._channel.proven:
+        if self._channel is not None and self._greeted:
             self._channel.send(message)
 
     def sockets(self) -> list[socket.socket]:
@@ -95,8 +99,7 @@ class Member:
         number = _arrived(self._dialling)
         if number == 0:
             self._channel = Channel(self._dialling, "member", self._token, now)
-            self._channel.send(self._hello())
-            self._dialling = None
+            self._greeted, self._dialling = False, None
         elif number is not None or now > self._deadline:
             self._dialling.close()
             self._dialling = None

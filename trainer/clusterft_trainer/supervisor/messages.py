@@ -77,6 +77,7 @@ class Moved:
     kind: ClassVar[str] = "moved"
     attempt: int
     step: int | None
+    stepping: bool = True  # False: something longer than a step is under way, such as the export
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class Mirror:
     def _work(self) -> None:
         while True:
             asked = self._wake.wait(_INTERVAL)
-            self._wake.clear()
+            if asked:  # else one that has just been set would be lost
+                self._wake.clear()
             try:
                 self._copy_all()
                 self._problem = ""

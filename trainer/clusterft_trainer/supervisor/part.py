@@ -20,6 +20,7 @@ from clusterft_trainer.assignment import Assignment, Member
 from clusterft_trainer.supervisor import ledger, member, processes, silent
 from clusterft_trainer.supervisor.attempt import Attempt
 from clusterft_trainer.supervisor.ending import OUTCOME, left_behind, outcome, report, superseded
+from clusterft_trainer.supervisor.fence import Fence
 from clusterft_trainer.supervisor.head import Head
 from clusterft_trainer.supervisor.look import Look
 from clusterft_trainer.supervisor.messages import (
@@ -75,7 +76,9 @@ class Part:
         self._gauge = Gauge(time.monotonic())
         self._over = self._ledger.over if told.machine_rank else None  # the head's gang says it again
         self._lost_since: float | None = None
-        self._told_of = ""
+        self._told_of = self._unkept = ""
+        self._keep_at = 0.0
+        self._fence = Fence(told.run_dir, told.first_attempt)
         self._where = f"{told.members[0].address}:{told.gang_port}"
         self._moved = self._dumping = 0.0
         self._me = Member(told.node, told.machine_rank, told.slots, told.members[told.machine_rank].address)
@@ -93,7 +96,7 @@ class Part:
         processes.become_reaper()
         self._end_leftovers()
         Path(self._told.log_dir).mkdir(parents=True, exist_ok=True)
-        ledger.keep(self._state, self._ledger)
+        self._keep()
         self._voice.say(stream.Started(os.getpid(), time.time(), self._ledger.incarnation))
         self._mirror.start()
         try:
@@ -103,6 +106,7 @@ class Part:
         finally:  # also when something here broke: no rank may outlive the one who watches it
             processes.end_descendants(time.monotonic() + _LAST_WORDS)
             self._gauge.close()
+            self._fence.close()
             self._voice.flush()
         code = self._end()
         if self._head is None:
@@ -125,6 +129,7 @@ class Part:
         more = self._attend(now)
         self._look_around(now)
         self._mind_the_head(now)
+        self._mind_the_rest(now)
         usage = self._gauge.turn(now)
         if usage is not None:
             self._voice.say(usage)
@@ -149,7 +154,7 @@ class Part:
             self._line.send(Dumped(attempt.term.attempt, silent.testify(attempt.logs)))
         if attempt.moved and now - self._moved > _MOVED:
             self._moved, attempt.moved = now, False
-            self._line.send(Moved(attempt.term.attempt, attempt.signs.step))
+            self._line.send(Moved(attempt.term.attempt, attempt.signs.step, attempt.stepping))
         if attempt.report is not None:
             self._line.send(Finished(attempt.report))
         return more
@@ -195,6 +200,9 @@ class Part:
         attempt = self._attempt
         if attempt is None or attempt.term.attempt != message.attempt:
             return
+        if attempt.report is not None:
+            self._line.send(Finished(attempt.report))  # it was said, and did not arrive
+            return
         if isinstance(message, Finish):
             attempt.finish(message.words, message.why, now)
         else:
@@ -210,10 +218,12 @@ class Part:
             return
         if self._head is None:
             self._ledger.attempt = go.attempt
-            ledger.keep(self._state, self._ledger)
+            self._keep()
         term = assignment.term(go.members, self._told.machine_rank, go.attempt, go.port, str(self._directory))
         self._attempt = Attempt(self._told, term, self._secrets, self._voice.say)
         self._attempt.start(dict(os.environ) if self._told.contained else {})
+        if self._stops:  # somebody asked while this was on its way
+            self._attempt.ask(self._stops, time.monotonic())
 
     def _is_busy(self) -> bool:
         return self._attempt is not None and self._attempt.report is None
@@ -260,21 +270,21 @@ class Part:
         if times <= self._stops:
             return
         self._stops = times
-        if self._head is None:
-            self._ledger.stops = times
-            ledger.keep(self._state, self._ledger)
         if self._attempt is not None:
             self._attempt.ask(times, now)
+        if self._head is None:
+            self._ledger.stops = times
+            self._keep()
         self._line.send(Asked(times))
 
     def _leave(self, now: float) -> None:
         """The engine shuts down, or somebody typed docker stop: save, go, and be brought back."""
         self._leaving = now
         self._ledger.left = True
-        ledger.keep(self._state, self._ledger)
         self._line.send(Leaving())
         if self._attempt is not None:
             self._attempt.leave(now)
+        self._keep()
 
     # --- the head out of reach
 
@@ -296,6 +306,15 @@ class Part:
             if self._attempt is not None:
                 self._attempt.finish(_LAST_WORDS, why, now)
 
+    def _mind_the_rest(self, now: float) -> None:
+        """A ledger that is not on the disk; a gang that others may have replaced while they could not hear it."""
+        if (self._unkept or (self._head is not None and self._head.unkept)) and now > self._keep_at:
+            self._keep()
+            if self._head is not None:
+                self._head.unkept = self._unkept
+        if self._head is not None and self._over is None and self._fence.turn(now, wanted=self._head.is_short):
+            self._head.supersede()
+
     def _patience(self) -> float:
         """A little more than the head has: it decides first, if it can."""
         if self._stops and not self._is_busy():
@@ -304,6 +323,13 @@ class Part:
         return patience + min(patience, _LONGER)
 
     # --- begin and end
+
+    def _keep(self) -> None:
+        """The ledger onto the disk; where that fails, it is said, and tried again."""
+        problem = ledger.keep(self._state, self._ledger)
+        if problem and not self._unkept:
+            self._voice.say(stream.Log(stream.LAUNCHER, problem, time.time()))
+        self._unkept, self._keep_at = problem, time.monotonic() + _LONGER
 
     def _is_superseded(self) -> bool:
         """A head that was lost may come back to a run that others train by now."""
@@ -337,10 +363,10 @@ class Part:
         unmirrored = problem = self._mirror.flush(_MIRROR_WAIT)
         if speaks and not problem:
             problem = report(self._told.run_dir)
-        if self._told.secrets_file is not None:
-            Path(self._told.secrets_file).unlink(missing_ok=True)
         self._ledger.over = over
-        ledger.keep(self._state, self._ledger)
+        self._keep()
+        if self._told.secrets_file is not None:  # after it is kept that nobody will need them again
+            Path(self._told.secrets_file).unlink(missing_ok=True)
         self._voice.say(stream.Ended(over.end, code, time.time(), self._voice.lost or problem, over.words))
         self._voice.flush()
         if not unmirrored:
