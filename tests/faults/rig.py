@@ -29,8 +29,9 @@ SPARE = "n4"
 USER, UID = "worker", 1000
 # The shared dir as it is behind what can be frozen.
 BEHIND = "/export/shared"
+DATA = "/data"  # on a node's own disk
 # Where clusterft may leave something, and where the tests do.
-OURS = (f"/home/{USER}/.clusterft", f"/home/{USER}/.ssh", f"/var/tmp/clusterft-{UID}", NOTES)
+OURS = (f"/home/{USER}/.clusterft", f"/home/{USER}/.ssh", f"/var/tmp/clusterft-{UID}", NOTES, DATA)
 
 
 @dataclass

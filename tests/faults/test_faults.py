@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from faults.rig import BEHIND, NODES, Controller, Rig
+from faults.rig import BEHIND, DATA, NODES, Controller, Rig
 
 pytestmark = [pytest.mark.lab_full, pytest.mark.trainer, pytest.mark.long]
 
@@ -179,7 +179,7 @@ def test_stop_from_another_home(rig: Rig, tell: Tell) -> None:
 @pytest.mark.parametrize("words", [(), ("--no-preflight",)], ids=["preflight", "no preflight"])
 def test_pictures_that_one_node_lacks(rig: Rig, tell: Tell, words: tuple[str, ...]) -> None:
     """Bad config on one node only: the node and the path are named, and nothing is left."""
-    folder = "/data/pictures"
+    folder = f"{DATA}/pictures"
     try:
         for name in NODES[:2]:
             rig.pictures(name, folder)
@@ -188,13 +188,13 @@ def test_pictures_that_one_node_lacks(rig: Rig, tell: Tell, words: tuple[str, ..
         controller = rig.begin("train", "job.yaml", "--json", *words)
         code = controller.wait()
         text = controller.words()
-        assert code == (5 if words else 3), text
+        assert code == 3, text
         assert "n3" in text and folder in text, text
         rig.assert_clean()
         tell(f"exit {code} after {time.monotonic() - began:.0f} s: n3 and the path are named")
     finally:
         for name in NODES[:2]:
-            rig.sh(name, "rm -rf /data")
+            rig.sh(name, f"rm -rf {DATA}")
 
 
 def test_another_image_under_the_same_name_on_one_node(rig: Rig, tell: Tell) -> None:
@@ -209,15 +209,15 @@ def test_another_image_under_the_same_name_on_one_node(rig: Rig, tell: Tell) -> 
     tell("exit 3: n2 is named; up mended it")
 
 
-def test_a_straggler_is_named(rig: Rig, tell: Tell) -> None:
-    """A node with a fifth of a processor: the run ends well, and says who is slow."""
+def test_a_straggler_is_waited_for(rig: Rig, tell: Tell) -> None:
+    """A node with a quarter of a processor: slow is not dead, so the run ends well in its first attempt."""
     rig.node("n3").slow(0.25)
     controller, run = rig.train(env={"WITNESS_PAUSE": "0"})
     assert controller.wait(600) == 0, controller.words()
+    assert rig.outcome(run)["attempts"] == 1
     rig.assert_each_once(run, epochs=3)
-    assert "n3" in rig.slowest(run), rig.slowest(run)
     rig.assert_clean()
-    tell("finished, 1 attempt; n3 is named as slow")
+    tell("finished, 1 attempt")
 
 
 def test_a_hang_leaves_the_stacks_of_all_ranks(rig: Rig, tell: Tell) -> None:

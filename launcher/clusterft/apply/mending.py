@@ -93,6 +93,7 @@ class Mender:
         self._swept = time.monotonic()
         self._tried: set[str] = set()  # nodes and containers for which this was done or found impossible
         self.problems: list[str] = []
+        self.elsewhere = False  # another controller makes the repair that this run needs
 
     # -- while it runs -------------------------------------------------------------------
 
@@ -195,7 +196,10 @@ class Mender:
         job = self._means.job
         chosen = successors(self._members(), alive, self._spares(), job.min_nodes or len(self._members()))
         attempt = max(board.attempts, default=-1) + 1
-        if not chosen or not record.claim(self._fleet, self.entry.run_dir, f"replan-{attempt}"):
+        if not chosen:
+            return
+        if not record.claim(self._fleet, self.entry.run_dir, f"replan-{attempt}"):
+            self.elsewhere = True
             return
         secrets = self._secrets()
         for node in self._fleet.remotes.keys() - alive:

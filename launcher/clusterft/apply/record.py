@@ -161,10 +161,17 @@ def end(entry: Entry, fleet: Fleet, verdict: Verdict) -> str | None:
     """
     over = replace(entry, state=verdict.end, ended=time.time(), verdict=verdict.to_dict())
     try:
+        now = read(fleet, entry.run_dir)
+        if now is not None and _first_attempt(now) > _first_attempt(entry):
+            return f"run.json tells of a later start of {entry.run}, by {now.controller}: left as it is"
         write_anywhere(fleet, over.run_dir / "run.json", over.to_json())
     except ClusterftError as error:
         return f"run.json still says that the run goes on: {error.what}"
     return None
+
+
+def _first_attempt(entry: Entry) -> int:
+    return int(entry.plan.get("first_attempt") or 0)
 
 
 def read_file(fleet: Fleet, path: PurePosixPath) -> str | None:
@@ -172,7 +179,8 @@ def read_file(fleet: Fleet, path: PurePosixPath) -> str | None:
 
     ClusterftError when no node could say so.
     """
-    problem = ClusterftError(f"{path} cannot be read: no node is reachable")
+    problem: ClusterftError | None = None
+    lacking = False
     for remote in list(fleet.remotes.values()):
         try:
             done = remote.run(("sh", "-c", _CAT, "sh", str(path)), seconds=_READ_SECONDS)
@@ -182,9 +190,12 @@ def read_file(fleet: Fleet, path: PurePosixPath) -> str | None:
         if done.code == 0:
             return done.out
         if done.code == _NOT_THERE:
-            return None
+            lacking = True  # or its share is not mounted, and another one's is
+            continue
         problem = ClusterftError(f"{path} cannot be read: {done.err.strip() or f'exit code {done.code}'}")
-    raise problem
+    if problem is None and lacking:
+        return None
+    raise problem or ClusterftError(f"{path} cannot be read: no node is reachable")
 
 
 def read(fleet: Fleet, run_dir: PurePosixPath) -> Entry | None:

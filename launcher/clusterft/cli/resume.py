@@ -93,7 +93,27 @@ def _refuse_alive(found: Located) -> None:
     entry = found.entry
     alive = Gang(found.run, entry.cluster, found.parts, found.fleet).alive()
     running = [node for node, answer in alive.items() if answer is True]
-    if running and found.outcome is None:
+    known = found.outcome is not None
+    silent = [part.node for part in found.parts if not isinstance(alive.get(part.node), bool)]
+    if silent and not running and not known:
+        raise Blocked(
+            f"whether {found.run} still runs is not known",
+            (
+                Finding(
+                    "run.alive",
+                    "fail",
+                    tuple(silent),
+                    "cannot be asked about its part of it, and may be training",
+                    evidence=f"started by {entry.controller}; no outcome.json in {entry.run_dir}",
+                    fix=(
+                        "make the node reachable; or make sure that it is off, and take it out of the hostfile",
+                        f"clusterft status {found.run}",
+                    ),
+                ),
+            ),
+            effect="blocks",
+        )
+    if running and not known:
         raise Blocked(
             f"{found.run} is still running",
             (

@@ -25,6 +25,7 @@ from clusterft.board import Board, Verdict
 from clusterft.errors import Blocked, ClusterftError, Interrupted, RunFailed
 from clusterft.events import Event, Stopping
 from clusterft.fleet import Fleet
+from clusterft.remote import Unreachable
 from clusterft.ui import outcome, watch
 
 _QUESTION = "[d]etach and let it run   [s]top after a checkpoint   stop [n]ow   any other key: go on"
@@ -51,6 +52,8 @@ def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
             _take(event, run.board, watcher)
         try:
             detached = _until_over(run, interrupts, watcher)
+        except RunFailed:
+            raise  # it says what becomes of the run
         except Exception:
             # A bug of ours while watching is no reason to end a run that may be well.
             watch.say(sys.stderr, f"! the run goes on unwatched; to end it: clusterft stop {run.entry.run}")
@@ -82,11 +85,44 @@ def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> 
             if asked:
                 _take(Stopping("asked" if asked == "stop" else "asked: now"), run.board, watcher)
                 run.gang.stop(now=asked == "now")
+        _leave_what_is_not_heard(run)
         for more in run.mender.go_on(run.board):
             _take(more, run.board, watcher)
+        if run.mender.elsewhere:
+            name = run.entry.run
+            what = (
+                f"another controller plans {name} anew, since a node of it was lost; it goes on without this one"
+            )
+            raise RunFailed(what, failure="elsewhere", remedy=f"clusterft attach {name}   watches it again")
         if run.mender.gang is run.gang:
             return False
         run.gang = run.mender.gang
+
+
+def _leave_what_is_not_heard(run: Tended) -> None:
+    """A run that this controller cannot hear may be well: only one that is known to be over is cleared away."""
+    if run.gang.head.node in run.board.ended:
+        return  # its word is the gang's
+    said = run.gang.alive()
+    unheard = [
+        node
+        for node, answer in said.items()
+        if node not in run.board.ended
+        and (answer is True or (isinstance(answer, Unreachable) and _engine(answer)))
+    ]
+    if not unheard:
+        return
+    name = run.entry.run
+    what = (
+        f"{name} cannot be heard on {', '.join(unheard)} any more; what runs there is left alone and may be well"
+    )
+    remedy = f"clusterft attach {name}   watches it again;  clusterft stop {name}   ends it"
+    raise RunFailed(what, failure="unheard", remedy=remedy)
+
+
+def _engine(why: Unreachable) -> bool:
+    """Whether the node answers, and only its engine does not."""
+    return why.id.startswith("dk.")
 
 
 def _take(event: Event, board: Board, watcher: watch.Watcher) -> None:

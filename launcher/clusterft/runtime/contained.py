@@ -52,6 +52,7 @@ class Contained:
         self._turn = threading.Lock()
         self._commands: dict[str, tuple[str, ...]] = {}  # node -> how its engine is reached
         self._owners: dict[str, int] = {}
+        self._made: dict[str, str] = {}  # node -> the container that this very start has created
 
     def put(self, node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
         """Create the container with its files; secrets join them here, and are nowhere before."""
@@ -62,7 +63,7 @@ class Contained:
             text = json.dumps(secrets)
             placed.append(Placed(node.directory / "secrets.json", text.encode("utf-8"), 0o600))
         with _about(node.node.name), self._engine(node.node.name, remote) as engine:
-            docker.create(engine, node.container, placed)
+            self._made[node.node.name] = docker.create(engine, node.container, placed)
 
     def start(self, part: Part, remote: Remote) -> None:
         """Start it; CannotStart when it ends at once."""
@@ -70,10 +71,12 @@ class Contained:
             docker.start(engine, self._mine(engine, part, remote).id)
 
     def discard(self, part: Part, remote: Remote) -> None:
-        """By label, not by what is remembered: a creation may have succeeded without our hearing of it."""
+        """What this start has created, or may have without our hearing of it; never what another one runs."""
         with self._engine(part.node, remote) as engine:
             for one in self._all(engine, part, remote):
-                docker.remove(engine, one.id)
+                unheard = part.node not in self._made and one.state == "created"
+                if one.id == self._made.get(part.node) or unheard:
+                    docker.remove(engine, one.id)
 
     def follow(self, part: Part, remote: Remote, skip: int) -> Lines:
         """What the supervisor says from that line on: from itself, or from what a container that is over has kept.
