@@ -26,7 +26,7 @@ from clusterft.runtime.process import told
 from clusterft_trainer import stream
 
 _TOMBSTONE = "stopped"
-_OBEYS = 20.0  # seconds from the second request to the engine's own KILL
+_OBEYS = 75.0  # seconds for last words, logs and report from the second request to the engine's own KILL
 _TICK = 0.5
 _KEEP_SECONDS = 300.0  # a node's own logs, from one place of its disk to another
 # $docker is one word or several; nothing in it is a pattern.
