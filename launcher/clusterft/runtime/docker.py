@@ -27,6 +27,7 @@ from clusterft.runtime.process import CannotStart
 _STOP_SECONDS = 10
 _CONFLICT = 409
 _NO_SUCH = 404
+_REMOVING = (0.5, 2.0)  # seconds until an engine is asked again
 _FIRST_MOMENTS = 0.5  # seconds in which a command that cannot run has ended
 OVER = ("created", "exited", "dead")  # the engine's words for a container that nothing runs in
 
@@ -143,13 +144,19 @@ def stop(engine: Engine, identity: str, seconds: int = _STOP_SECONDS) -> None:
 def remove(engine: Engine, identity: str) -> None:
     """Take it away with its anonymous volumes; gone already, or going, is fine."""
     with _plainly("the container cannot be removed"):
-        try:
-            engine.api.remove_container(identity, force=True, v=True)
-        except NotFound:
-            return
-        except APIError as error:
-            if error.status_code != _CONFLICT or "in progress" not in str(error.explanation):
-                raise
+        for pause in (*_REMOVING, None):
+            try:
+                engine.api.remove_container(identity, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code == _CONFLICT and "in progress" in str(error.explanation):
+                    return
+                if pause is None:
+                    raise
+                time.sleep(pause)  # its files are busy for a moment after its processes were killed
+            else:
+                return
 
 
 def find(
