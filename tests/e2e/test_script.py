@@ -196,6 +196,7 @@ def desk(lab: LightLab, tmp_path: Path, home: Path) -> Desk:
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_deepspeed_runs_the_example_on_two_nodes_and_goes_on_after_a_death(desk: Desk) -> None:
     shutil.copytree(EXAMPLE, desk.code)
     desk.job("deepspeed", [*ARGS, "--steps", "120", "--pause", "0.05", "--save_every", "10"], env=BUILT)

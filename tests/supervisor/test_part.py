@@ -259,6 +259,7 @@ def test_a_share_that_refuses_is_told_at_the_end(bench: Bench) -> None:
     assert isinstance(end, stream.Ended) and end.end == "ok" and "logs" in end.problem
 
 
+@pytest.mark.long
 def test_a_flood_from_one_rank_keeps_nobody_from_stopping_it(bench: Bench) -> None:
     bench.write("import os; os.execvp('yes', ['yes'])")
     bench.start()
