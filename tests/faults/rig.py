@@ -156,16 +156,16 @@ class Rig:
 
     # -- faults ------------------------------------------------------------------
 
-    def kill_rank(self, run: str, rank: int, signal: str = "KILL") -> str:
-        """Send a rank a signal inside its container, where its own note tells its pid; the node that it is on."""
+    def kill_rank(self, run: str, rank: int, signal: str = "KILL") -> float:
+        """Send a rank a signal inside its container, where its own note tells its pid; when that was."""
         find = f"cat $(ls -t $(find /run/clusterft -name rank{rank}.pid) /dev/null | head -1)"
         for node in NODES:
             for container in self.containers(node, run):
                 note = self.sh(node, f"docker exec {container} sh -c '{find}'")
                 if note:
                     pid = json.loads(note)["pid"]
-                    self.sh(node, f"docker exec {container} kill -{signal} {pid}")
-                    return node
+                    kill = f"date +%s.%N; kill -{signal} {pid}"
+                    return float(self.sh(node, f"docker exec {container} sh -ec '{kill}'"))
         raise AssertionError(f"rank {rank} of {run} left no note of its pid")
 
     def kill_container(self, node: str, run: str) -> None:

@@ -44,9 +44,10 @@ class Soak:
 
     def befall(self) -> None:
         """One fault, and the proof that training goes on after it."""
-        name = self.dice.choice(sorted(_FAULTS))
-        at, began = self.rig.step(self.run), time.monotonic()
+        name, began = self.dice.choice(sorted(_FAULTS)), time.monotonic()
         _FAULTS[name](self)
+        # Only now: an engine that shuts down has the run write a checkpoint first.
+        at = self.rig.step(self.run)
         until(lambda: self.checkpoint() > at or self.over(), _RECOVERY, f"a checkpoint after: {name}")
         self.happened.append(name)
         print(f"{name}: a checkpoint {time.monotonic() - began:.0f} s later (step {self.checkpoint()})")
