@@ -24,12 +24,11 @@ _LAST_WORDS = 15.0  # seconds
 
 
 def gather(
-    fleet: Fleet, run: str, parts: Iterable[Part], only: Container[str] | None = None, *, kill: bool
+    fleet: Fleet, run: str, parts: Iterable[Part], only: Container[str] | None = None
 ) -> dict[str, Harvest | ClusterftError]:
     """On every connected node: what was taken away, or why it could not be; nothing where there was nothing.
 
-    With `only`, on these nodes alone: the run goes on elsewhere. With `kill`, also what still runs and has not said
-    that it is over: the run as a whole is known to be, or that part has been replaced.
+    With `only`, on these nodes alone: the run goes on elsewhere.
     """
     known = {part.node: part for part in parts}
     runtime: Runtime = next((part.runtime for part in known.values()), "docker")
@@ -42,7 +41,7 @@ def gather(
             return Harvest(removed=False)
         part = known.get(node) or Part(node, -1, runtime, str(CONTAINER), "python3")
         try:
-            return hand.harvest(part, remote, _keep(cluster, node, run, local=node in local), kill=kill)
+            return hand.harvest(part, remote, _keep(cluster, node, run, local=node in local))
         except Unreachable as error:
             if node not in known and error.id in ("dk.absent", "dk.perm", "dk.down"):
                 return Harvest(removed=False)  # a spare that never had an engine

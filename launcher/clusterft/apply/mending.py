@@ -17,7 +17,7 @@ from clusterft.apply import harvest, planning, record
 from clusterft.apply.gang import Gang
 from clusterft.apply.planning import Wanted
 from clusterft.apply.record import Entry
-from clusterft.board import Board, Verdict, judge
+from clusterft.board import Board, judge
 from clusterft.errors import ClusterftError
 from clusterft.events import Event, Replaced, Replanned
 from clusterft.fleet import Fleet
@@ -36,7 +36,6 @@ _DOWN = 10.0  # seconds that a container may be down before it is brought back; 
 _SWEEP = 10.0  # seconds between two looks at nodes that were replaced
 _AGAIN = 5.0  # seconds between two looks at a node that the head misses
 _PROBE_SECONDS = 5.0
-_TRIES, _PAUSE = 3, 2.0  # to claim a repair; seconds between
 _SETTLED = 2.0  # seconds that the head's word must stand: what it said long ago is heard again by who attaches
 _LOST = ("node-lost", "head-lost")
 
@@ -93,10 +92,8 @@ class Mender:
         self._ousted: set[str] = set()  # nodes that had a part, and may come back with it
         self._swept = time.monotonic()
         self._tried: set[str] = set()  # nodes and containers for which this was done or found impossible
-        self._unwritten: tuple[Part, ...] = ()  # the gang as it is now, while run.json could not be told
         self.problems: list[str] = []
         self.elsewhere = False  # another controller makes the repair that this run needs
-        self.failed = False  # a new start was due and failed: nothing of the run is left running
 
     # -- while it runs -------------------------------------------------------------------
 
@@ -117,7 +114,7 @@ class Mender:
             long_enough = seconds > min(_DOWN, _SHARE * self._patience)
             if long_enough and self._first(f"revive {node} {board.attempt.number}"):
                 return _Background(partial(self._revive, node))
-        if (self._ousted or self._unwritten) and time.monotonic() - self._swept > _SWEEP:
+        if self._ousted and time.monotonic() - self._swept > _SWEEP:
             self._swept = time.monotonic()
             return _Background(self._sweep)
         lost = self._missing(board) if self._means else None
@@ -127,11 +124,10 @@ class Mender:
 
     def _sweep(self) -> None:
         """A node that was lost comes back with its part of another gang: it must not meddle with this one."""
-        self._write_down()
         for node in self._ousted:
             self._fleet.reconnect(node)
         back = self._alive(self._ousted) - self.gang.parts.keys()
-        found = harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), back, kill=True)
+        found = harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), back)
         self.problems += harvest.told({node: one for node, one in found.items() if isinstance(one, Harvest)})
         self._ousted -= {node for node in back if not isinstance(found.get(node), ClusterftError)}
 
@@ -158,14 +154,7 @@ class Mender:
             return None
         rank, slots = self.gang.parts[lost].machine_rank, self._node(lost).slots
         spare = next((node for node in self._spares() if node.slots == slots and self._alive([node.name])), None)
-        if spare is None:
-            return None
-        try:
-            if not record.claim(self._fleet, self.entry.run_dir, f"replace-{lost}-{attempt}"):
-                return None
-        except ClusterftError as error:
-            self._tried.discard(f"replace {lost}")
-            self._problem(f"{lost} is not replaced yet: {error.what}")
+        if spare is None or not record.claim(self._fleet, self.entry.run_dir, f"replace-{lost}-{attempt}"):
             return None
         try:
             seat = self._seat(lost, spare, rank)
@@ -174,24 +163,9 @@ class Mender:
             self.problems.append(f"{spare.name} cannot take the place of {lost}: {error.what}")
             return None
         parts = (seat.part, *(part for node, part in self.gang.parts.items() if node != lost))
-        self._unwritten = tuple(sorted(parts, key=lambda part: part.machine_rank))
-        self._write_down()
+        ordered = tuple(sorted(parts, key=lambda part: part.machine_rank))
+        self.entry = record.regrouped(self.entry, ordered, self._fleet)
         return _Made(lost, seat.part)
-
-    def _write_down(self) -> None:
-        """The gang has other nodes; a share that fails now is told again later."""
-        if not self._unwritten:
-            return
-        try:
-            self.entry = record.regrouped(self.entry, self._unwritten, self._fleet)
-        except ClusterftError as error:
-            self._problem(f"run.json did not take at once that the gang has other nodes: {error.what}")
-        else:
-            self._unwritten = ()
-
-    def _problem(self, words: str) -> None:
-        if words not in self.problems:
-            self.problems.append(words)
 
     def _seat(self, lost: str, spare: Node, rank: int) -> NodePlan:
         """The spare's part, as a member of the gang that is there: its token, its ports, the lost one's rank."""
@@ -224,38 +198,13 @@ class Mender:
         attempt = max(board.attempts, default=-1) + 1
         if not chosen:
             return
-        claims = (f"replan-{attempt}", f"start-{attempt}")
-        if not self._claimed(claims[0]) or not self._claimed(claims[1]):
+        if not record.claim(self._fleet, self.entry.run_dir, f"replan-{attempt}"):
             self.elsewhere = True
             return
-        try:
-            for node in self._fleet.remotes.keys() - alive:
-                self._fleet.leave(node)  # every further question would wait for it
-            yield from self._start_anew(board, chosen, attempt)
-        except Exception as error:
-            self.failed = True
-            remedy = error.remedy if isinstance(error, ClusterftError) else ""
-            record.end(self.entry, self._fleet, Verdict("failed", str(error), failure="start", remedy=remedy))
-            record.release(self._fleet, self.entry.run_dir, claims[0])
-            raise
-        finally:
-            record.release(self._fleet, self.entry.run_dir, claims[1])
-
-    def _claimed(self, what: str) -> bool:
-        """A share that fails for a moment is asked again; one that goes on failing takes no new start either."""
-        for _ in range(_TRIES - 1):
-            try:
-                return record.claim(self._fleet, self.entry.run_dir, what)
-            except ClusterftError as error:
-                self._problem(f"the run could not be claimed at once: {error.what}")
-                time.sleep(_PAUSE)
-        return record.claim(self._fleet, self.entry.run_dir, what)
-
-    def _start_anew(self, board: Board, chosen: tuple[Node, ...], attempt: int) -> Iterator[Event]:
-        """Planned with these nodes, all started."""
-        assert self._means is not None
-        job, secrets = self._means.job, self._secrets()
-        harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), kill=True)
+        secrets = self._secrets()
+        for node in self._fleet.remotes.keys() - alive:
+            self._fleet.leave(node)  # every further question would wait for it
+        harvest.gather(self._fleet, self.entry.run, self.gang.parts.values())
         left = max(0, job.restarts - board.used - 1)
         again = job.model_copy(update={"restarts": left})
         wanted = Wanted(self.entry.run, self.entry.code, attempt, self.entry.preflight, tag=self.entry.image)

@@ -68,7 +68,6 @@ class Found(NamedTuple):
     state: str  # the engine's word: running, exited, created, ...
     machine_rank: int = 0
     idle: bool = False  # opened by hand: no launcher runs in it
-    attempt: int = 0  # the first one of it
 
 
 class Seen(NamedTuple):
