@@ -51,8 +51,8 @@ def _shared_hangs(rig: Rig, run: str) -> None:
 
 
 FAULTS = {
-    "a rank is killed": Fault(lambda rig, run: rig.kill_rank(run, 1), (2,), "killed", "n2"),
-    "rank 0 is killed": Fault(lambda rig, run: rig.kill_rank(run, 0), (2,), "killed", "n1"),
+    "a rank is killed": Fault(lambda rig, run: rig.kill_rank(run, 1), (2,), "SIGKILL", "n2"),
+    "rank 0 is killed": Fault(lambda rig, run: rig.kill_rank(run, 0), (2,), "SIGKILL", "n1"),
     "a container is killed": Fault(lambda rig, run: rig.kill_container("n2", run), (2,), "n2", "n2"),
     "the head's container is killed": Fault(lambda rig, run: rig.kill_container("n1", run), (2,), "", "n1"),
     "an engine restarts": Fault(_engine_restarts("n3"), (2,)),
