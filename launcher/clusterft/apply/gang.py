@@ -184,13 +184,16 @@ class Gang:
 
     # -- end -----------------------------------------------------------------------------
 
-    def stop(self, *, now: bool) -> dict[str, bool | Unreachable]:
-        """Ask every part to stop, or with `now` end it: whether there was something to end, on each node."""
-        return self.each(lambda part, remote: self._carrier.stop(part, remote, now=now))
+    def stop(self, *, now: bool) -> dict[str, bool | ClusterftError]:
+        """Ask every part to stop, or with `now` end it: whether there was something to end, on each node.
 
-    def alive(self) -> dict[str, bool | Unreachable]:
-        """Whose supervisor is there, or will be again."""
-        return self.each(self._carrier.alive)
+        A node that cannot do it does not keep the others from it.
+        """
+        return self.each(lambda part, remote: _kept(lambda: self._carrier.stop(part, remote, now=now)))
+
+    def alive(self) -> dict[str, bool | ClusterftError]:
+        """Whose supervisor is there, or will be again; or why that is not known."""
+        return self.each(lambda part, remote: _kept(lambda: self._carrier.alive(part, remote)))
 
     def revive(self, node: str) -> bool:
         """Bring back a part that its engine has given up; whether that was called for."""

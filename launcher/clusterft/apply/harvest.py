@@ -24,11 +24,12 @@ _LAST_WORDS = 15.0  # seconds
 
 
 def gather(
-    fleet: Fleet, run: str, parts: Iterable[Part], only: Container[str] | None = None
+    fleet: Fleet, run: str, parts: Iterable[Part], only: Container[str] | None = None, *, kill: bool
 ) -> dict[str, Harvest | ClusterftError]:
     """On every connected node: what was taken away, or why it could not be; nothing where there was nothing.
 
-    With `only`, on these nodes alone: the run goes on elsewhere.
+    With `only`, on these nodes alone: the run goes on elsewhere. With `kill`, also what still runs and has not
+    said that it is over: the run as a whole is known to be, or that part has been replaced.
     """
     known = {part.node: part for part in parts}
     runtime: Runtime = next((part.runtime for part in known.values()), "docker")
@@ -41,7 +42,7 @@ def gather(
             return Harvest(removed=False)
         part = known.get(node) or Part(node, -1, runtime, str(CONTAINER), "python3")
         try:
-            return hand.harvest(part, remote, _keep(cluster, node, run, local=node in local))
+            return hand.harvest(part, remote, _keep(cluster, node, run, local=node in local), kill=kill)
         except Unreachable as error:
             if node not in known and error.id in ("dk.absent", "dk.perm", "dk.down"):
                 return Harvest(removed=False)  # a spare that never had an engine
@@ -53,14 +54,20 @@ def gather(
     return {node: each for node, each in found.items() if isinstance(each, ClusterftError) or each.removed}
 
 
-def ripe(state: str, containers: Mapping[str, str], members: Iterable[str], ended: float | None) -> bool:
+def ripe(
+    state: str, containers: Mapping[str, str], members: Iterable[str], ended: float | None, *, told: bool
+) -> bool:
     """Whether what is left of a run may go: it is over, and what still runs of it knows nothing of that.
 
+    Only an outcome.json, which the gang writes itself, is `told`: a controller may have taken for an end what it
+    could not hear, and what runs then is the run.
     `containers` has the engine's word for each node's; `members` are the nodes of the gang as it ended. A part
     gets time to hear of the end and for its last words; one that was replaced, or comes back later, has had it.
     """
     if state not in ("ok", "stopped", "failed"):
         return False
+    if not told:
+        return all(word in OVER for word in containers.values())
     late = ended is not None and time.time() - ended > _LAST_WORDS
     nodes = set(members)
     return late or all(word in OVER for node, word in containers.items() if node in nodes)

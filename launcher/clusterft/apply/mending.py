@@ -17,7 +17,7 @@ from clusterft.apply import harvest, planning, record
 from clusterft.apply.gang import Gang
 from clusterft.apply.planning import Wanted
 from clusterft.apply.record import Entry
-from clusterft.board import Board, judge
+from clusterft.board import Board, Verdict, judge
 from clusterft.errors import ClusterftError
 from clusterft.events import Event, Replaced, Replanned
 from clusterft.fleet import Fleet
@@ -36,6 +36,7 @@ _DOWN = 10.0  # seconds that a container may be down before it is brought back; 
 _SWEEP = 10.0  # seconds between two looks at nodes that were replaced
 _AGAIN = 5.0  # seconds between two looks at a node that the head misses
 _PROBE_SECONDS = 5.0
+_TRIES, _PAUSE = 3, 2.0  # to claim a repair; seconds between
 _SETTLED = 2.0  # seconds that the head's word must stand: what it said long ago is heard again by who attaches
 _LOST = ("node-lost", "head-lost")
 
@@ -92,8 +93,10 @@ class Mender:
         self._ousted: set[str] = set()  # nodes that had a part, and may come back with it
         self._swept = time.monotonic()
         self._tried: set[str] = set()  # nodes and containers for which this was done or found impossible
+        self._unwritten: tuple[Part, ...] = ()  # the gang as it is now, while run.json could not be told
         self.problems: list[str] = []
         self.elsewhere = False  # another controller makes the repair that this run needs
+        self.failed = False  # a new start was due and failed: nothing of the run is left running
 
     # -- while it runs -------------------------------------------------------------------
 
@@ -114,7 +117,7 @@ class Mender:
             long_enough = seconds > min(_DOWN, _SHARE * self._patience)
             if long_enough and self._first(f"revive {node} {board.attempt.number}"):
                 return _Background(partial(self._revive, node))
-        if self._ousted and time.monotonic() - self._swept > _SWEEP:
+        if (self._ousted or self._unwritten) and time.monotonic() - self._swept > _SWEEP:
             self._swept = time.monotonic()
             return _Background(self._sweep)
         lost = self._missing(board) if self._means else None
@@ -124,10 +127,11 @@ class Mender:
 
     def _sweep(self) -> None:
         """A node that was lost comes back with its part of another gang: it must not meddle with this one."""
+        self._write_down()
         for node in self._ousted:
             self._fleet.reconnect(node)
         back = self._alive(self._ousted) - self.gang.parts.keys()
-        found = harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), back)
+        found = harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), back, kill=True)
         self.problems += harvest.told({node: one for node, one in found.items() if isinstance(one, Harvest)})
         self._ousted -= {node for node in back if not isinstance(found.get(node), ClusterftError)}
 
@@ -154,7 +158,14 @@ class Mender:
             return None
         rank, slots = self.gang.parts[lost].machine_rank, self._node(lost).slots
         spare = next((node for node in self._spares() if node.slots == slots and self._alive([node.name])), None)
-        if spare is None or not record.claim(self._fleet, self.entry.run_dir, f"replace-{lost}-{attempt}"):
+        if spare is None:
+            return None
+        try:
+            if not record.claim(self._fleet, self.entry.run_dir, f"replace-{lost}-{attempt}"):
+                return None
+        except ClusterftError as error:
+            self._tried.discard(f"replace {lost}")
+            self._problem(f"{lost} is not replaced yet: {error.what}")
             return None
         try:
             seat = self._seat(lost, spare, rank)
@@ -163,9 +174,24 @@ class Mender:
             self.problems.append(f"{spare.name} cannot take the place of {lost}: {error.what}")
             return None
         parts = (seat.part, *(part for node, part in self.gang.parts.items() if node != lost))
-        ordered = tuple(sorted(parts, key=lambda part: part.machine_rank))
-        self.entry = record.regrouped(self.entry, ordered, self._fleet)
+        self._unwritten = tuple(sorted(parts, key=lambda part: part.machine_rank))
+        self._write_down()
         return _Made(lost, seat.part)
+
+    def _write_down(self) -> None:
+        """The gang has other nodes; a share that fails now is told again later."""
+        if not self._unwritten:
+            return
+        try:
+            self.entry = record.regrouped(self.entry, self._unwritten, self._fleet)
+        except ClusterftError as error:
+            self._problem(f"run.json did not take at once that the gang has other nodes: {error.what}")
+        else:
+            self._unwritten = ()
+
+    def _problem(self, words: str) -> None:
+        if words not in self.problems:
+            self.problems.append(words)
 
     def _seat(self, lost: str, spare: Node, rank: int) -> NodePlan:
         """The spare's part, as a member of the gang that is there: its token, its ports, the lost one's rank."""
@@ -198,13 +224,52 @@ class Mender:
         attempt = max(board.attempts, default=-1) + 1
         if not chosen:
             return
-        if not record.claim(self._fleet, self.entry.run_dir, f"replan-{attempt}"):
+        if not self._claimed(f"start-{attempt}"):
             self.elsewhere = True
             return
-        secrets = self._secrets()
-        for node in self._fleet.remotes.keys() - alive:
-            self._fleet.leave(node)  # every further question would wait for it
-        harvest.gather(self._fleet, self.entry.run, self.gang.parts.values())
+        try:
+            if self._claimed(f"replan-{attempt}"):
+                for node in self._fleet.remotes.keys() - alive:
+                    self._fleet.leave(node)  # every further question would wait for it
+                yield from self._start_or_end(board, chosen, attempt)
+            else:
+                self.elsewhere = True
+        finally:
+            self._release(f"start-{attempt}")
+
+    def _start_or_end(self, board: Board, chosen: tuple[Node, ...], attempt: int) -> Iterator[Event]:
+        """A start that fails leaves nothing running: that is the run's end, and whoever comes next may try."""
+        try:
+            yield from self._start_anew(board, chosen, attempt)
+        except Exception as error:
+            self.failed = True
+            remedy = error.remedy if isinstance(error, ClusterftError) else ""
+            record.end(self.entry, self._fleet, Verdict("failed", str(error), failure="start", remedy=remedy))
+            self._release(f"replan-{attempt}")
+            raise
+
+    def _release(self, what: str) -> None:
+        if problem := record.release(self._fleet, self.entry.run_dir, what):
+            self._problem(problem)
+
+    def _claimed(self, what: str) -> bool:
+        """A share that fails for a moment is asked again; one that goes on failing takes no new start either."""
+        for _ in range(_TRIES - 1):
+            try:
+                return record.claim(self._fleet, self.entry.run_dir, what)
+            except ClusterftError as error:
+                self._problem(f"the run could not be claimed at once: {error.what}")
+                time.sleep(_PAUSE)
+        self.failed = True  # unless this last time it can be: the run is over, and this controller cannot mend it
+        mine = record.claim(self._fleet, self.entry.run_dir, what)
+        self.failed = False
+        return mine
+
+    def _start_anew(self, board: Board, chosen: tuple[Node, ...], attempt: int) -> Iterator[Event]:
+        """Planned with these nodes, all started."""
+        assert self._means is not None
+        job, secrets = self._means.job, self._secrets()
+        harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), kill=True)
         left = max(0, job.restarts - board.used - 1)
         again = job.model_copy(update={"restarts": left})
         wanted = Wanted(self.entry.run, self.entry.code, attempt, self.entry.preflight, tag=self.entry.image)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,14 @@ SCHEMA = 2
 _READ_SECONDS = 10.0  # a share that hangs must not hold up who only wants to look
 _CAT = 'cat -- "$1" 2>/dev/null || { [ ! -e "$1" ] && exit 44; exit 1; }'
 _NOT_THERE = 44
-_CLAIM = 'mkdir -p -- "${1%/*}" && mkdir -- "$1" 2>/dev/null'  # mkdir of one name succeeds once, on NFS too
+# mkdir of one name succeeds once, on NFS too. Whose it is lies in it: an answer may be lost on its way.
+_CLAIM = (
+    'mkdir -p -- "${1%/*}" || exit 1; '
+    'if mkdir -- "$1" 2>/dev/null; then printf "%s\\n" "$2" >"$1/by"; exit 0; fi; '
+    '[ -d "$1" ] || { mkdir -- "$1"; exit; }; [ "$(cat -- "$1/by" 2>/dev/null)" != "$2" ] || exit 0; exit 45'
+)
+_HELD = 45
+_RELEASE = 'rm -f -- "$1/by"; [ ! -d "$1" ] || rmdir -- "$1"'
 
 T = TypeVar("T")
 
@@ -220,11 +228,43 @@ def write_anywhere(fleet: Fleet, path: PurePosixPath, text: str) -> None:
 
 
 def claim(fleet: Fleet, run_dir: PurePosixPath, what: str) -> bool:
-    """Whether it is this controller that does it: of several that watch, the first to ask."""
+    """Whether it is this controller that does it: of several that watch, the first to ask.
+
+    ClusterftError when that could not be found out.
+    """
+    path, me = str(run_dir / "claims" / what), f"{whoever()} ({uuid.uuid4().hex[:8]})"
+
+    def one(remote: Remote) -> bool:
+        done = remote.run(("sh", "-c", _CLAIM, "sh", path, me), seconds=_READ_SECONDS)
+        if done.code not in (0, _HELD):
+            raise ClusterftError(f"{path} cannot be made: {done.err.strip() or f'exit code {done.code}'}")
+        return done.code == 0
+
+    return _first(fleet, one)
+
+
+def holder(fleet: Fleet, run_dir: PurePosixPath, what: str) -> str:
+    """Who has claimed it, as far as that can be read."""
+    try:
+        return (read_file(fleet, run_dir / "claims" / what / "by") or "").strip() or "another controller"
+    except ClusterftError:
+        return "another controller"
+
+
+def release(fleet: Fleet, run_dir: PurePosixPath, what: str) -> str | None:
+    """It is done, or was given up: whoever comes next may claim it. Why that was not possible, if it was not."""
     path = str(run_dir / "claims" / what)
-    return _first(
-        fleet, lambda remote: remote.run(("sh", "-c", _CLAIM, "sh", path), seconds=_READ_SECONDS).code == 0
-    )
+
+    def one(remote: Remote) -> None:
+        done = remote.run(("sh", "-c", _RELEASE, "sh", path), seconds=_READ_SECONDS)
+        if done.code != 0:
+            raise ClusterftError(done.err.strip() or f"exit code {done.code}")
+
+    try:
+        _first(fleet, one)
+    except ClusterftError as error:
+        return f"{path} is left behind, and must be removed by hand: {error.what}"
+    return None
 
 
 def _first(fleet: Fleet, work: Callable[[Remote], T]) -> T:

@@ -6,8 +6,9 @@ unless that is meant: a changed batch or seed makes another course of what was h
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from clusterft.apply.planning import Wanted
 from clusterft.apply.runs import Located
 from clusterft.cli import attach, tending, train
 from clusterft.cli.ask import Terminal
+from clusterft.cli.tending import Tended
 from clusterft.errors import Blocked, UsageError
-from clusterft.events import StageDone
+from clusterft.events import Event, StageDone
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 from clusterft.remote import Unreachable
@@ -66,8 +68,55 @@ def run(options: Options) -> int:
 
 
 def _go_on(options: Options, found: Located, job: JobSpec, values: dict[str, str], tree: CodeTree | None) -> int:
+    """Of two who resume the same run at once, one does; the other must not so much as tidy up."""
+    entry, fleet, attempt = found.entry, found.fleet, _next_attempt(found)
+    claim = f"start-{attempt}"
+    if not record.claim(fleet, entry.run_dir, claim):
+        raise _taken(found, record.holder(fleet, entry.run_dir, claim), claim)
+
+    def let_go() -> None:
+        if problem := record.release(fleet, entry.run_dir, claim):
+            watch.say(sys.stderr, f"! {problem}")
+
+    try:
+        now = record.read(fleet, entry.run_dir)
+        if now != entry:
+            raise _taken(found, now.controller if now else "another controller")
+        tended, opening = _planned(options, found, job, values, tree)
+    except BaseException:
+        let_go()
+        raise
+    return tending.tend(tended, tending.begin(tended, _until_started(opening, let_go)))
+
+
+def _until_started(opening: Iterator[Event], let_go: Callable[[], None]) -> Iterator[Event]:
+    try:
+        yield from opening
+    finally:
+        let_go()
+
+
+def _taken(found: Located, who: str, claim: str = "") -> Blocked:
+    """Somebody else starts it, or has."""
+    fix = [f"clusterft attach {found.run}"]
+    if claim:
+        fix.append(f"if nobody does any more: rm -r {found.entry.run_dir}/claims/{claim}")
+    words = (
+        "starts it at this moment, or has been cut off while doing so" if claim else "has just changed its record"
+    )
+    return Blocked(
+        f"{found.run} is in other hands",
+        (Finding("run.taken", "fail", (), f"{who} {words}", fix=tuple(fix)),),
+        effect="blocks",
+    )
+
+
+def _planned(
+    options: Options, found: Located, job: JobSpec, values: dict[str, str], tree: CodeTree | None
+) -> tuple[Tended, Iterator[Event]]:
     entry, fleet, out = found.entry, found.fleet, watch.notes(quiet=options.as_json)
-    for line in harvest.told(harvest.gather(fleet, found.run, found.parts)):
+    gathered = harvest.gather(fleet, found.run, found.parts, kill=found.outcome is not None)
+    for line in harvest.told(gathered):
         out(f"! {line}")  # a container's name is the lock: what is left of the run itself holds it
     began = time.monotonic()
     code = tree.digest if tree else entry.code
@@ -82,8 +131,7 @@ def _go_on(options: Options, found: Located, job: JobSpec, values: dict[str, str
     fresh = record.again(entry, prepared.plan, fleet, job, code)
     means = Means(job, lambda: values)
     tended = train.in_hand(fresh, prepared, fleet, means, as_json=options.as_json)
-    opening = train.opening(tended, prepared.plan, values, first, tree)
-    return tending.tend(tended, tending.begin(tended, opening))
+    return tended, train.opening(tended, prepared.plan, values, first, tree)
 
 
 def _refuse_alive(found: Located) -> None:

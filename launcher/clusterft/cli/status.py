@@ -36,8 +36,10 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
         ended = (located.outcome or located.record).get("ended")
         quiet = board.over and all(state in docker.OVER for state in located.containers.values())
         members = [part.node for part in located.parts]
-        if quiet or harvest.ripe(located.state, located.containers, members, ended):
-            for line in harvest.told(harvest.gather(located.fleet, located.run, located.parts)):
+        over = located.outcome is not None
+        if quiet or harvest.ripe(located.state, located.containers, members, ended, told=over):
+            gathered = harvest.gather(located.fleet, located.run, located.parts, kill=over)
+            for line in harvest.told(gathered):
                 say(sys.stderr, f"! {line}")
     return 0
 
@@ -69,8 +71,9 @@ def _glance(found: Surroundings, one: Summary) -> view.Glance:
 def _clear(fleet: Fleet, one: Summary) -> Iterator[view.LeftBehind]:
     """Take away the containers of a run that is over, once their logs are safe; those of any other are named."""
     there = one.containers or {}
-    safe = harvest.ripe(one.state, there, one.nodes, one.ended)
-    gathered = harvest.gather(fleet, one.run, ()) if there and safe else {}
+    over = one.attempts is not None  # which only an outcome.json says
+    safe = harvest.ripe(one.state, there, one.nodes, one.ended, told=over)
+    gathered = harvest.gather(fleet, one.run, (), kill=over) if there and safe else {}
     for node, state in there.items():
         done = gathered.get(node)
         if isinstance(done, Harvest):

@@ -17,13 +17,14 @@ from clusterft.apply import Gang, box, harvest, record, runs
 from clusterft.apply.runs import Located
 from clusterft.board import Board, Verdict
 from clusterft.cli.ask import Terminal
-from clusterft.errors import RunFailed
+from clusterft.errors import ClusterftError, RunFailed
 from clusterft.hosts import Cluster
 from clusterft.remote import Unreachable
 from clusterft.ui.watch import say
 
 _SAVES = 660.0  # seconds: the supervisor's own grace for a large checkpoint, and a little more
 _DIES = 60.0
+_TRIES, _PAUSE = 3, 2.0  # to find a part that takes the request; seconds between
 
 
 @dataclass(slots=True)
@@ -78,12 +79,12 @@ def _close(name: str, cluster: Cluster) -> _Told:
 def _stop(found: Located, *, now: bool, as_json: bool) -> _Told:
     told = _Told(found.run)
     gang = Gang(found.run, found.cluster.name, found.parts, found.fleet)
-    asked = gang.stop(now=now)
+    asked = _ask(gang, now=now)
     for part in found.parts:
         answer = asked.get(part.node)
         if answer is None:
             told.missed[part.node] = _why(found, part.node)
-        elif isinstance(answer, Unreachable):
+        elif isinstance(answer, ClusterftError):
             told.missed[part.node] = answer.what
         else:
             (told.told if answer else told.idle).append(part.node)
@@ -92,11 +93,23 @@ def _stop(found: Located, *, now: bool, as_json: bool) -> _Told:
     if told.told:
         told.verdict = _await(found, gang, told, _DIES if now else _SAVES)
     if not told.waiting:
-        told.left = harvest.told(harvest.gather(found.fleet, found.run, found.parts))
+        told.left = harvest.told(
+            harvest.gather(found.fleet, found.run, found.parts, kill=told.verdict is not None)
+        )
     if told.verdict and not found.unread and found.entry.state == "running" and not told.waiting:
         # A controller that watches writes the same; there may be none.
         record.end(found.entry, found.fleet, told.verdict)
     return told
+
+
+def _ask(gang: Gang, *, now: bool) -> dict[str, bool | ClusterftError]:
+    """Again, as long as no part has taken it and some could not be asked: one that has tells the others."""
+    for _ in range(_TRIES - 1):
+        asked = gang.stop(now=now)
+        if True in asked.values() or all(answer is False for answer in asked.values()):
+            return asked
+        time.sleep(_PAUSE)
+    return gang.stop(now=now)
 
 
 def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict | None:

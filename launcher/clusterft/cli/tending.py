@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from clusterft.remote import Unreachable
 from clusterft.ui import outcome, watch
 
 _QUESTION = "[d]etach and let it run   [s]top after a checkpoint   stop [n]ow   any other key: go on"
+_REPEAT = 5.0  # seconds between two requests that nobody has taken
 _CODES = {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}
 
 
@@ -56,12 +58,14 @@ def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
             raise  # it says what becomes of the run
         except Exception:
             # A bug of ours while watching is no reason to end a run that may be well.
-            watch.say(sys.stderr, f"! the run goes on unwatched; to end it: clusterft stop {run.entry.run}")
+            if not run.mender.failed:
+                watch.say(sys.stderr, f"! the run goes on unwatched; to end it: clusterft stop {run.entry.run}")
             raise
     if detached:
         return _detach(run)
     verdict = boards.judge(run.board)
-    gathered = harvest.gather(run.fleet, run.entry.run, run.gang.parts.values())
+    # What is not known to be over was left alone before this.
+    gathered = harvest.gather(run.fleet, run.entry.run, run.gang.parts.values(), kill=True)
     _conclude(run, verdict, [*run.mender.problems, *harvest.told(gathered)])
     unrecorded = record.end(run.mender.entry, run.fleet, verdict)
     if unrecorded:
@@ -71,6 +75,7 @@ def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
 
 def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> bool:
     """Whether the user has left it before its end."""
+    request = _Request()
     while True:
         for event in run.gang.events():
             if event is None:
@@ -84,7 +89,8 @@ def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> 
                 return True
             if asked:
                 _take(Stopping("asked" if asked == "stop" else "asked: now"), run.board, watcher)
-                run.gang.stop(now=asked == "now")
+                request.ask(asked)
+            request.pass_on(run.gang)
         _leave_what_is_not_heard(run)
         for more in run.mender.go_on(run.board):
             _take(more, run.board, watcher)
@@ -104,12 +110,11 @@ def _leave_what_is_not_heard(run: Tended) -> None:
     if run.gang.head.node in run.board.ended:
         return  # its word is the gang's
     said = run.gang.alive()
-    unheard = [
-        node
-        for node, answer in said.items()
-        if node not in run.board.ended
-        and (answer is True or (isinstance(answer, Unreachable) and _engine(answer)))
-    ]
+    waiting = [node for node in run.gang.parts if node not in run.board.ended]
+    unheard = [node for node in waiting if said.get(node) is True or _engine(said.get(node))]
+    if not unheard and not run.board.ended:
+        # Members that ended say that the head is lost. Where nobody said so, it may be this controller that is.
+        unheard = [node for node in waiting if said.get(node) is not False]
     if not unheard:
         return
     name = run.entry.run
@@ -120,9 +125,37 @@ def _leave_what_is_not_heard(run: Tended) -> None:
     raise RunFailed(what, failure="unheard", remedy=remedy)
 
 
-def _engine(why: Unreachable) -> bool:
+def _engine(why: object) -> bool:
     """Whether the node answers, and only its engine does not."""
-    return why.id.startswith("dk.")
+    return isinstance(why, ClusterftError) and not (isinstance(why, Unreachable) and not why.id.startswith("dk."))
+
+
+class _Request:
+    """To stop: repeated until a part has taken it, which tells the others; a node out of reach is no excuse."""
+
+    def __init__(self) -> None:
+        self._wanted = ""
+        self._next = 0.0
+        self._said: set[str] = set()
+
+    def ask(self, what: str) -> None:
+        """After a checkpoint (stop), or now."""
+        self._wanted, self._next = what, 0.0
+
+    def pass_on(self, gang: Gang) -> None:
+        """Called often; says once which nodes could not be told."""
+        if not self._wanted or time.monotonic() < self._next:
+            return
+        answers = gang.stop(now=self._wanted == "now")
+        missed = {node: answers.get(node, "not connected") for node in gang.parts}
+        missed = {node: why for node, why in missed.items() if not isinstance(why, bool)}
+        for node, why in missed.items():
+            if node not in self._said:
+                watch.say(sys.stderr, f"! {node} was not told to stop: {why}")
+                self._said.add(node)
+        if not missed or any(answer is True for answer in answers.values()):
+            self._wanted = ""
+        self._next = time.monotonic() + _REPEAT
 
 
 def _take(event: Event, board: Board, watcher: watch.Watcher) -> None:

@@ -12,9 +12,10 @@ from clusterft.errors import ClusterftError
 from clusterft.remote.protocol import Remote
 
 # The name is a parameter, never part of the text. sync: a crash after the rename must not leave an empty file.
+# Two controllers may write the same file of a shared directory at once, over two nodes: each has its own draft.
 _WRITE = (
-    'mkdir -p "$(dirname "$1")" && umask 077 && cat > "$1.new" && chmod "$2" "$1.new" '
-    '&& sync "$1.new" && mv "$1.new" "$1"'
+    'new=$1.$(uname -n).$$.new; mkdir -p "$(dirname "$1")" && umask 077 && { cat > "$new" && chmod "$2" "$new" '
+    '&& sync "$new" && mv "$new" "$1" || { rm -f "$new"; exit 1; }; }'
 )
 
 

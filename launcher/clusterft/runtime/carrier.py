@@ -49,8 +49,11 @@ class Carrier(Protocol):
     def read(self, part: Part, remote: Remote, name: str) -> str:
         """A small file of the part's directory; empty where there is none."""
 
-    def harvest(self, part: Part, remote: Remote, keep: str) -> Harvest:
-        """Take away what is left of a part that is over; `keep` is a directory of the node for logs."""
+    def harvest(self, part: Part, remote: Remote, keep: str, *, kill: bool) -> Harvest:
+        """Take away what is left of a part that is over; `keep` is a directory of the node for logs.
+
+        What still runs and has not said its last word is left alone, unless it is known to be over: `kill`.
+        """
 
 
 def carrier(runtime: Runtime, cluster: str, run: str) -> Carrier:

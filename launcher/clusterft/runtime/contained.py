@@ -53,6 +53,7 @@ class Contained:
         self._commands: dict[str, tuple[str, ...]] = {}  # node -> how its engine is reached
         self._owners: dict[str, int] = {}
         self._made: dict[str, str] = {}  # node -> the container that this very start has created
+        self._attempts: dict[str, int] = {}  # node -> the attempt that it is to begin with
 
     def put(self, node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
         """Create the container with its files; secrets join them here, and are nowhere before."""
@@ -62,6 +63,7 @@ class Contained:
         if secrets:
             text = json.dumps(secrets)
             placed.append(Placed(node.directory / "secrets.json", text.encode("utf-8"), 0o600))
+        self._attempts[node.node.name] = node.container.labels.attempt
         with _about(node.node.name), self._engine(node.node.name, remote) as engine:
             self._made[node.node.name] = docker.create(engine, node.container, placed)
 
@@ -75,7 +77,8 @@ class Contained:
         with self._engine(part.node, remote) as engine:
             for one in self._all(engine, part, remote):
                 unheard = part.node not in self._made and one.state == "created"
-                if one.id == self._made.get(part.node) or unheard:
+                ours = one.attempt == self._attempts.get(part.node)
+                if one.id == self._made.get(part.node) or (unheard and ours):
                     docker.remove(engine, one.id)
 
     def follow(self, part: Part, remote: Remote, skip: int) -> Lines:
@@ -143,7 +146,7 @@ class Contained:
             one = self._mine(engine, part, remote)
             return docker.read(engine, one.id, f"{part.directory}/{name}")
 
-    def harvest(self, part: Part, remote: Remote, keep: str) -> Harvest:
+    def harvest(self, part: Part, remote: Remote, keep: str, *, kill: bool) -> Harvest:
         """Remove the container; what of its logs the shared dir did not take is saved on the node first."""
         with self._engine(part.node, remote) as engine:
             one = self._find(engine, part, remote)
@@ -151,6 +154,11 @@ class Contained:
                 return Harvest(removed=False)
             seen = docker.look(engine, one.id)
             if seen and seen.state not in docker.OVER:
+                if not kill and self._last(engine, part, one, remote) is None:
+                    raise docker.EngineSaidNo(
+                        f"its container is {seen.state}, and has not said that it is over",
+                        remedy=f"clusterft stop {self._run}",
+                    )
                 # Without a word: a head that was lost and is back would write down an end that is not the run's.
                 docker.kill(engine, one.id)
             problem = self._unmirrored(engine, part, one, remote)
@@ -162,10 +170,14 @@ class Contained:
 
     def _unmirrored(self, engine: Engine, part: Part, one: Found, remote: Remote) -> str:
         """Why some of its logs are here alone; a part without a last word cannot say that all are elsewhere."""
+        ended = self._last(engine, part, one, remote)
+        return ended.problem if ended else "it ended without a last word"
+
+    def _last(self, engine: Engine, part: Part, one: Found, remote: Remote) -> stream.Ended | None:
+        """Its last word, if it has said it."""
         argv = ("sh", "-c", _LAST_LINE, "sh", " ".join(engine.command), one.id, f"{part.directory}/stream.jsonl")
-        done = remote.run(argv, seconds=_KEEP_SECONDS)
-        line = stream.decode(done.out.strip())
-        return line.problem if isinstance(line, stream.Ended) else "it ended without a last word"
+        line = stream.decode(remote.run(argv, seconds=_KEEP_SECONDS).out.strip())
+        return line if isinstance(line, stream.Ended) else None
 
     def _save(self, engine: Engine, part: Part, one: Found, remote: Remote, keep: str) -> str:
         """The stream and the logs as tar files in a directory of the node; where the logs are then."""

@@ -68,6 +68,7 @@ class Found(NamedTuple):
     state: str  # the engine's word: running, exited, created, ...
     machine_rank: int = 0
     idle: bool = False  # opened by hand: no launcher runs in it
+    attempt: int = 0  # the first one of it
 
 
 class Seen(NamedTuple):
@@ -252,6 +253,7 @@ def _found(one: dict[str, Any]) -> Found:
         state=one["State"],
         machine_rank=int(labels.get("clusterft.machine-rank") or 0),
         idle=not labels.get("clusterft.config-digest"),
+        attempt=int(labels.get("clusterft.attempt") or 0),
     )
 
 

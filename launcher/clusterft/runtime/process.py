@@ -21,9 +21,13 @@ _ALIVE = (
     'note=$(cat -- "$1/supervisor.json" 2>/dev/null) || exit 1; '
     'pid=$(printf %s "$note" | sed -n \'s/.*"pid": *\\([0-9]*\\).*/\\1/p\'); '
     'start=$(printf %s "$note" | sed -n \'s/.*"start": *\\([0-9]*\\).*/\\1/p\'); '
-    '[ "$(sed "s/.*) //" "/proc/$pid/stat" 2>/dev/null | cut -d" " -f20)" = "$start" ]'
+    '[ -n "$start" ] && [ "$(sed "s/.*) //" "/proc/$pid/stat" 2>/dev/null | cut -d" " -f20)" = "$start" ]'
 )
-_ASIDE = 'if [ -e "$1" ]; then mv -- "$1" "$1.before-$2"; fi'
+# Never under a supervisor that is at work; and each earlier start keeps its own, however often that was.
+_ASIDE = (
+    f'if ( {_ALIVE} ); then echo "a supervisor is at work there" >&2; exit 1; fi; [ -e "$1" ] || exit 0; '
+    'n=0; to=$1.before-$2; while [ -e "$to" ]; do n=$((n + 1)); to=$1.before-$2.$n; done; mv -T -- "$1" "$to"'
+)
 
 
 class CannotStart(ClusterftError):
@@ -36,12 +40,16 @@ class CannotStart(ClusterftError):
 class Processes:
     """The parts of a run without containers."""
 
+    def __init__(self) -> None:
+        self._made: set[str] = set()  # nodes whose directory this very start has made
+
     def put(self, node: NodePlan, remote: Remote, secrets: dict[str, str]) -> None:
         """Write the run's files on the node; secrets join them here, and are nowhere before."""
         files = [NewFile(str(f.path.relative_to(node.directory)), f.text, f.mode) for f in node.files]
         if secrets:
             files.append(NewFile("secrets.json", json.dumps(secrets), 0o600))
         self._set_aside(node, remote)
+        self._made.add(node.node.name)
         create(remote, node.directory, files)
 
     def _set_aside(self, node: NodePlan, remote: Remote) -> None:
@@ -71,7 +79,12 @@ class Processes:
         raise CannotStart(f"{part.node} could not start its supervisor: {words}")
 
     def discard(self, part: Part, remote: Remote) -> None:
-        """After a start that failed: stop what may still come up, and leave no secrets behind."""
+        """After a start that failed: stop what may still come up, and leave no secrets behind.
+
+        Where this start has made nothing, what is there is another one's.
+        """
+        if part.node not in self._made:
+            return
         remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
         remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
         secrets = PurePosixPath(part.directory) / "secrets.json"
@@ -99,7 +112,7 @@ class Processes:
         path = str(PurePosixPath(part.directory) / name)
         return remote.run(("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path), seconds=_STOP_SECONDS).out
 
-    def harvest(self, part: Part, remote: Remote, keep: str) -> Harvest:
+    def harvest(self, part: Part, remote: Remote, keep: str, *, kill: bool) -> Harvest:
         """The files of a run stay: they are a few, and the node's own copy of the logs."""
         return Harvest(removed=False)
 
