@@ -191,7 +191,7 @@ def gather_records(config: TrainConfig, home: Path) -> list[Record]:
                 folder = builtin.materialise("shapes", source.images, home)
             records += scan(folder)
         else:
-            records += scan(source.folder)
+            records += scan(Path(source.folder))
     return records
 
 

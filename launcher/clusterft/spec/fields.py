@@ -65,6 +65,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _is_member(model: type[BaseModel], tag: str) -> bool:
-    """A union's members are told apart by a key of their own, or by the word that one key holds."""
+    """A union's members are told apart by a key that each must have, or by the word that one key holds."""
     words = (word for field in model.model_fields.values() for word in get_args(field.annotation))
-    return tag in model.model_fields or tag in words
+    own = model.model_fields.get(tag)
+    return tag in words if own is None else own.is_required()

@@ -29,7 +29,7 @@ from clusterft.spec.amounts import Bytes, Seconds
 from clusterft.spec.image import ImageSpec
 from clusterft.spec.mounts import Mount
 from clusterft.spec.script import ScriptSpec, absolute
-from clusterft_trainer.config import BuiltinSource, FolderSource, TrainConfig
+from clusterft_trainer.config import Source, TrainConfig, locations
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # The launcher sets these from the plan; a second source would make a run differ from its plan.
@@ -268,8 +268,9 @@ def _train_paths(train: TrainConfig) -> Iterator[tuple[str, str]]:
         if path is not None and not path.startswith("builtin:"):
             yield name, path
     for source in train.data.sources:
-        if isinstance(source, FolderSource):
-            yield "data", str(source.folder)
+        for place in locations(source).values():
+            if "://" not in place:
+                yield "data", place
 
 
 def _check_env_name(name: str) -> None:
@@ -347,7 +348,7 @@ def _with_absolute_train(train: TrainConfig, base: Path) -> TrainConfig:
     return train.model_copy(update={**paths, "data": train.data.model_copy(update={"sources": sources})})
 
 
-def _absolute_source(source: FolderSource | BuiltinSource, base: Path) -> FolderSource | BuiltinSource:
-    if isinstance(source, FolderSource):
-        return source.model_copy(update={"folder": absolute(source.folder, base)})
-    return source
+def _absolute_source(source: Source, base: Path) -> Source:
+    """URLs are whole as they are."""
+    paths = {name: place for name, place in locations(source).items() if "://" not in place}
+    return source.model_copy(update={name: str(absolute(Path(place), base)) for name, place in paths.items()})

@@ -4,10 +4,12 @@ Torch-free. Owns names, types, defaults and combinations; refuses unknown keys a
 would ignore. A value keeps its name from job.yaml to the optimizer.
 """
 
-from clusterft_trainer.config.data import BuiltinSource as BuiltinSource
+from clusterft_trainer.config.data import Buckets as Buckets
+from clusterft_trainer.config.data import Cache as Cache
 from clusterft_trainer.config.data import Captions as Captions
 from clusterft_trainer.config.data import Data as Data
-from clusterft_trainer.config.data import FolderSource as FolderSource
+from clusterft_trainer.config.data import Problems as Problems
+from clusterft_trainer.config.data import Warmup as Warmup
 from clusterft_trainer.config.learn import Ema as Ema
 from clusterft_trainer.config.learn import Learn as Learn
 from clusterft_trainer.config.learn import Lora as Lora
@@ -27,5 +29,15 @@ from clusterft_trainer.config.run import Output as Output
 from clusterft_trainer.config.run import Samples as Samples
 from clusterft_trainer.config.run import Wandb as Wandb
 from clusterft_trainer.config.run import Zero as Zero
+from clusterft_trainer.config.sources import BuiltinSource as BuiltinSource
+from clusterft_trainer.config.sources import Columns as Columns
+from clusterft_trainer.config.sources import FolderSource as FolderSource
+from clusterft_trainer.config.sources import KohyaSource as KohyaSource
+from clusterft_trainer.config.sources import Source as Source
+from clusterft_trainer.config.sources import TableSource as TableSource
+from clusterft_trainer.config.sources import TaggedSource as TaggedSource
+from clusterft_trainer.config.sources import TagRules as TagRules
+from clusterft_trainer.config.sources import TarSource as TarSource
+from clusterft_trainer.config.sources import locations as locations
 from clusterft_trainer.config.tree import TrainConfig as TrainConfig
 from clusterft_trainer.config.tree import load as load

@@ -2,56 +2,132 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from clusterft_trainer.config.base import Fraction, PositiveInt, Section
+from clusterft_trainer.config.sources import Source
+
+_SIZE = re.compile(r"([1-9][0-9]{1,4})x([1-9][0-9]{1,4})")
+_STEP = 32  # pixels; the UNet halves latents, which are an eighth, two times
 
 
-class FolderSource(Section):
-    """Pictures in a folder (searched through), each with a caption in a .txt file of the same stem."""
+class Warmup(Section):
+    """Captions that grow: their tags are cut off, ever later, until the step is reached."""
 
-    folder: Path = Field(description="absolute on the node, or relative to job.yaml")
-
-
-class BuiltinSource(Section):
-    """A captioned picture set drawn by the trainer itself: for demos and for proving a cluster."""
-
-    builtin: Literal["shapes"]
-    images: PositiveInt = Field(64, description="how many pictures to draw")
-
-
-def _source_kind(value: object) -> str:
-    """Choose the source class by its key, so that errors name the right one."""
-    keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "builtin" if "builtin" in keys else "folder"
-
-
-Source = Annotated[
-    Annotated[FolderSource, Tag("folder")] | Annotated[BuiltinSource, Tag("builtin")],
-    Discriminator(_source_kind),
-]
+    steps: PositiveInt = Field(description="from this step on, captions are whole")
+    least: PositiveInt = Field(1, description="tags that are kept at the first step")
 
 
 class Captions(Section):
-    """What happens to a caption on its way to the tokenizers, in this order: dropout, shuffle, tag dropout."""
+    """What happens to a caption on its way to the tokenizers, in the order of these settings."""
 
+    prefix: str = Field("", description="put before each caption")
+    suffix: str = Field("", description="put behind each caption")
     dropout: Fraction = Field(0.0, description="share of samples trained with an empty caption")
+    wildcards: bool = Field(
+        False, description="one line of several is drawn, then one of each {a|b|c}; {{ and }} are plain braces"
+    )
     separator: str = Field(",", min_length=1, description="what stands between the tags of a caption")
-    shuffle: bool = Field(False, description="put the tags into another order for each sample and epoch")
     keep: Annotated[int, Field(ge=0)] = Field(0, description="leading tags that are neither moved nor dropped")
+    keep_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="all before it is kept in place, and all behind a second one; goes before keep",
+    )
+    warmup: Warmup | None = None
+    shuffle: Annotated[bool | float, Field()] = Field(
+        False,
+        description="put the tags into another order for each sample and epoch; a number is a share of samples",
+    )
     tag_dropout: Fraction = Field(0.0, description="share of the other tags that is left out")
+    secondary_separator: str | None = Field(
+        None, min_length=1, description="ties tags together until all is arranged, then becomes the separator"
+    )
     tokens: Literal[75, 150, 225] = Field(
         75, description="longest caption; above 75 it is encoded in pieces of 75"
     )
 
+    @property
+    def shuffled(self) -> float:
+        """Share of samples whose tags are put into another order."""
+        return float(self.shuffle)
+
+    @property
+    def arranges(self) -> bool:
+        """Whether captions are taken apart into tags at all."""
+        return bool(self.shuffle or self.tag_dropout or self.warmup)
+
     @model_validator(mode="after")
     def _heeded(self) -> Captions:
-        if (self.keep or self.separator != ",") and not (self.shuffle or self.tag_dropout):
-            raise ValueError("keep and separator have no meaning without shuffle or tag_dropout")
+        if not 0 <= float(self.shuffle) <= 1:
+            raise ValueError("shuffle is true, false or a share from 0 to 1")
+        if (self.keep or self.separator != ",") and not self.arranges:
+            raise ValueError("keep and separator have no meaning without shuffle, tag_dropout or warmup")
         return self
+
+
+class Buckets(Section):
+    """The sizes that pictures are trained at. Without settings: kohya's, with limits that fit the resolution."""
+
+    smallest: Annotated[int, Field(ge=_STEP)] | None = Field(None, description="shortest side in pixels")
+    largest: Annotated[int, Field(ge=_STEP)] | None = Field(None, description="longest side in pixels")
+    step: Annotated[int, Field(ge=_STEP, multiple_of=_STEP)] | None = Field(
+        None, description="sides are multiples of it"
+    )
+    sizes: tuple[str, ...] | None = Field(None, description="these alone, each written as 832x1216")
+    upscale: bool = Field(
+        True, description="false: a picture smaller than the resolution keeps its size, cut to the step"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Buckets:
+        given = (self.smallest, self.largest, self.step)
+        if self.sizes is not None and any(one is not None for one in given):
+            raise ValueError("sizes is the whole list: smallest, largest and step have no meaning beside it")
+        if self.sizes is not None and not self.upscale:
+            raise ValueError("upscale: false makes buckets of its own, so it excludes sizes")
+        if self.smallest and self.largest and self.smallest > self.largest:
+            raise ValueError("smallest is larger than largest")
+        for one in self.sizes or ():
+            found = _SIZE.fullmatch(one)
+            if not found or int(found[1]) % _STEP or int(found[2]) % _STEP:
+                raise ValueError(f"{one!r} is not WIDTHxHEIGHT with sides that are multiples of {_STEP}")
+        if self.sizes is not None and not self.sizes:
+            raise ValueError("sizes is empty")
+        return self
+
+    @property
+    def listed(self) -> tuple[tuple[int, int], ...]:
+        """The given list as numbers."""
+        return tuple((int(w), int(h)) for w, h in (one.split("x") for one in self.sizes or ()))
+
+
+class Problems(Section):
+    """What becomes of a picture that is not as it should be; all of them are counted and listed in a report."""
+
+    broken: Literal["refuse", "skip"] = Field("refuse", description="a file that is no whole picture")
+    no_caption: Literal["refuse", "skip", "empty"] = Field(
+        "refuse", description="no text belongs to it, or one that is not UTF-8"
+    )
+    duplicate: Literal["keep", "skip", "refuse"] = Field("keep", description="the same bytes as another one's")
+
+
+class Cache(Section):
+    """Latents, and if wanted text states, made once by `clusterft prep` and read by every run."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 halves the cache")
+    take: Literal["mean", "sample"] = Field(
+        "mean", description="of what the VAE says: its mean, or one sample, as kohya does"
+    )
+    flip: bool = Field(False, description="keep mirrored ones too; each sample is then mirrored by a coin")
+    text: bool = Field(False, description="keep the text encoders' states; captions must then stay as they are")
+    codec: Literal["none", "zstd"] = Field("none", description="zstd saves little, and costs reading time")
+    npz: bool = Field(True, description="take latents from kohya's .npz files where they are")
+    local: str | None = Field(None, min_length=1, description="folder of the node that keeps what was read once")
+    local_gigabytes: PositiveInt = Field(200, description="the most that it may hold")
 
 
 def _word(value: object) -> object:
@@ -66,7 +142,20 @@ class Data(Section):
     resolution: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] = Field(
         1024, description="pictures are sorted into aspect buckets of about this number squared pixels"
     )
+    buckets: Buckets = Buckets()
     captions: Captions = Captions()
     crop_ids: Annotated[Literal["true", "kohya"], BeforeValidator(_word)] = Field(
         "true", description="the crop that the model is told of: the real one, or the offset that kohya computes"
     )
+    problems: Problems = Problems()
+    cache: Cache | None = Field(None, description="without it, latents are made again in every run")
+
+    @model_validator(mode="after")
+    def _still(self) -> Data:
+        captions = self.captions
+        moving = captions.arranges or captions.dropout or captions.wildcards
+        if self.cache and self.cache.text and moving:
+            raise ValueError(
+                "cache.text needs captions that stay as they are: no dropout, wildcards, shuffle or warmup"
+            )
+        return self
