@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
+from clusterft.cli import attach
 from clusterft.events import Event, Gone, Said, Silent
 from clusterft.ui import status
 from clusterft_trainer import progress, stream
@@ -99,3 +100,27 @@ def test_the_history_of_runs_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None
     text = "\n".join(status.past(PAST)) + "\n" + json.dumps(status.past_dict(PAST), indent=1) + "\n"
     scenes.same_as_golden(text, scenes.GOLDEN / "ui" / "runs.txt")
     assert list(status.past([])) == ["no run has left anything in the shared dir"]
+
+
+@pytest.mark.parametrize(("end", "code"), [("ok", 0), ("stopped", 130), ("failed", 5)])
+def test_a_run_that_is_over_and_cleared_away_is_attached_to_as_a_reader(
+    end: stream.End, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nobody answers any more on its nodes: heard as a gang, that would be a run that has vanished.
+    class Found:
+        parts, outcome, containers = ("one",), {"end": end}, {}  # type: ignore[var-annotated]
+
+        def __enter__(self) -> Found:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    board = spoken.board(*trained, *spoken.over(0, end, code, 9.0), *spoken.ended(end, code, 9.0))
+    monkeypatch.setattr(attach.runs, "locate", lambda *_: Found())
+    monkeypatch.setattr(attach.reading, "board", lambda _: board)
+    assert attach.run(spoken.RUN, None, None, as_json=False) == code
+    said = capsys.readouterr().out
+    assert spoken.RUN in said and spoken.RUN_DIR in said
+    assert attach.run(spoken.RUN, None, None, as_json=True) == code
+    assert json.loads(capsys.readouterr().out)["outcome"] == end

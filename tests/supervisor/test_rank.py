@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,20 @@ def test_a_script_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path}/away.py cannot be read: No such file or directory\n"
+
+
+def test_a_rank_ends_with_its_supervisor(tmp_path: Path) -> None:
+    # A launcher that lives on (DeepSpeed's second half does) and does not end its ranks is no reason to go on.
+    script = tmp_path / "go.py"
+    script.write_text("import sys, time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    told = f"{supervisor.pid}:{rank.start_time(supervisor.pid)}"
+    argv = [sys.executable, "-m", "clusterft_trainer.rank", str(script)]
+    env = {**os.environ, "CLUSTERFT_SUPERVISOR": told}
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None and one.stdout.readline() == "here\n"
+        supervisor.kill()
+        supervisor.wait()
+        assert one.wait(10) == -signal.SIGTERM
+    late = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert late.returncode == 1 and "supervisor of this rank is gone" in late.stderr

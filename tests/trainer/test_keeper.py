@@ -177,6 +177,19 @@ def test_another_world_reads_it_and_another_optimizer_begins_anew(tmp_path: Path
     assert engine.source.states == () and engine.source.count == 0.0 and engine.source.rest == {}
 
 
+def test_a_gang_that_was_replaced_gives_no_checkpoint_its_name(
+    tmp_path: Path, two: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERFT_ATTEMPT", "2")
+    folder = tmp_path / "checkpoints"
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"first_attempt": 2}}))
+    save(two, folder, 1)
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"first_attempt": 3}}))
+    with pytest.raises(RunError, match="planned anew from attempt 3"):
+        save(two, folder, 2)
+    assert steps(folder) == [1]
+
+
 @pytest.mark.parametrize("damage", ["no manifest", "cut manifest", "no file", "short file", "schema"])
 def test_a_damaged_one_is_passed_over_with_the_reason(
     tmp_path: Path, two: Meeting, damage: str, capsys: pytest.CaptureFixture[str]

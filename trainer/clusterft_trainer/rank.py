@@ -1,10 +1,10 @@
 """The first thing a training process does: write into a log of its own. Torch-free, standard library only.
 
 Owns the redirection of stdout and stderr (on the level of file descriptors, so that what C++ says while it dies is
-kept too), the note of this process's id, stack dumps on SIGUSR2, the cores that it runs on, and its turn when the
-ranks of a node start one after the other. Does nothing outside a clusterft run. Also runs a user's own script in
-the same way: `python -m clusterft_trainer.rank SCRIPT ARGS`, before which DeepSpeed's launcher may put its
---local_rank=N.
+kept too), the note of this process's id, stack dumps on SIGUSR2, its end when its supervisor is killed, the cores
+that it runs on, and its turn when the ranks of a node start one after the other. Does nothing outside a clusterft
+run. Also runs a user's own script in the same way: `python -m clusterft_trainer.rank SCRIPT ARGS`, before which
+DeepSpeed's launcher may put its --local_rank=N.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import types
 from pathlib import Path
+
+_LOOK = 2.0  # seconds between two looks at the supervisor
+_SAVING = 60.0  # seconds that a rank without a supervisor gets for its checkpoint
 
 
 def claim_log() -> None:
@@ -64,9 +68,28 @@ def _numbers(text: str) -> set[int]:
     return {number for low, _, high in ranges for number in range(int(low), int(high or low) + 1)}
 
 
+def end_with_supervisor() -> None:
+    """A rank whose supervisor was killed ends too: not every launcher sees to that, and nobody would know."""
+    name, _, began = os.environ.get("CLUSTERFT_SUPERVISOR", "").partition(":")
+    if not name:
+        return
+    if str(start_time(int(name))) != began:
+        sys.exit("the supervisor of this rank is gone")
+    threading.Thread(target=_outlive, args=(int(name), began), name="clusterft", daemon=True).start()
+
+
+def _outlive(supervisor: int, began: str) -> None:
+    while str(start_time(supervisor)) == began:
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)  # a checkpoint, if the others can still take part
+    time.sleep(_SAVING)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def begin() -> None:
     """All of it, in the order in which it must happen."""
     claim_log()
+    end_with_supervisor()
     keep_near_card()
     # One card of a node after the other: some power supplies trip when all of them wake at once.
     time.sleep(float(os.environ.get("CLUSTERFT_STAGGER") or 0) * int(os.environ.get("LOCAL_RANK") or 0))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 
-from clusterft.apply import Gang, runs
+from clusterft import board as boards
+from clusterft.apply import Gang, reading, runs
 from clusterft.apply.mending import Means, Mender
 from clusterft.apply.record import Entry
 from clusterft.apply.runs import Located
@@ -15,6 +18,7 @@ from clusterft.cli.ask import Terminal
 from clusterft.cli.tending import Tended
 from clusterft.errors import UsageError
 from clusterft.spec import JobSpec
+from clusterft.ui import outcome, watch
 
 
 def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: bool) -> int:
@@ -24,7 +28,20 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
             raise UsageError(
                 f"{found.run} has no training to watch", remedy=f"clusterft stop {found.run}   ends it"
             )
+        if found.outcome is not None and not found.containers:
+            # Nobody is left to be heard, and silence must not be taken for the run's end.
+            return _told(reading.board(found), as_json=as_json)
         return tending.tend(_in_hand(found, as_json=as_json))
+
+
+def _told(board: Board, *, as_json: bool) -> int:
+    """What it came to, as `train` has said it; its exit code."""
+    verdict = boards.judge(board)
+    if as_json:
+        watch.say(sys.stdout, json.dumps(outcome.to_dict(board, verdict, {})))
+    for line in () if as_json else outcome.lines(board, verdict):
+        watch.say(sys.stdout, line)
+    return tending.exit_code(verdict)
 
 
 def _in_hand(found: Located, *, as_json: bool) -> Tended:
@@ -51,8 +68,6 @@ def _in_hand(found: Located, *, as_json: bool) -> Tended:
 
 def job_of(entry: Entry) -> JobSpec:
     """The job of a run as its record has it; its paths are whole, so that it matters not where it is read."""
-    import json
-
     from pydantic import ValidationError
 
     try:
@@ -67,8 +82,6 @@ def job_of(entry: Entry) -> JobSpec:
 
 def _secrets(gang: Gang, job: JobSpec) -> dict[str, str]:
     """From here where they are set, else those that a part of the gang still has."""
-    import json
-
     if not job.secrets:
         return {}
     if all(name in os.environ for name in job.secrets):

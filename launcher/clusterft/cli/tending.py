@@ -70,6 +70,11 @@ def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
     unrecorded = record.end(run.mender.entry, run.fleet, verdict)
     if unrecorded:
         watch.say(sys.stderr, f"! {unrecorded}")
+    return exit_code(verdict)
+
+
+def exit_code(verdict: Verdict) -> int:
+    """What the shell is told of a run."""
     return Blocked.exit_code if verdict.blocked else _CODES[verdict.end]
 
 

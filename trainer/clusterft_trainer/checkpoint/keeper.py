@@ -7,6 +7,7 @@ Only then the manifest is written and the folder gets its name. Refuses to delet
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -217,6 +218,7 @@ class Keeper:
 
     def _publish(self, pending: _Pending, files: dict[str, dict[str, Any]]) -> None:
         """The manifest last, the name after it, then what is no longer needed."""
+        _refuse_replaced(self._folder.parent)
         with storing("The checkpoint", pending.draft):
             seen = {n: (pending.draft / n).stat().st_size for n in files}
             short = [n for n, size in seen.items() if size != files[n]["size"]]
@@ -272,6 +274,26 @@ def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _refuse_replaced(run_dir: Path) -> None:
+    """A gang that was cut off may still reach the shared dir, while others go on with its run on other nodes."""
+    mine = os.environ.get("CLUSTERFT_ATTEMPT")
+    if mine is None:
+        return  # started by hand: nobody plans this run
+    with storing("The plan of this run, in", run_dir):
+        try:
+            text = (run_dir / "run.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+    first = json.loads(text)["plan"].get("first_attempt", 0)
+    if first > int(mine):
+        raise RunError(
+            "replaced",
+            f"This is attempt {mine} of a run that was planned anew from attempt {first} on: "
+            "its checkpoint does not count.",
+            "Nothing: the run goes on with the other nodes.",
+        )
 
 
 def _clear(folder: Path) -> None:

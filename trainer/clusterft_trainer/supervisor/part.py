@@ -112,6 +112,7 @@ class Part:
         if self._head is None:
             self._line.send(Bye())
         self._line.close()
+        self._voice.close()
         return code
 
     # --- one turn
