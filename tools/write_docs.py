@@ -7,10 +7,13 @@ write_docs.py --check    exit 1 if one is not what the code says
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
-from dataclasses import fields
+import textwrap
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import settings_page
@@ -18,7 +21,9 @@ import settings_page
 from clusterft import findings, spec
 from clusterft.apply import record
 from clusterft.board import verdict
+from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
+from clusterft_trainer.supervisor import ending
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -84,10 +89,31 @@ def page() -> str:
             table(verdict.Verdict),
             "The controller's own note of a run, `~/.clusterft/.runs/<run>.json`:\n",
             table(record.Note),
+            "## outcome.json: what a run came to, written by its head\n",
+            document(ending.outcome),
             "## checkpoints/step-*/manifest.json\n",
             table(checkpoint.Manifest),
             CHECKPOINT,
-            "## Checks, as in `--json` of a command that a check stopped\n",
+            "## `--json` of the commands\n",
+            "### `train`, `resume` and `attach`\n",
+            document(outcome.to_dict),
+            "Each of its `attempts`:\n",
+            document(outcome.attempt_dict),
+            "### `status`\n",
+            document(status.overview_dict),
+            "Each of its `runs`:\n",
+            table(status.Glance),
+            "Each that is `left_behind`:\n",
+            table(status.LeftBehind),
+            "### `status RUN`\n",
+            document(status.run_dict),
+            "### `runs`\n",
+            document(status.past_dict),
+            "Each of its `runs`:\n",
+            table(status.Past),
+            "### `logs`, a line each\n",
+            document(logs.to_json),
+            "### Checks, of a command that a check stopped\n",
             table(findings.Finding),
         ]
     )
@@ -96,9 +122,27 @@ def page() -> str:
 def table(kind: type, name: str | None = None) -> str:
     """One record: its docstring, and a row for each field with the comment beside it."""
     notes = comments(kind)
-    rows = [f"| `{f.name}` | `{f.type.replace('|', 'or')}` | {notes.get(f.name, '')} |" for f in fields(kind)]
+    types = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else kind.__annotations__
+    rows = [f"| `{name}` | `{_words(said)}` | {notes.get(name, '')} |" for name, said in types.items()]
     title = f"### `{name}`\n\n" if name else ""
     return f"{title}{inspect.getdoc(kind)}\n\n| field | type | |\n|-|-|-|\n" + "\n".join(rows) + "\n"
+
+
+def _words(said: object) -> str:
+    """An annotation; a table's cells are parted by |."""
+    return str(getattr(said, "__forward_arg__", said)).replace("|", "or")
+
+
+def document(writer: Callable[..., object]) -> str:
+    """A document that a function makes: its docstring, and a row for each key with the comment beside it."""
+    source = textwrap.dedent(inspect.getsource(writer))
+    made = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
+    lines = source.splitlines()
+    rows = []
+    for key, value in zip(made.keys, made.values, strict=True):
+        remark = re.search(r"  # (.*)$", lines[value.end_lineno - 1])  # type: ignore[operator]
+        rows.append(f"| `{key.value}` | {remark[1] if remark else ''} |")  # type: ignore[union-attr]
+    return f"{inspect.getdoc(writer)}\n\n| key | |\n|-|-|\n" + "\n".join(rows) + "\n"
 
 
 def comments(kind: type) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from clusterft.board import Attempt, Board, Verdict
@@ -56,8 +57,10 @@ def _success(board: Board, verdict: Verdict) -> Iterator[str]:
             yield f"  {label:<12} {board.saved[what].path}"
     if report(board):
         yield f"  {'report':<12} {report(board)}"
+    if board.prep and board.run_dir:
+        yield f"  {'prepared in':<12} {PurePosixPath(board.run_dir).parent}/.clusterft"
     yield f"  {'all of it':<12} {board.run_dir}"
-    if verdict.end == "stopped" and "checkpoint" in board.saved:
+    if verdict.end == "stopped" and ("checkpoint" in board.saved or board.prep):
         yield f"  to go on:    clusterft resume {board.run}"
 
 
@@ -75,8 +78,8 @@ def _blocked(board: Board, verdict: Verdict) -> Iterator[str]:
 
 def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> Iterator[str]:
     attempt = board.attempt
-    at = f"at step {attempt.step.step}" if attempt.step else "before its first step"
-    yield f"✗ run {board.run} failed {at}{_counted(board)}"
+    at = f" at step {attempt.step.step}" if attempt.step else "" if board.prep else " before its first step"
+    yield f"✗ run {board.run} failed{at}{_counted(board)}"
     yield f"  first cause ({verdict.failure}): {verdict.summary}"
     for line in verdict.evidence:
         yield f"    {line}"
@@ -91,7 +94,7 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
     yield f"  logs: {log_path(board, verdict, local_logs)}"
     if report(board):
         yield f"  report: {report(board)}"
-    again = f"clusterft resume {board.run}   or   " if saved else ""
+    again = f"clusterft resume {board.run}   or   " if saved or board.prep else ""
     yield f"  next: {again}clusterft logs {board.run}{_of_whom(verdict)}"
 
 
@@ -146,21 +149,23 @@ def to_dict(board: Board, verdict: Verdict, local_logs: Mapping[str, str] | None
         "schema": SCHEMA,
         "run": board.run,
         "run_dir": board.run_dir,
-        "outcome": verdict.end,
+        "outcome": verdict.end,  # ok, stopped or failed
         "verdict": verdict.to_dict(),
-        "step": board.reached.step if board.reached else 0,
-        "loss": _loss(board),
-        "held_out": _held_out(board),
-        "skipped": board.reached.skipped if board.reached else 0,
+        "step": board.reached.step if board.reached else 0,  # the last one
+        "loss": _loss(board),  # first and last: means of the first and last tenth of all steps
+        "held_out": _held_out(board),  # the last and the least, with their steps
+        "skipped": board.reached.skipped if board.reached else 0,  # steps that half precision has left out
         "attempts": [attempt_dict(board, one, verdict) for one in board.attempts.values()],
         "restarts": {"used": board.used, "allowed": board.allowed},
-        "results": {what: saved.path for what, saved in board.saved.items()},
+        "results": {
+            what: saved.path for what, saved in board.saved.items()
+        },  # what was written: export, samples, checkpoint, ...
         "report": report(board),
         "log": log_path(board, verdict, local_logs) if board.attempts and verdict.end == "failed" else None,
-        "lost": dict(board.gone),
-        "replaced": dict(board.replaced),
+        "lost": dict(board.gone),  # node to why it was lost
+        "replaced": dict(board.replaced),  # node to the spare that took its place
         "notices": list(board.notices),
-        "log_problems": board.problems,
+        "log_problems": board.problems,  # node to why logs are there alone
     }
 
 
@@ -173,13 +178,13 @@ def attempt_dict(board: Board, attempt: Attempt, verdict: Verdict | None) -> dic
         "nodes": list(attempt.members),
         "began": attempt.began,
         "ended": attempt.ended,
-        "resumed_from": attempt.resumed_from,
+        "resumed_from": attempt.resumed_from,  # the step of its checkpoint
         "step": attempt.step.step if attempt.step else None,
         "failure": told.failure if told else decided.failure if decided else "",
         "cause": told.summary if told else decided.cause if decided else "",
         "node": told.node if told else decided.node if decided else "",
         "rank": told.rank if told else decided.rank if decided else None,
-        "why": decided.why if decided else "",
+        "why": decided.why if decided else "",  # what was decided after it, and why
     }
 
 

@@ -80,7 +80,7 @@ def state(board: Board) -> str:
         return "starting"
     if attempt.step is not None:
         return "training"
-    return nodes.PHASES.get(attempt.phase or "", attempt.phase or "running")
+    return nodes.PHASES.get(attempt.phase or "", attempt.phase or nodes.idle(board))
 
 
 def glance(board: Board) -> Glance:
@@ -166,7 +166,9 @@ def run_dict(board: Board) -> dict[str, Any]:
         "schema": SCHEMA,
         "run": board.run,
         "run_dir": board.run_dir,
-        "state": state(board),
+        "state": state(
+            board
+        ),  # starting, running, training, waiting, hanging, restarting, ending, ok, stopped, failed, ...
         "attempt": board.attempt.number,
         "step": step.step if step else None,
         "steps": step.steps if step else None,
@@ -176,9 +178,9 @@ def run_dict(board: Board) -> dict[str, Any]:
         "restarts": {"used": board.used, "allowed": board.allowed},
         "attempts": [outcome.attempt_dict(board, one, verdict) for one in board.attempts.values()],
         "nodes": [_node_dict(board, node) for node in board.nodes],
-        "checks": [asdict(found) for found in board.found.values()],
+        "checks": [asdict(found) for found in board.found.values()],  # what the look before the start has found
         "notices": list(board.notices),
-        "verdict": verdict.to_dict() if verdict else None,
+        "verdict": verdict.to_dict() if verdict else None,  # as in run.json, once it is over
     }
 
 

@@ -23,22 +23,22 @@ _ENDS = ("ok", "stopped", "failed")
 
 
 def outcome(run: str, ledger: Ledger, at: float) -> str:
-    """What outcome.json says; documented in docs/formats.md."""
+    """What outcome.json says, once the run is over."""
     over = ledger.over or Over("failed")
     body = {
         "schema": SCHEMA,
         "run": run,
-        "end": over.end,
-        "failure": over.failure,
-        "cause": over.cause,
+        "end": over.end,  # ok, stopped or failed
+        "failure": over.failure,  # the class of the first cause: oom, killed, nan, config, ...
+        "cause": over.cause,  # the first cause in words
         "node": over.node,
-        "rank": over.rank,
-        "why": over.why,
+        "rank": over.rank,  # null where it is no rank's
+        "why": over.why,  # why there was no further attempt
         "attempts": ledger.attempt + 1,
-        "restarts": over.restarts,
+        "restarts": over.restarts,  # attempts that counted against `restarts`
         "began": ledger.began,
         "ended": at,
-        "history": [one.to_dict() for one in ledger.history],
+        "history": [one.to_dict() for one in ledger.history],  # the attempts before the last, each with its cause
     }
     return json.dumps(body, indent=2) + "\n"
 
