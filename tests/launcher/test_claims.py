@@ -30,7 +30,7 @@ from clusterft.hosts import Node
 from clusterft.plan import Part
 from clusterft.remote import Remote, Unreachable, files
 from clusterft.remote.local import LocalRemote
-from clusterft.runtime import contained, docker
+from clusterft.runtime import Harvest, contained, docker
 from clusterft.runtime.contained import Contained
 from clusterft.runtime.docker import EngineSaidNo, Found, Seen
 from clusterft.runtime.process import CannotStart, Processes
@@ -54,7 +54,10 @@ class Nodes:
     def __init__(self, **remotes: Any) -> None:
         self.remotes = dict(remotes)
         self.cluster = SimpleNamespace(
-            name="rack", path=Path("/none/hosts"), nodes=tuple(Node(name, slots=1) for name in remotes)
+            name="rack",
+            path=Path("/none/hosts"),
+            nodes=tuple(Node(name, slots=1) for name in remotes),
+            active=tuple(Node(name, slots=1) for name in remotes),
         )
 
     def each(self, work: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -411,6 +414,34 @@ def test_a_run_that_is_known_to_be_over_is_cleared_away() -> None:
     tending._leave_what_is_not_heard(tended(Hand(n1=[False], n2=[False])))
     tending._leave_what_is_not_heard(tended(Hand(n1=[True], n2=[True]), "n1"))
     tending._leave_what_is_not_heard(tended(Hand(n1=[OFF], n2=[True]), "n2"))
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_node_that_was_rebooted_is_cleared_over_a_new_connection(
+    back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by the fault suite: the run was over, and the old connection was all that was tried.
+    nodes = fleet(n1=LocalRemote(), n2=Off())
+    asked: list[str] = []
+
+    def reconnect(name: str) -> None:
+        asked.append(name)
+        if back:
+            nodes.remotes[name] = LocalRemote()
+
+    class Taker:
+        """A carrier that only takes away."""
+
+        def harvest(self, part: Part, remote: Any, _keep: str, *, kill: bool) -> Harvest:
+            """Asks the node first, as the real one does."""
+            remote.run(("true",))
+            return Harvest(removed=True)
+
+    monkeypatch.setattr(nodes, "reconnect", reconnect, raising=False)
+    monkeypatch.setattr(harvest, "carrier", lambda *_: Taker())
+    found = harvest.gather(nodes, "one", entry(Path("/shared/one")).parts, kill=True)
+    assert asked == ["n2"] and found["n1"] == Harvest(removed=True)
+    assert found["n2"] == (Harvest(removed=True) if back else OFF)
 
 
 # -- mending -----------------------------------------------------------------------------------

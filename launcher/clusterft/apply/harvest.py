@@ -51,6 +51,11 @@ def gather(
             return error
 
     found = fleet.each(one)
+    broken = {node for node, each in found.items() if isinstance(each, Unreachable) and each.id.startswith("ssh.")}
+    for node in broken:  # it was rebooted, or its link was down for a while: the connection is gone, not the node
+        fleet.reconnect(node)
+    if broken:
+        found |= fleet.each(lambda node, remote: one(node, remote) if node in broken else found[node])
     return {node: each for node, each in found.items() if isinstance(each, ClusterftError) or each.removed}
 
 
