@@ -30,7 +30,8 @@ BREACHES = {
     "torch-free: migrate": ("clusterft_trainer/migrate/page.py", "import numpy"),
     "seam: train": ("clusterft/runtime/process.py", "import clusterft_trainer.train"),
     "seam: supervisor": ("clusterft/remote/ssh.py", "import clusterft_trainer.supervisor.part"),
-    "trainer-alone: errors": ("clusterft_trainer/records.py", "import clusterft.errors"),
+    "data: torch": ("clusterft_trainer/latents/shard.py", "import torch"),
+    "trainer-alone: errors": ("clusterft_trainer/captions.py", "import clusterft.errors"),
 }
 
 
@@ -107,7 +108,7 @@ sys.exit(code)
 
 
 VERBS = (
-    *("up", "down", "open", "ssh", "push", "train", "resume", "attach", "stop", "status", "logs", "runs"),
+    *("up", "down", "open", "ssh", "push", "prep", "train", "resume", "attach", "stop", "status", "logs", "runs"),
     *("init", "migrate", "settings", "schema"),
 )
 

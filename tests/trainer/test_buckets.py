@@ -5,6 +5,9 @@ The golden table was computed by hand from the rules; the properties hold for an
 
 from __future__ import annotations
 
+import tracemalloc
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +23,7 @@ shapes = st.builds(
     world=st.integers(1, 5),
 )
 seeds = st.integers(0, 2**63 - 1)
+GOLDEN = [(2,), (4, 8), (0, 6), (7, 5), (3, 1)]
 
 
 def test_the_default_table_is_the_golden_one() -> None:
@@ -111,6 +115,53 @@ def test_resuming_gives_the_rest_of_the_walk(seed: int, done: int) -> None:
         position = epochs.after(position)
     resumed = epochs.walk(position)
     assert [next(whole) for _ in range(20)] == [next(resumed) for _ in range(20)]
+
+
+def test_the_order_is_the_same_on_every_machine_and_with_every_numpy() -> None:
+    # splitmix64's published first outputs from 1234567
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert buckets.mix(np.arange(4), 1234567).tolist() == published
+    by_hand = sorted(range(900), key=lambda i: int(buckets.mix(np.array([i]), 77)[0]) >> 10)
+    assert buckets.shuffled(np.arange(900), 77).tolist() == by_hand
+    epochs = Epochs([buckets.sizes(128)[i % 2] for i in range(9)], 5, Shape(2, 1, 1))
+    assert list(epochs.batch_list(0)) == GOLDEN
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), unique=True, max_size=200), st.integers(0, 2**64 - 1))
+def test_a_shuffle_loses_nothing_and_does_not_ask_what_else_is_shuffled(ids: list[int], key: int) -> None:
+    order = buckets.shuffled(np.array(sorted(ids), np.int64), key).tolist()
+    assert sorted(order) == sorted(ids)
+    assert order == buckets.shuffled(np.array(ids, np.int64), key).tolist()
+
+
+def test_a_shuffle_puts_each_sample_everywhere() -> None:
+    places = np.array([buckets.shuffled(np.arange(8), key) for key in range(4000)])
+    counts = np.array([np.bincount(column, minlength=8) for column in places.T])
+    # 500 expected, standard deviation 21
+    assert counts.min() > 400 and counts.max() < 600
+
+
+def test_bucket_numbers_do_as_well_as_buckets() -> None:
+    table = buckets.sizes(128)
+    places = [(7 * i) % 5 for i in range(60)]
+    named = Epochs([table[p] for p in places], 9, Shape(4, 1, 1))
+    numbered = Epochs(np.array(places, np.int16), 9, Shape(4, 1, 1))
+    assert list(named.batch_list(2)) == list(numbered.batch_list(2))
+    assert numbered.batches == named.batches and numbered.padding == named.padding
+
+
+def test_a_million_samples_take_some_bytes_each() -> None:
+    numbers = (np.arange(1_000_000) % 25).astype(np.int16)
+    tracemalloc.start()
+    try:
+        epochs = Epochs(numbers, 1, Shape(4, 1, 2))
+        for epoch in range(3):
+            assert len(epochs.batch_list(epoch)[0]) == 8
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 12 * 10**6, "two epochs at 4 bytes a sample, and their batches"
+    assert most < 20 * 10**6
 
 
 def test_epochs_differ_and_repeat_with_the_seed() -> None:

@@ -17,13 +17,14 @@ import numpy as np  # noqa: E402
 import specimens  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from clusterft_trainer import buckets, builtin, dataset  # noqa: E402
+from clusterft_trainer import buckets, builtin, dataset, decoding  # noqa: E402
 from clusterft_trainer.config import Compute, Data, Learn, PartName  # noqa: E402
+from clusterft_trainer.corpus import index  # noqa: E402
+from clusterft_trainer.corpus.index import Index, Row  # noqa: E402
 from clusterft_trainer.engine import groups  # noqa: E402
 from clusterft_trainer.errors import ConfigError, DataError, RunError  # noqa: E402
 from clusterft_trainer.model import attention, sdxl, text  # noqa: E402
 from clusterft_trainer.model.parts import Parts  # noqa: E402
-from clusterft_trainer.records import Record, scan  # noqa: E402
 
 pytestmark = pytest.mark.trainer
 PARTS: tuple[PartName, ...] = ("unet", "text_encoder_1", "text_encoder_2")
@@ -355,8 +356,47 @@ def test_latents_do_not_depend_on_what_shares_the_batch(parts: Parts) -> None:
         assert torch.equal(alone[0], together[n])
 
 
-def a_batch(indices: Any, pixels: torch.Tensor) -> Any:
-    return SimpleNamespace(indices=list(indices), pixels=pixels)
+def a_batch(indices: Any, pixels: torch.Tensor | None, latents: torch.Tensor | None = None, **places: Any) -> Any:
+    """A batch of which nothing is cached, unless it is given."""
+    numbers = list(indices)
+    given = {"places": tuple(range(len(numbers)))} | places
+    return SimpleNamespace(indices=numbers, keys=numbers, pixels=pixels, latents=latents, **given)
+
+
+def test_cached_latents_are_scaled_and_stand_beside_those_that_are_made(parts: Parts) -> None:
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    noise, scale = a_draw(torch.randn((3, 4, 8, 8))), parts.vae.config.scaling_factor
+    denoiser, encoders = build(parts, "unet")
+    made = encoders.latents(a_batch(range(3), pixels), noise)
+    stored = torch.randn((3, 4, 8, 8))
+    whole = encoders.latents(a_batch(range(3), None, stored, places=()), noise)
+    assert torch.equal(whole, stored * scale)
+    for known in (pixels[1:2], None):  # made now, and remembered
+        mixed = encoders.latents(a_batch(range(3), known, stored, places=(1,)), noise)
+        assert torch.equal(mixed[[0, 2]], whole[[0, 2]]) and torch.equal(mixed[1], made[1])
+    assert torch.equal(stored * scale, whole), "what was cached is left as it was"
+    mean = sdxl.Encoders(parts, denoiser, "cpu", formats=sdxl.Formats(take="mean"))
+    for drawn in (torch.randn((3, 4, 8, 8)), torch.zeros((3, 4, 8, 8))):
+        found = mean.latents(a_batch(range(3), pixels), a_draw(drawn))
+        assert torch.equal(found, encoders.latents(a_batch(range(3), pixels), a_draw(torch.zeros((3, 4, 8, 8)))))
+
+
+@pytest.mark.parametrize("trained", COMBINATIONS)
+def test_what_the_loader_gives_with_a_batch_is_what_the_encoders_would_have_made(
+    parts: Parts, trained: tuple[PartName, ...]
+) -> None:
+    _, encoders = build(parts, *trained, tokens=150)
+    _, frozen = build(parts, "unet", tokens=150)
+    captions, ids = [caption(80), "", caption(3)], torch.zeros((3, 6))
+    tokens = text.all_ids(encoders.words, captions)
+    all_states = frozen.condition(captions, ids)
+    states = (all_states.hidden_1, all_states.hidden_2, all_states.pooled)
+    plain = encoders.condition(captions, ids)
+    _, fresh = build(parts, *trained, tokens=150)
+    for given in (fresh.condition(captions, ids, tokens), encoders.condition(captions, ids, tokens, states)):  # type: ignore[arg-type]
+        for name in ("hidden_1", "hidden_2", "pooled", "tokens_1", "tokens_2"):
+            one, other = getattr(plain, name), getattr(given, name)
+            assert (one is None) == (other is None) and (one is None or torch.equal(one, other)), name
 
 
 def a_draw(latent_noise: torch.Tensor) -> Any:
@@ -385,23 +425,35 @@ def test_builtin_parts_are_made_once_and_survive_a_kill(home: Path, folder: Path
     assert builtin.materialise("tiny", 0, home) == folder
     assert (folder / "unet" / "config.json").stat().st_mtime_ns == stamp
     pictures = builtin.materialise("shapes", 5, home)
-    assert len(scan(pictures)) == 5
+    assert len(list(pictures.glob("*.png"))) == len(list(pictures.glob("*.txt"))) == 5
     assert young.exists() and not leftover.exists()
     young.rmdir()
 
 
+def a_row(path: Path, width: int, height: int, caption: str = "", name: str = "") -> Row:
+    return Row(0, name or path.name, str(path), -1, 0, b"", width, height, caption, None, "")
+
+
+def shapes(home: Path, times: int = 1) -> Index:
+    """The builtin pictures, each so many times."""
+    files = sorted(builtin.materialise("shapes", 5, home).glob("*.png")) * times
+    rows = [
+        a_row(f, *Image.open(f).size, f.with_suffix(".txt").read_text(), f"{n:05d}") for n, f in enumerate(files)
+    ]
+    return index.write(home / f"index-{times}", rows)
+
+
 def test_the_builtin_vae_gives_pictures_back(home: Path, parts: Parts) -> None:
-    records = scan(builtin.materialise("shapes", 5, home))
-    pictures = dataset.Pictures(records, Data.model_validate(DATA), seed=0)
+    pictures = dataset.Pictures(shapes(home), Data.model_validate(DATA), seed=0)
     _, encoders = build(parts, "unet")
-    for index in range(5):
-        batch = pictures.batch([buckets.Slot(index, 1)], 0, lambda _: False)
+    for sample in range(5):
+        batch = pictures.batch([buckets.Slot(sample, 1)], 0, lambda _: False)
         shape = encoders.latent_shape(batch.bucket.width, batch.bucket.height)
-        noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(index))
+        noise = torch.randn((1, *shape), generator=torch.Generator().manual_seed(sample))
         drawn = a_draw(noise)
         latents = encoders.latents(batch, drawn)
         assert latents.shape[1:] == shape
-        again = pictures.batch([buckets.Slot(index, 1)], 0, encoders.known)
+        again = pictures.batch([buckets.Slot(sample, 1)], 0, encoders.known)
         assert again.pixels is None and torch.equal(encoders.latents(again, drawn), latents)
         back = encoders.decode(latents).float()
         assert batch.pixels is not None
@@ -413,13 +465,13 @@ def test_transparency_lies_on_white_and_the_middle_is_cut_out(tmp_path: Path) ->
     image = Image.new("RGBA", (400, 100), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (150, 0, 250, 100))
     image.save(tmp_path / "p.png")
-    record = Record(str(tmp_path / "p.png"), "p.png", "", 400, 100)
+    row = a_row(tmp_path / "p.png", 400, 100)
     bucket = buckets.Bucket(64, 64)
-    pixels = dataset.decode(record, buckets.fit(400, 100, bucket), bucket)
+    pixels = decoding.pixels(row, buckets.fit(400, 100, bucket), bucket)
     assert pixels.shape == (64, 64, 3)
     assert np.abs(pixels.astype(int) - [255, 0, 0]).max() <= 2
     wide = buckets.Bucket(128, 32)
-    edge = dataset.decode(record, buckets.fit(400, 100, wide), wide)[:, 0]
+    edge = decoding.pixels(row, buckets.fit(400, 100, wide), wide)[:, 0]
     assert edge.tolist() == [[255, 255, 255]] * 32
 
 
@@ -427,16 +479,36 @@ def test_a_cut_picture_is_named(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(tmp_path / "p.png")
     data = (tmp_path / "p.png").read_bytes()
     (tmp_path / "p.png").write_bytes(data[: len(data) // 2])
-    record = Record(str(tmp_path / "p.png"), "p.png", "", 64, 64)
+    row = a_row(tmp_path / "p.png", 64, 64)
     with pytest.raises(DataError, match=r"p\.png cannot be decoded"):
-        dataset.decode(record, buckets.Fit(64, 64, 0, 0), buckets.Bucket(64, 64))
+        decoding.pixels(row, buckets.Fit(64, 64, 0, 0), buckets.Bucket(64, 64))
+
+
+def test_a_picture_that_was_put_in_anothers_place_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "p.png")
+    fit, bucket = buckets.Fit(64, 64, 0, 0), buckets.Bucket(64, 64)
+    with pytest.raises(DataError, match=r"p\.png is 64x32 now; when it was indexed, 32x32 were to be shown"):
+        decoding.pixels(a_row(tmp_path / "p.png", 32, 32), fit, bucket)
+
+
+def test_a_picture_in_a_tar_is_read_in_its_place(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "p.png")
+    alone = (tmp_path / "p.png").read_bytes()
+    (tmp_path / "a.tar").write_bytes(b"x" * 512 + alone + b"y" * 77)
+    whole = Row(0, "p.png", str(tmp_path / "p.png"), -1, len(alone), b"", 64, 64, "", None, "")
+    inside = Row(0, "p.png", str(tmp_path / "a.tar"), 512, len(alone), b"", 64, 64, "", None, "")
+    fit, bucket = buckets.Fit(64, 64, 0, 0), buckets.Bucket(64, 64)
+    assert np.array_equal(decoding.pixels(whole, fit, bucket), decoding.pixels(inside, fit, bucket))
+    cut = Row(0, "p.png", str(tmp_path / "a.tar"), 512, len(alone) + 78, b"", 64, 64, "", None, "")
+    with pytest.raises(DataError, match=r"a\.tar \(p\.png\) cannot be decoded \(it ends 1 bytes too soon"):
+        decoding.pixels(cut, fit, bucket)
 
 
 def test_dropout_empties_the_stated_share_of_captions(home: Path) -> None:
-    records = scan(builtin.materialise("shapes", 5, home)) * 200
+    found = shapes(home, 200)
     data = Data.model_validate(DATA | {"captions": {"dropout": 0.3}})
-    pictures = dataset.Pictures(records, data, seed=1)
-    captions = [pictures._caption(i, 0) for i in range(1000)]
+    pictures = dataset.Pictures(found, data, seed=1)
+    captions = [pictures._settled("a", i, 0, None) for i in range(1000)]
     assert captions.count("") == pytest.approx(300, abs=60)
-    assert captions == [pictures._caption(i, 0) for i in range(1000)]
-    assert captions != [pictures._caption(i, 1) for i in range(1000)]
+    assert captions == [pictures._settled("a", i, 0, None) for i in range(1000)]
+    assert captions != [pictures._settled("a", i, 1, None) for i in range(1000)]

@@ -38,13 +38,13 @@ step.take = take
 if os.environ.get("WITNESS_FAIL", "").split(":")[0] == me:
     left = int(os.environ["WITNESS_FAIL"].split(":")[1])
 
-    def batch(self, slots, epoch, known, *, plain=False):  # type: ignore[no-untyped-def]
+    def batch(self, slots, epoch, known, *, plain=False, step=None):  # type: ignore[no-untyped-def]
         """Broken from some micro-batch on."""
         global left
         left -= 0 if plain else 1
         if left <= 0:
             raise DataError("The picture x.png cannot be decoded (truncated).", "Replace it.", everywhere=False)
-        return real_batch(self, slots, epoch, known, plain=plain)
+        return real_batch(self, slots, epoch, known, plain=plain, step=step)
 
     dataset.Pictures.batch = batch  # type: ignore[method-assign]
 

@@ -6,6 +6,8 @@
     estimate CONFIG.json               memory, disk and time that a run will need
     migrate FILE                       kohya's or accelerate's settings as a job of ours
     builtin DIR                        write the builtin model and picture set, to look at
+    prep CONFIG.json --shared DIR      index, latents and text states of a data set, by any number of workers
+    verify, pack, unpack, import-npz, export-npz    caches tested, moved, exchanged with kohya's
 
 Owns the command line, and turning an error into one progress line and an exit code: 0 done or
 stopped as asked, 2 settings or data are wrong, 5 training failed, 1 a bug. CLUSTERFT_DEBUG=1 shows
@@ -30,6 +32,7 @@ from typing import NoReturn
 
 from clusterft_trainer import errors, metrics
 from clusterft_trainer.estimate import command
+from clusterft_trainer.prep import verbs
 
 BUG = 1
 _LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
@@ -38,9 +41,11 @@ _MEET = "Look whether all nodes have started, and whether the head's port can be
 
 def main(argv: list[str]) -> NoReturn:
     """Run one command, and leave with its exit code from within, as _leave explains."""
-    arguments = _parser().parse_args(argv)
-    tell = _fail if arguments.command == "train" else _say
+    arguments = _parser(argv[0] if argv else "").parse_args(argv)
+    tell = _fail if _is_watched(arguments) else _say
     try:
+        if arguments.command in verbs.VERBS:
+            _leave(verbs.run(arguments), None)
         _leave(0, _COMMANDS[arguments.command](arguments))
     except errors.TrainerError as error:
         if os.environ.get("CLUSTERFT_DEBUG") == "1":
@@ -56,6 +61,11 @@ def main(argv: list[str]) -> NoReturn:
         _leave(errors.RUN_FAILED if known else BUG, error)
 
 
+def _is_watched(arguments: argparse.Namespace) -> bool:
+    """Whether a supervisor reads what this rank says."""
+    return arguments.command == "train" or (arguments.command == "prep" and "CLUSTERFT_LOG_DIR" in os.environ)
+
+
 def _leave(code: int, _held: object) -> NoReturn:
     """Exit at once, while the second argument keeps the run alive, directly or by a traceback's frames.
 
@@ -68,7 +78,7 @@ def _leave(code: int, _held: object) -> NoReturn:
     os._exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(typed: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m clusterft_trainer", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
@@ -91,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser("migrate", help="kohya's or accelerate's settings as a job of ours")
     migrate.add_argument("file", type=Path, help="shell script or text with the command, TOML, accelerate YAML")
     migrate.add_argument("-o", "--out", type=Path, help="job.yaml to write; to the terminal if not given")
+    verbs.add(commands, typed)
     builtin = commands.add_parser("builtin", help="write the builtin model and pictures")
     builtin.add_argument("folder", type=Path)
     builtin.add_argument("--images", type=int, default=64, help="how many pictures to draw")

@@ -57,6 +57,7 @@ class Term:
             ("@ATTEMPT@", self.attempt),
             ("@MACHINES@", self.machines),
             ("@MACHINE_RANK@", self.machine_rank),
+            ("@FIRST_RANK@", self.first_rank),
             ("@WORLD@", self.world),
             ("@MASTER_ADDR@", self.address),
             ("@MASTER_PORT@", self.port),
@@ -87,7 +88,7 @@ class Assignment:
     lock_file: str | None = None  # process runtime: held while the node is in use; names the run that holds it
     secrets_file: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # name -> text, written anew for each attempt
-    kind: str = "train"  # or script: of which nothing is known but its lines and its exit code
+    kind: str = "train"  # script: nothing is known but its lines and its exit code; prep: work that is claimed
     contained: bool = False  # PID 1's child of a container that the engine brings back
     preflight: bool = True  # whether the members try ports and the shared dir before the first attempt
     first_attempt: int = 0  # a resumed run counts on

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
 
 from clusterft_trainer.errors import DataError
 
@@ -101,6 +103,11 @@ def fit(width: int, height: int, bucket: Bucket) -> Fit:
     return Fit(new_width, new_height, left, top)
 
 
+Numbers: TypeAlias = np.ndarray  # of buckets, by sample
+Ids: TypeAlias = np.ndarray  # of samples, int32
+_MOST_SAMPLES = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place in the order of training: the batch that comes next.
@@ -114,18 +121,65 @@ class Position:
     earlier: tuple[tuple[int, int], ...] = ()  # (global batch, batches) of this epoch before that
 
 
-class Epochs:
-    """The order of training: epoch and batch number to sample indices."""
+class Batches:
+    """The global batches of one epoch, in order; a batch becomes a tuple only when it is asked for."""
 
-    def __init__(self, assigned: Sequence[Bucket], seed: int, shape: Shape) -> None:
-        self._members: dict[Bucket, list[int]] = {}
-        for index, bucket in enumerate(assigned):
-            self._members.setdefault(bucket, []).append(index)
+    def __init__(self, order: Ids, ends: Ids, starts: Ids, size: int) -> None:
+        self._order = order  # sample ids, bucket after bucket
+        self._ends = ends  # where each bucket ends in there
+        self._starts = starts  # where each batch begins in there
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> tuple[int, ...]:
+        start = int(self._starts[number])
+        end = int(self._ends[np.searchsorted(self._ends, start, side="right")])
+        return tuple(self._order[start : min(start + self._size, end)].tolist())
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (self[number] for number in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Batches):
+            return NotImplemented
+        mine, theirs = (self._order, self._ends, self._starts), (other._order, other._ends, other._starts)
+        return self._size == other._size and all(map(np.array_equal, mine, theirs))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def count(self, first: int) -> int:
+        """Samples from batch number `first` on."""
+        starts = self._starts[first:]
+        ends = self._ends[np.searchsorted(self._ends, starts, side="right")]
+        return int(np.minimum(ends - starts, self._size).sum())
+
+    def samples(self, count: int) -> Ids:
+        """The ids in the first `count` batches."""
+        starts = np.sort(self._starts[:count])
+        ends = self._ends[np.searchsorted(self._ends, starts, side="right")]
+        taken: np.ndarray = np.zeros(len(self._order), bool)
+        for offset in range(self._size):
+            places = starts + offset
+            taken[places[places < ends]] = True
+        return self._order[taken]
+
+
+class Epochs:
+    """The order of training: epoch and batch number to sample indices.
+
+    Holds a bucket number for each sample and the order of the epoch at hand: 6 bytes a sample, and 4 more while
+    the next epoch is begun ahead.
+    """
+
+    def __init__(self, assigned: Sequence[Bucket] | Numbers, seed: int, shape: Shape) -> None:
+        self._numbers = assigned if isinstance(assigned, np.ndarray) else numbered(assigned)
         self._seed = seed
         self.size = shape.global_batch
         # the epoch at hand and the next, which loading ahead begins early
-        self._known: dict[tuple[int, tuple[tuple[int, int], ...]], list[tuple[int, ...]]] = {}
-        self.samples = len(assigned)
+        self._known: dict[tuple[int, tuple[tuple[int, int], ...]], Batches] = {}
+        self.samples = len(self._numbers)
         if self.samples < self.size:
             raise DataError(
                 f"{self.samples} pictures are fewer than the {self.size} of one optimizer step "
@@ -133,18 +187,24 @@ class Epochs:
                 "accumulated).",
                 "Add pictures, or lower batch.per_slot or batch.accumulate.",
             )
+        if self.samples > _MOST_SAMPLES:
+            raise DataError(
+                f"{self.samples} samples of an epoch are more than {_MOST_SAMPLES}.",
+                "Lower repeats in data.sources, or train on fewer pictures.",
+            )
+        self._counts = np.bincount(self._numbers)
 
     @property
     def batches(self) -> int:
         """Optimizer steps in one whole epoch; every epoch has the same number."""
-        return sum(-(-len(m) // self.size) for m in self._members.values())
+        return int((-(-self._counts // self.size)).sum())
 
     @property
     def padding(self) -> float:
         """Share of the computed samples that only fill short batches."""
         return 1 - self.samples / (self.batches * self.size)
 
-    def batch_list(self, epoch: int, earlier: tuple[tuple[int, int], ...] = ()) -> list[tuple[int, ...]]:
+    def batch_list(self, epoch: int, earlier: tuple[tuple[int, int], ...] = ()) -> Batches:
         """The global batches of an epoch, in order, without what earlier sizes have taken.
 
         Each index of the epoch occurs exactly once, over all sizes together.
@@ -152,27 +212,37 @@ class Epochs:
         known = self._known.get((epoch, earlier))
         if known is not None:
             return known
-        left = self._members
+        gone: np.ndarray = np.zeros(self.samples if earlier else 0, bool)
         for number, (size, count) in enumerate(earlier):
-            gone = {i for batch in self._cut(left, epoch, size, number)[:count] for i in batch}
-            left = {b: [i for i in m if i not in gone] for b, m in left.items()}
-        batches = self._cut(left, epoch, self.size, len(earlier))
+            gone[self._cut(gone, epoch, size, number).samples(count)] = True
+        batches = self._cut(gone, epoch, self.size, len(earlier))
         for stale in list(self._known)[:-1]:
             del self._known[stale]
         self._known[epoch, earlier] = batches
         return batches
 
-    def _cut(self, members: dict[Bucket, list[int]], epoch: int, size: int, number: int) -> list[tuple[int, ...]]:
+    def _cut(self, gone: np.ndarray, epoch: int, size: int, number: int) -> Batches:
         """Batches of one size from what is left; `number` counts the sizes that the epoch has had."""
         text = f"epoch:{self._seed}:{epoch}" + (f":{number}" if number else "")
-        source = random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
-        batches: list[tuple[int, ...]] = []
-        for bucket in sorted(members):
-            order = list(members[bucket])
-            source.shuffle(order)
-            batches += [tuple(order[i : i + size]) for i in range(0, len(order), size)]
-        source.shuffle(batches)
-        return batches
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        left = self.samples - int(gone.sum())
+        order: Ids = np.empty(left, np.int32)
+        ends: list[int] = []
+        starts: list[Ids] = []
+        at = 0
+        for bucket in np.flatnonzero(self._counts):
+            members = self._numbers == bucket
+            if gone.size:
+                members &= ~gone
+            here = shuffled(np.flatnonzero(members), int.from_bytes(digest[:8]))
+            order[at : at + len(here)] = here
+            if len(here):
+                starts.append(np.arange(at, at + len(here), size, dtype=np.int32))
+                at += len(here)
+                ends.append(at)
+        every = np.concatenate(starts) if starts else np.empty(0, np.int32)
+        mixed = every[shuffled(np.arange(len(every)), int.from_bytes(digest[8:]))]
+        return Batches(order, np.array(ends, np.int32), mixed, size)
 
     def batch(self, position: Position) -> tuple[int, ...]:
         """The samples of one step."""
@@ -202,9 +272,7 @@ class Epochs:
 
     def sample(self, position: Position) -> int:
         """How many samples of its epoch lie behind a position."""
-        batches = self.batch_list(position.epoch, position.earlier)
-        rest = sum(len(batch) for batch in batches[position.batch :])
-        return self.samples - rest
+        return self.samples - self.batch_list(position.epoch, position.earlier).count(position.batch)
 
     def moved(self, position: Position, size: int) -> Position:
         """The same place for this run's batch size, where it was reached with batches of `size`."""
@@ -213,6 +281,41 @@ class Epochs:
         if position.batch == 0:
             return position
         return Position(position.epoch, 0, (*position.earlier, (size, position.batch)))
+
+
+def numbered(assigned: Sequence[Bucket]) -> Numbers:
+    """Each bucket's place among the sorted ones."""
+    place = {bucket: number for number, bucket in enumerate(sorted(set(assigned)))}
+    return np.array([place[bucket] for bucket in assigned], np.int16)
+
+
+def shuffled(ids: np.ndarray, key: int) -> Ids:
+    """The ids in an order that follows from the key alone, on every machine and with every version of numpy.
+
+    Sorted by splitmix64 of key and id. The lowest bits give way to the id itself, so that no two are equal and
+    one array is all there is to sort.
+    """
+    if not len(ids):
+        return np.empty(0, np.int32)
+    bits = np.uint64((1 << int(ids.max()).bit_length()) - 1)
+    mixed = mix(ids, key)
+    mixed &= ~bits
+    mixed |= ids.view(np.uint64)
+    mixed.sort()
+    mixed &= bits
+    return mixed.astype(np.int32)
+
+
+def mix(ids: np.ndarray, key: int) -> np.ndarray:
+    """The numbers that the generator splitmix64, begun with `key`, draws at these places."""
+    z: np.ndarray = ids.astype(np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += np.uint64((key + 0x9E3779B97F4A7C15) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def share(batch: Sequence[int], shape: Shape, rank: int) -> list[list[Slot]]:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from clusterft_trainer import builtin, dist, metrics, objective
+from clusterft_trainer import builtin, caching, dist, metrics, objective
 from clusterft_trainer.buckets import Epochs, Shape
 from clusterft_trainer.checkpoint import Identity, Keeper
-from clusterft_trainer.config import BuiltinSource, Ddp, Fsdp, TrainConfig
-from clusterft_trainer.dataset import Pictures
+from clusterft_trainer.config import BuiltinSource, Ddp, FolderSource, Fsdp, TrainConfig
+from clusterft_trainer.config.sources import Source
+from clusterft_trainer.corpus import ingest
+from clusterft_trainer.corpus.index import Index
+from clusterft_trainer.dataset import Pictures, Split
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.engine.ema import Ema
@@ -26,12 +31,12 @@ from clusterft_trainer.model import files, sdxl
 from clusterft_trainer.model.parts import Diffusion, Parts
 from clusterft_trainer.model.stored import fingerprint
 from clusterft_trainer.objective import Objective
-from clusterft_trainer.records import Record, digest, scan
 from clusterft_trainer.sample import Sampler
 from clusterft_trainer.step import Learner, Useful, unknown
 
 # Above this share of padding a user should know that much of the computation is for nothing.
 _MUCH_PADDING = 0.25
+_TELLING = 30.0  # seconds between words about a long ingest
 
 
 @dataclass(slots=True)
@@ -56,26 +61,30 @@ class Run:
 def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     """Pictures first, then the model, then what moves it."""
     phase(place, "data")
-    home = run_dir.parent / ".clusterft" / "builtin"
-    records = dist.on_lead(place, lambda: gather_records(config, home))
-    trained, held = dist.together(lambda: split(records, config.held_out, config.seed))
-    pictures = Pictures([*trained, *held], config.data, config.seed)
+    shared = run_dir.parent / ".clusterft"
+    index = gather(config, place, shared)
+    pictures = dist.together(lambda: arranged(config, index))
     shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
-    epochs = dist.together(lambda: Epochs(pictures.buckets[: len(trained)], config.seed, shape))
+    epochs = dist.together(lambda: Epochs(pictures.assigned, config.seed, shape))
     if epochs.padding > _MUCH_PADDING:
         share = f"{epochs.padding:.0%} of the samples that are computed only fill up short batches"
-        say(place, f"{share}: {len(trained)} pictures in {len(set(pictures.buckets))} buckets.")
+        say(place, f"{share}: {pictures.trained} pictures in {len(pictures.used)} buckets.")
     phase(place, "model")
-    where = dist.on_lead(place, lambda: model_path(config, home))
+    where = dist.on_lead(place, lambda: model_path(config, shared / "builtin"))
     parts = dist.together(lambda: files.load(where, config.tokenizers, config.vae, device=place.device))
     mine = fingerprint(Path(where))
     _refuse_other_models(where, mine)
     diffusion = parts.diffusion.under(config.objective)
-    learner = learn(config, place, parts, len(set(pictures.buckets)))
+    broken = dist.together(lambda: caching.supply(config, pictures, parts, shared, lambda text: say(place, text)))
+    if len(broken):
+        pictures = dist.together(lambda: _without(config, pictures, broken))
+        epochs = dist.together(lambda: Epochs(pictures.assigned, config.seed, shape))
+    learner = learn(config, place, parts, len(pictures.used))
+    pictures.words, pictures.pinned = learner.encoders.words, place.device != "cpu"
     engine = learner.engine
     identity = Identity(
         seed=config.seed,
-        data=_data_digest(config, records),
+        data=_data_digest(config, pictures.index, broken),
         trained=hashlib.sha256(json.dumps(sorted(engine.shapes.items())).encode()).hexdigest(),
         objective=f"{diffusion.prediction}{' zero-terminal' if diffusion.zero_terminal_snr else ''}",
         model=mine,
@@ -93,7 +102,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         sampler=sampler(config, pictures, run_dir, place),
         held_out=None
         if config.held_out is None
-        else HeldOut(config.held_out, pictures, len(trained), config.batch.per_slot, place),
+        else HeldOut(config.held_out, pictures, config.batch.per_slot, place),
         diffusion=diffusion,
         model=where,
     )
@@ -115,7 +124,9 @@ def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learne
     """Model, encoders, objective and engine from a loaded model."""
     learned = dist.together(lambda: objective_of(config, parts.diffusion))
     denoiser = dist.together(lambda: sdxl.build_denoiser(parts, config.learn, config.compute, config.seed))
-    formats = sdxl.Formats(vae=config.compute.vae_dtype, text=config.compute.text_dtype)
+    cache = config.data.cache
+    take = "sample" if cache is None else cache.take
+    formats = sdxl.Formats(vae=config.compute.vae_dtype, text=config.compute.text_dtype, take=take)
     tokens = config.data.captions.tokens
     encoders = dist.together(lambda: sdxl.Encoders(parts, denoiser, place.device, tokens, formats))
     useful = _useful(config, place, denoiser)
@@ -175,24 +186,92 @@ def sampler(config: TrainConfig, pictures: Pictures, run_dir: Path, place: Place
     return Sampler(config.samples, side, usual, run_dir / "samples", place)
 
 
-def _data_digest(config: TrainConfig, records: list[Record]) -> str:
+def _data_digest(config: TrainConfig, index: Index, broken: np.ndarray) -> str:
     """What decides which pictures are trained, at which size, in which order."""
-    held = config.held_out
+    held, data = config.held_out, config.data
     chosen = "" if held is None else f":{held.share}:{held.most}"
-    return f"{digest(records)}:{config.data.resolution}{chosen}"
+    rest = {
+        "buckets": data.buckets.model_dump(mode="json"),
+        "repeats": [source.repeats for source in data.sources],
+        "broken": hashlib.sha256(broken.tobytes()).hexdigest() if len(broken) else None,
+    }
+    return f"{index.digest}:{data.resolution}{chosen}:{json.dumps(rest, sort_keys=True)}"
 
 
-def gather_records(config: TrainConfig, home: Path) -> list[Record]:
-    """The pictures of all sources, in the order of the sources."""
-    records: list[Record] = []
-    for source in config.data.sources:
-        if isinstance(source, BuiltinSource):
-            with storing("The builtin pictures in", home):
-                folder = builtin.materialise("shapes", source.images, home)
-            records += scan(folder)
-        else:
-            records += scan(Path(source.folder))
-    return records
+def arranged(config: TrainConfig, index: Index) -> Pictures:
+    """The pictures of a run: each in its bucket, trained or held out."""
+    return Pictures(index, config.data, config.seed, split(index, config.held_out, config.seed))
+
+
+def _without(config: TrainConfig, pictures: Pictures, broken: np.ndarray) -> Pictures:
+    """The same run without some rows."""
+    every: np.ndarray = np.arange(len(pictures.index), dtype=np.int32)
+    chosen = split(pictures.index, config.held_out, config.seed) or Split(every, every[:0])
+    rest = Split(np.setdiff1d(chosen.kept, broken), np.setdiff1d(chosen.held, broken))
+    found = Pictures(pictures.index, config.data, config.seed, rest)
+    found.latents, found.texts = pictures.latents, pictures.texts
+    return found
+
+
+def gather(config: TrainConfig, place: Place, shared: Path) -> Index:
+    """The index of all sources: rank 0 brings it up to date, every rank maps it."""
+
+    def ingested() -> tuple[Path, str]:
+        sources = [drawn(source, shared / "builtin") for source in config.data.sources]
+        folder = shared / "index" / ingest.index_key(sources, config.data.problems)
+        cache = config.data.cache
+        found = ingest.ingest(
+            sources,
+            config.data.problems,
+            folder,
+            processes=_lookers(),
+            say=_Telling(place),
+            npz=cache is not None and cache.npz,
+        )
+        return folder, found.digest
+
+    folder, digest = dist.on_lead(place, ingested)
+    return dist.together(lambda: _mapped(folder, digest))
+
+
+def _mapped(folder: Path, digest: str) -> Index:
+    found = Index.open(folder)
+    if found.digest != digest:
+        raise DataError(
+            f"The index {folder} is another one on this node than on rank 0's.",
+            "Give a shared dir that every node sees alike, and start again when nobody changes the pictures.",
+            everywhere=False,
+        )
+    return found
+
+
+def drawn(source: Source, home: Path) -> Source:
+    """A source with files: the builtin one is drawn first."""
+    if not isinstance(source, BuiltinSource):
+        return source
+    with storing("The builtin pictures in", home):
+        folder = builtin.materialise("shapes", source.images, home)
+    return FolderSource(folder=str(folder), repeats=source.repeats)
+
+
+def _lookers() -> int:
+    """Processes that look at pictures; the other ranks of this node wait meanwhile."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+class _Telling:
+    """Says how far a long ingest is."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._next = _TELLING
+
+    def __call__(self, progress: ingest.Progress) -> None:
+        """Once in a while."""
+        if progress.seconds >= self._next:
+            self._next = progress.seconds + _TELLING
+            of = "" if progress.total is None else f" of {progress.total}"
+            say(self._place, f"Pictures looked at: {progress.done}{of}.")
 
 
 def model_path(config: TrainConfig, home: Path) -> str:

@@ -77,7 +77,7 @@ def sample_losses(learner: Learner, batch: Batch, epoch: int) -> torch.Tensor:
     keys = [objective.key(learner.seed, epoch, i, "noise") for i in batch.indices]
     drawn = learned.draw(keys, shape).to(encoders.device)
     latents = encoders.latents(batch, drawn)
-    given = encoders.condition(batch.captions, batch.time_ids)
+    given = encoders.told(batch)
     prediction = learner.engine.forward(learned.noisy(latents, drawn), drawn.timesteps, given)
     return learned.losses(prediction, latents, drawn)
 

@@ -149,7 +149,7 @@ def resume(run: Run, found: Found) -> State:
 def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) -> bool:
     """Every step of the run; False when it was asked to stop before the end."""
     walk = stream(run.pictures, run.epochs, run.shape, run.place.rank, run.learner.encoders.known)
-    work = walk(course.state.position, course.total - course.state.step)
+    work = walk(course.state.position, course.total - course.state.step, course.state.step)
     phase(run.place, "train")
     job, problem = fetch(work)
     dist.agree(problem)
@@ -183,7 +183,7 @@ def loop(run: Run, course: Course, journal: Journal | None, stop: StopSignal) ->
 def tell_broken(run: Run, job: Work, outcome: Outcome, number: int, loss: float) -> None:
     """All ranks raise the same, with what each of them knows of its samples."""
     indices = [i for batch in job.micro for i in batch.indices]
-    mine = {run.pictures.records[i].name: v for i, v in zip(indices, outcome.each.tolist(), strict=True)}
+    mine = {run.pictures.name(i): v for i, v in zip(indices, outcome.each.tolist(), strict=True)}
     samples = {name: value for part in dist.gather(mine) for name, value in part.items()}
     told = step.Broken(number, job.position.epoch, loss, outcome.norm, samples)
     dist.on_lead(run.place, lambda: step.refuse_nan(told, run.run_dir / f"nan-step-{number:08d}.json"))

@@ -198,7 +198,8 @@ class Mender:
         assert self._means is not None
         # The head and the spare: how these two reach each other is all that has to be found out.
         order = (self._node(self.gang.head.node), spare)
-        wanted = Wanted(self.entry.run, self.entry.code, preflight=False, tag=self.entry.image)
+        run = self.entry
+        wanted = Wanted(run.run, run.code, preflight=False, tag=run.image, prep=run.prep)
         alone = self._means.job.model_copy(update={"min_nodes": None})
         planned = planning.prepare(alone, self._fleet, wanted, order).plan
         mine = next(node for node in planned.nodes if node.node.name == spare.name)
@@ -220,7 +221,9 @@ class Mender:
             return
         alive = self._alive([node.name for node in self._fleet.cluster.nodes])
         job = self._means.job
-        chosen = successors(self._members(), alive, self._spares(), job.min_nodes or len(self._members()))
+        # Work that is claimed needs nobody in particular.
+        least = 1 if self.entry.prep else job.min_nodes or len(self._members())
+        chosen = successors(self._members(), alive, self._spares(), least)
         attempt = max(board.attempts, default=-1) + 1
         if not chosen:
             return
@@ -272,7 +275,8 @@ class Mender:
         harvest.gather(self._fleet, self.entry.run, self.gang.parts.values(), kill=True)
         left = max(0, job.restarts - board.used - 1)
         again = job.model_copy(update={"restarts": left})
-        wanted = Wanted(self.entry.run, self.entry.code, attempt, self.entry.preflight, tag=self.entry.image)
+        run = self.entry
+        wanted = Wanted(run.run, run.code, attempt, run.preflight, tag=run.image, prep=run.prep)
         planned = planning.prepare(again, self._fleet, wanted, chosen).plan
         self.entry = record.again(self.entry, planned, self._fleet, job, self.entry.code)
         self._ousted |= self.gang.parts.keys() - {node.name for node in chosen}

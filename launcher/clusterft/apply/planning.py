@@ -22,7 +22,7 @@ from clusterft.errors import Blocked, ClusterftError
 from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
-from clusterft.plan import LaunchPlan
+from clusterft.plan import LaunchPlan, Prep
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
 
@@ -40,6 +40,7 @@ class Wanted:
     preflight: bool = True
     unset: tuple[str, ...] = ()  # secrets without a value here
     tag: str | None = None  # the image that the run has already; None: what the last `up` brought
+    prep: Prep | None = None  # data is prepared, and nothing trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,10 @@ def prepare(job: JobSpec, fleet: Fleet, wanted: Wanted, nodes: Iterable[Node]) -
         first_attempt=wanted.first_attempt,
         preflight=wanted.preflight,
         unset=wanted.unset,
+        prep=wanted.prep,
     )
     planned = plan.build(job, survey, request)
-    found += _foreseen(job, survey, fleet, planned)
+    found += () if wanted.prep else _foreseen(job, survey, fleet, planned)
     _stop_at(found, survey, preflight=wanted.preflight)
     offsets = {name: seen.clock_offset or 0.0 for name, seen in survey.facts.items()}
     return Prepared(planned, found, offsets)

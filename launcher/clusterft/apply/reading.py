@@ -17,7 +17,7 @@ from clusterft.apply.runs import Located
 from clusterft.board import Board
 from clusterft.errors import ClusterftError
 from clusterft.fleet import Fleet
-from clusterft.plan import Part
+from clusterft.plan import Part, Prep
 from clusterft.remote import Lines, Remote, Unreachable
 from clusterft_trainer import stream
 
@@ -99,13 +99,15 @@ def board(located: Located) -> Board:
 
 def empty(located: Located, offsets: Mapping[str, float]) -> Board:
     """The Board of a run before anything is heard of it."""
-    survival = located.record.get("plan", {}).get("survival", {})
+    plan = located.record.get("plan", {})
+    survival = plan.get("survival", {})
     return Board(
         located.run,
         tuple(part.node for part in located.parts) or tuple(located.containers),
         dict(offsets),
         run_dir=str(located.run_dir),
         restarts=survival.get("restarts"),
+        prep=Prep.from_plan(plan) is not None,
     )
 
 

@@ -22,7 +22,7 @@ from clusterft.board import Verdict
 from clusterft.errors import ClusterftError
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
-from clusterft.plan import LaunchPlan, Part
+from clusterft.plan import LaunchPlan, Part, Prep
 from clusterft.remote import Remote, files, private
 from clusterft.spec import JobSpec
 
@@ -89,6 +89,11 @@ class Entry:
     def run_dir(self) -> PurePosixPath:
         """In the shared dir."""
         return PurePosixPath(self.plan["run_dir"])
+
+    @property
+    def prep(self) -> Prep | None:
+        """What it prepares; None for a run that trains."""
+        return Prep.from_plan(self.plan)
 
     @property
     def image(self) -> str | None:

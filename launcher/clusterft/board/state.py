@@ -54,6 +54,7 @@ class Board:
     offsets: dict[str, float] = field(default_factory=dict)  # seconds that a node's clock is ahead
     run_dir: str = ""
     restarts: int | None = None  # how many there may be, as far as the job says
+    prep: bool = False  # it prepares data: no steps, no checkpoints
     stages: list[StageDone] = field(default_factory=list)
     attempts: dict[int, Attempt] = field(default_factory=dict)  # all that were begun, by number
     attempt: Attempt = field(default_factory=Attempt)  # the newest of them
@@ -263,6 +264,8 @@ class Board:
             failed = replace(record, at=record.at - self.offsets.get(node, 0.0))
             attempt.failures.append((node, rank, failed))
         else:
+            if self.prep and isinstance(record, progress.Notice):
+                self.latest = (node, rank, record.text)
             self._result(record)
 
     def _result(self, record: progress.HeldOut | progress.Saved | progress.Notice | progress.Done) -> None:

@@ -35,6 +35,8 @@ def judge(board: Board) -> Verdict:
     if blocked:
         return blocked
     ends = {ended.end for ended in board.ended.values()}
+    if end == "stopped" and board.prep:
+        return _stopped(board)  # a rank that failed before did not end it: its work was the others'
     if (end == "stopped" or board.asked) and "failed" not in ends:
         return _told(board, unforeseen=False) or _told(board, unforeseen=True) or _stopped(board)
     found = _cause(board)
@@ -75,6 +77,8 @@ def _stopped(board: Board) -> Verdict:
     step = board.reached.step if board.reached else 0
     saved = board.saved.get("checkpoint")
     lost = f"; lost meanwhile: {', '.join(board.gone)}" if board.gone else ""
+    if board.prep:
+        return Verdict("stopped", f"stopped as asked; what is prepared stays{lost}")
     kept = "" if step == 0 or (saved and saved.step == step) else ", without a checkpoint of it"
     return Verdict("stopped", f"stopped at step {step}, as asked{kept}{lost}")
 

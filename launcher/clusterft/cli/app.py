@@ -151,13 +151,44 @@ def train(
     cluster: _Cluster = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Start in spite of failed checks.")] = False,
+    no_prep: Annotated[bool, typer.Option("--no-prep", help="Do not prepare what the cache lacks.")] = False,
     as_json: _Json = False,
 ) -> int:
-    """Check the nodes, train on all of them, watch."""
+    """Check the nodes, train on all of them, watch; what the job's cache lacks is prepared first."""
     from clusterft.cli import train as verb
 
-    options = verb.Options(job, hosts, cluster, dry_run=dry_run, preflight=not no_preflight, as_json=as_json)
+    options = verb.Options(
+        job, hosts, cluster, dry_run=dry_run, preflight=not no_preflight, as_json=as_json, prepare=not no_prep
+    )
     return verb.run(options)
+
+
+@_app.command()
+def prep(
+    job: Annotated[Path, typer.Argument(help="job.yaml with a train: block")],
+    hosts: _Hosts = None,
+    cluster: _Cluster = None,
+    only: Annotated[str | None, typer.Option("--only", help="One stage alone: ingest, latents or text.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Show what is prepared; start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
+    no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Start in spite of failed checks.")] = False,
+    as_json: _Json = False,
+) -> int:
+    """Prepare the job's data on all nodes: index, latents, text states; goes on where it was."""
+    from clusterft.cli import prep as verb
+
+    return verb.run(
+        verb.Options(
+            job,
+            hosts,
+            cluster,
+            only,
+            status=status,
+            dry_run=dry_run,
+            preflight=not no_preflight,
+            as_json=as_json,
+        )
+    )
 
 
 @_app.command()

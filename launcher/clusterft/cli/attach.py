@@ -54,6 +54,7 @@ def _in_hand(found: Located, *, as_json: bool) -> Tended:
         tuple(part.node for part in entry.parts),
         run_dir=str(entry.run_dir),
         restarts=int(entry.plan["survival"]["restarts"]),
+        prep=entry.prep is not None,
     )
     return Tended(
         entry=entry,

@@ -19,7 +19,7 @@ from clusterft.apply import Gang, harvest, planning, record, runs, settings
 from clusterft.apply.mending import Means, successors
 from clusterft.apply.planning import Wanted
 from clusterft.apply.runs import Located
-from clusterft.cli import attach, tending, train
+from clusterft.cli import attach, starting, tending
 from clusterft.cli.ask import Terminal
 from clusterft.cli.tending import Tended
 from clusterft.errors import Blocked, UsageError
@@ -62,8 +62,8 @@ def run(options: Options) -> int:
         if given:
             _same(before, given, options)
         job = given or before
-        values, _ = train.secret_values(job, needed=True)
-        tree = train.shipped(job) if given else None
+        values, _ = starting.secret_values(job, needed=True)
+        tree = starting.shipped(job) if given else None
         return _go_on(options, found, job, values, tree)
 
 
@@ -123,15 +123,15 @@ def _planned(
     brought = settings.load(settings.cluster_places(found.cluster.name))
     # Where nobody has said `up`, its own image is still on the nodes.
     tag = None if brought and brought.tag else entry.image
-    wanted = Wanted(found.run, code, _next_attempt(found), options.preflight, tag=tag)
+    wanted = Wanted(found.run, code, _next_attempt(found), options.preflight, tag=tag, prep=entry.prep)
     prepared = planning.prepare(job, fleet, wanted, _nodes(found, job))
     for line in text.findings(prepared.found):
         out(line)
     first = StageDone(f"{len(prepared.plan.nodes)} nodes checked", time.monotonic() - began)
     fresh = record.again(entry, prepared.plan, fleet, job, code)
     means = Means(job, lambda: values)
-    tended = train.in_hand(fresh, prepared, fleet, means, as_json=options.as_json)
-    return tended, train.opening(tended, prepared.plan, values, first, tree)
+    tended = starting.in_hand(fresh, prepared, fleet, means, as_json=options.as_json)
+    return tended, starting.opening(tended, prepared.plan, values, first, tree)
 
 
 def _refuse_alive(found: Located) -> None:

@@ -19,6 +19,7 @@ from clusterft.board import Board, Verdict
 from clusterft.cli.ask import Terminal
 from clusterft.errors import ClusterftError, RunFailed
 from clusterft.hosts import Cluster
+from clusterft.plan import Prep
 from clusterft.remote import Unreachable
 from clusterft.ui.watch import say
 
@@ -114,7 +115,8 @@ def _ask(gang: Gang, *, now: bool) -> dict[str, bool | ClusterftError]:
 
 def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict | None:
     """Listen to those that were told until they are through."""
-    board = Board(found.run, tuple(part.node for part in found.parts), run_dir=str(found.run_dir))
+    prepares = Prep.from_plan(found.record.get("plan", {})) is not None
+    board = Board(found.run, tuple(part.node for part in found.parts), run_dir=str(found.run_dir), prep=prepares)
     deadline = time.monotonic() + seconds
     gang.ignore(told.missed.keys() | set(told.idle))
     for event in gang.events():

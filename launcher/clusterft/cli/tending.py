@@ -30,6 +30,7 @@ from clusterft.remote import Unreachable
 from clusterft.ui import outcome, watch
 
 _QUESTION = "[d]etach and let it run   [s]top after a checkpoint   stop [n]ow   any other key: go on"
+_PREPARING = "[d]etach and let it run   [s]top   stop [n]ow   any other key: go on"
 _REPEAT = 5.0  # seconds between two requests that nobody has taken
 _CODES = {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}
 
@@ -45,11 +46,15 @@ class Tended:
     mender: Mender
     as_json: bool
     local_logs: dict[str, str] = field(default_factory=dict)  # node -> where it keeps logs itself
+    sequel: bool = False  # another run follows a good end of this one: that is said in a line
 
 
 def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
     """Show the opening, then all that happens until the run is over; its exit code. 0 for a run that was left."""
-    with Interrupts() as interrupts, watch.watcher(quiet=run.as_json) as watcher:
+    with (
+        Interrupts(_PREPARING if run.board.prep else _QUESTION) as interrupts,
+        watch.watcher(quiet=run.as_json) as watcher,
+    ):
         for event in opening:
             _take(event, run.board, watcher)
         try:
@@ -176,11 +181,16 @@ def _detach(run: Tended) -> int:
         return 0
     watch.say(sys.stdout, f"{name} goes on by itself")
     watch.say(sys.stdout, f"  clusterft attach {name}   watches it again")
-    watch.say(sys.stdout, f"  clusterft stop {name}   ends it after a checkpoint")
+    watch.say(sys.stdout, f"  clusterft stop {name}   ends it" + " after a checkpoint" * (not run.board.prep))
     return 0
 
 
 def _conclude(run: Tended, verdict: Verdict, left: list[str]) -> None:
+    if run.sequel and verdict.end == "ok":
+        out = watch.notes(quiet=run.as_json)
+        for line in (f"✓ run {run.entry.run} finished: the data is prepared", *(f"! {line}" for line in left)):
+            out(line)
+        return
     if run.as_json:
         body = outcome.to_dict(run.board, verdict, run.local_logs)
         watch.say(sys.stdout, json.dumps(body | ({"left": left} if left else {})))
@@ -209,7 +219,8 @@ class Interrupts:
     the first means the checkpoint and the second now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, question: str = _QUESTION) -> None:
+        self._question = question
         self._count = 0
         self._heeded = 0
         self._term = False
@@ -235,7 +246,7 @@ class Interrupts:
             self._heeded += 1
             if self._asks and not (self._term or self._told or asking):
                 self._grab_keys()
-                watcher.ask(_QUESTION)
+                watcher.ask(self._question)
                 return ""
             self._answered(watcher)
             return self._wanted("now" if self._told else "stop")

@@ -1,30 +1,23 @@
-"""`clusterft train`: read, judge, plan, act, watch, in that order. Brings no image: that is `up`'s."""
+"""`clusterft train`: read, judge, plan, act, watch, in that order. Brings no image: that is `up`'s.
+
+Where the job has a cache, what is missing of it is prepared first, as a run of its own (`prep`).
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from clusterft import spec
-from clusterft.apply import Gang, planning, record, settings
-from clusterft.apply.mending import Means, Mender
+from clusterft.apply import planning, record, settings
+from clusterft.apply.mending import Means
 from clusterft.apply.planning import Prepared, Wanted
-from clusterft.apply.record import Entry
-from clusterft.board import Board
-from clusterft.cli import tending
+from clusterft.cli import prep, starting, tending
 from clusterft.cli.ask import Terminal
-from clusterft.cli.tending import Tended
-from clusterft.errors import UsageError
-from clusterft.events import Event, StageDone
+from clusterft.events import StageDone
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
-from clusterft.plan import LaunchPlan
-from clusterft.ship import code
 from clusterft.ship.code import CodeTree
 from clusterft.spec import JobSpec
 from clusterft.ui import text, watch
@@ -40,116 +33,61 @@ class Options:
     dry_run: bool
     preflight: bool
     as_json: bool
+    prepare: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read before any node was asked."""
+
+    job: JobSpec
+    text: str
+    cluster: Cluster
+    values: dict[str, str]  # of the secrets
+    tree: CodeTree | None
+    wanted: Wanted
 
 
 def run(options: Options) -> int:
     """Run one job to its end; errors of every kind are exceptions of ours."""
-    job = spec.load(options.job)
-    job_text = options.job.read_text(encoding="utf-8-sig")
-    cluster = _cluster(options, job)
-    values, unset = secret_values(job, needed=not options.dry_run)
-    tree = shipped(job)
+    read = _read(options)
     out = watch.notes(quiet=options.as_json)
-    for note in cluster.notes:
+    for note in read.cluster.notes:
         out(note)
-    where = settings.cluster_places(cluster.name)
+    where = settings.cluster_places(read.cluster.name)
     # Spares are connected too: one of them may have to step in.
-    with Fleet(cluster.mustered(), where.known_hosts, key=where.key, asker=Terminal()) as fleet:
+    with Fleet(read.cluster.mustered(), where.known_hosts, key=where.key, asker=Terminal()) as fleet:
         began = time.monotonic()
-        wanted = Wanted(
-            planning.fresh_id(job.name), tree.digest if tree else None, preflight=options.preflight, unset=unset
-        )
-        prepared = planning.prepare(job, fleet, wanted, cluster.active)
+        prepared = planning.prepare(read.job, fleet, read.wanted, read.cluster.active)
         for line in text.findings(prepared.found):
             out(line)
         if options.dry_run:
-            _print_plan(prepared.plan, as_json=options.as_json)
+            starting.print_plan(prepared.plan, as_json=options.as_json)
             return 0
-        first = StageDone(f"{len(cluster.active)} nodes checked", time.monotonic() - began)
-        entry = record.begin(prepared.plan, fleet, job, job_text, wanted.code)
-        tended = in_hand(entry, prepared, fleet, Means(job, lambda: values), as_json=options.as_json)
-        return tending.tend(tended, tending.begin(tended, opening(tended, prepared.plan, values, first, tree)))
+        first = StageDone(f"{len(read.cluster.active)} nodes checked", time.monotonic() - began)
+        if options.prepare and prep.is_wanted(read.job):
+            source = prep.Source(read.job, read.text, options.job, read.values, options.preflight)
+            ended = prep.before_training(source, prepared, fleet, out, as_json=options.as_json)
+            if ended is not None:
+                return ended
+            prepared = planning.prepare(read.job, fleet, read.wanted, read.cluster.active)
+        return _started(options, read, prepared, fleet, first)
 
 
-def secret_values(job: JobSpec, *, needed: bool) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The values of the job's secrets, and which have none; UsageError where those are needed."""
-    missing = tuple(name for name in job.secrets if name not in os.environ)
-    if missing and needed:
-        raise UsageError(
-            f"secrets without a value: {', '.join(missing)}",
-            remedy=f"export {missing[0]}=...   in this shell, then run the command again",
-        )
-    return {name: os.environ[name] for name in job.secrets if name not in missing}, missing
-
-
-def shipped(job: JobSpec) -> CodeTree | None:
-    """The folder of a script, read and found whole; None for the trainer's own jobs."""
-    if job.script is None:
-        return None
-    tree = code.read(job.script.folder)
-    tree.require(job.script.inside)
-    work = job.script.workdir
-    if work != "." and not any(item.path.startswith(f"{work}/") for item in tree.items):
-        raise UsageError(
-            f"script.workdir {work} is empty, and an empty folder is not shipped",
-            where=str(job.script.folder),
-            remedy="start in another folder, or put a file into this one",
-        )
-    return tree
-
-
-def _cluster(options: Options, job: JobSpec) -> Cluster:
-    path = options.hosts or job.hosts
-    if path is None and options.cluster is None and not settings.any_default():
-        raise UsageError(
-            "no hostfile is named",
-            where=str(options.job),
-            remedy="add hosts: to the job, or give --hosts FILE, or run: clusterft up --hosts FILE",
-        )
-    return settings.find(path, options.cluster)
-
-
-def _print_plan(planned: LaunchPlan, *, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps({"schema": 1, "plan": planned.to_dict()}) + "\n")
-        return
-    for line in text.plan(planned):
-        sys.stdout.write(line + "\n")
-
-
-def in_hand(entry: Entry, prepared: Prepared, fleet: Fleet, means: Means, *, as_json: bool) -> Tended:
-    """A run that is about to be started."""
-    planned = prepared.plan
-    gang = Gang(planned.run, planned.cluster, planned.parts, fleet, means.job.patience)
-    return Tended(
-        entry=entry,
-        gang=gang,
-        fleet=fleet,
-        board=board_of(planned, prepared.offsets),
-        mender=Mender(entry, gang, fleet, means),
-        as_json=as_json,
-        local_logs={node.node.name: node.assignment.log_dir for node in planned.nodes},
+def _read(options: Options) -> _Read:
+    job = spec.load(options.job)
+    cluster = starting.cluster(job, options.job, options.hosts, options.cluster)
+    values, unset = starting.secret_values(job, needed=not options.dry_run)
+    tree = starting.shipped(job)
+    wanted = Wanted(
+        planning.fresh_id(job.name), tree.digest if tree else None, preflight=options.preflight, unset=unset
     )
+    return _Read(job, options.job.read_text(encoding="utf-8-sig"), cluster, values, tree, wanted)
 
 
-def board_of(planned: LaunchPlan, offsets: dict[str, float]) -> Board:
-    """An empty one."""
-    nodes = tuple(node.node.name for node in planned.nodes)
-    return Board(planned.run, nodes, offsets, str(planned.places.dir), planned.survival.restarts)
-
-
-def opening(
-    run: Tended, planned: LaunchPlan, values: dict[str, str], first: StageDone, tree: CodeTree | None
-) -> Iterator[Event]:
-    """Each stage is shown when it is over."""
-    yield first
-    if tree is not None:
-        yield ship(tree, planned, run.fleet)
-    yield from run.gang.start(planned, values)
-
-
-def ship(tree: CodeTree, planned: LaunchPlan, fleet: Fleet) -> StageDone:
-    """The folder of a script into the shared dir, over the head."""
-    began = time.monotonic()
-    sent = code.send(fleet.remotes[planned.head.node.name], tree, PurePosixPath(planned.places.shared))
-    return StageDone(f"code shipped ({sent.files} files, {sent.bytes} bytes)", time.monotonic() - began)
+def _started(options: Options, read: _Read, prepared: Prepared, fleet: Fleet, first: StageDone) -> int:
+    entry = record.begin(prepared.plan, fleet, read.job, read.text, read.wanted.code)
+    means = Means(read.job, lambda: read.values)
+    tended = starting.in_hand(entry, prepared, fleet, means, as_json=options.as_json)
+    opening = starting.opening(tended, prepared.plan, read.values, first, read.tree)
+    return tending.tend(tended, tending.begin(tended, opening))

@@ -2,5 +2,6 @@
 
 from clusterft.plan.launch import LaunchPlan, NodePlan, PlannedFile, Request, build, config_digest
 from clusterft.plan.part import Part
+from clusterft.plan.program import STAGES, Prep
 
-__all__ = ["LaunchPlan", "NodePlan", "Part", "PlannedFile", "Request", "build", "config_digest"]
+__all__ = ["STAGES", "LaunchPlan", "NodePlan", "Part", "PlannedFile", "Prep", "Request", "build", "config_digest"]

@@ -18,9 +18,10 @@ from clusterft.checks import Survey
 from clusterft.errors import ClusterftError, UsageError
 from clusterft.hosts import Node
 from clusterft.places import NodePlaces, RunPlaces
-from clusterft.plan import container, engine, environment, network
+from clusterft.plan import container, engine, environment, network, program
 from clusterft.plan.container import ContainerPlan, Labels, Person
 from clusterft.plan.part import Part, Runtime
+from clusterft.plan.program import Prep
 from clusterft.plan.summary import summary
 from clusterft.spec import JobSpec
 from clusterft_trainer import assignment
@@ -44,6 +45,7 @@ class Request:
     first_attempt: int = 0  # a resumed run counts on
     preflight: bool = True
     unset: tuple[str, ...] = ()  # secrets that have no value where the command was typed
+    prep: Prep | None = None  # data is prepared, and nothing trained
     ports: tuple[int, int] | None = None  # first_port and gang_port of a gang that is there, which a spare joins
 
 
@@ -126,6 +128,7 @@ class LaunchPlan:
     secrets: tuple[str, ...]
     unset: tuple[str, ...]  # of the secrets
     nodes: tuple[NodePlan, ...]
+    prep: Prep | None = None  # None: it trains
 
     @property
     def head(self) -> NodePlan:
@@ -148,6 +151,7 @@ class LaunchPlan:
             "run": self.run,
             "cluster": self.cluster,
             "job": self.summary,
+            **({"prep": self.prep.to_dict()} if self.prep else {}),
             "config_digest": self.config_digest,
             "runtime": self.runtime,
             "launcher": self.launcher,
@@ -222,11 +226,11 @@ def build(spec: JobSpec, survey: Survey, request: Request) -> LaunchPlan:
     return LaunchPlan(
         run=request.run,
         cluster=survey.cluster.name,
-        summary=summary(spec, world),
+        summary=summary(spec, world, request.prep),
         config_digest=gang.digest,
         runtime=spec.runtime,
-        launcher=spec.launcher,
-        rendezvous=spec.rendezvous,
+        launcher=program.STARTER if request.prep else spec.launcher,
+        rendezvous="none" if request.prep else spec.rendezvous,
         address=gang.members[0].address,
         port=gang.first_port,
         gang_port=gang.gang_port,
@@ -235,6 +239,7 @@ def build(spec: JobSpec, survey: Survey, request: Request) -> LaunchPlan:
         secrets=spec.secrets,
         unset=request.unset,
         nodes=tuple(_node_plan(gang, rank) for rank in range(len(nodes))),
+        prep=request.prep,
     )
 
 
@@ -255,8 +260,9 @@ def _suits(spec: JobSpec, survey: Survey, request: Request) -> None:
     if not request.token:
         raise ClusterftError("a plan was asked for without the token of its gang")
     nodes, where = survey.cluster.active, str(survey.cluster.path)
-    engine.fits(spec, nodes, where)
-    if spec.min_nodes is not None and spec.min_nodes > len(nodes):
+    if request.prep is None:
+        engine.fits(spec, nodes, where)
+    if request.prep is None and spec.min_nodes is not None and spec.min_nodes > len(nodes):
         raise UsageError(
             f"min_nodes is {spec.min_nodes}, and the hostfile has {len(nodes)} active nodes",
             where=where,
@@ -308,8 +314,7 @@ def _files(spec: JobSpec, told: Assignment, directory: PurePosixPath) -> tuple[P
 
 def _assignment(gang: _Gang, rank: int, site: environment.Site, directory: PurePosixPath) -> Assignment:
     spec, request, node = gang.spec, gang.request, site.node
-    program, work = _program(gang, directory)
-    seat = engine.Seat(request.run, node.slots, site.address.ip, head=rank == 0)
+    ranks = _program(gang, rank, site, directory)
     contained = spec.runtime == "docker"
     return Assignment(
         run=request.run,
@@ -322,21 +327,21 @@ def _assignment(gang: _Gang, rank: int, site: environment.Site, directory: PureP
         token=request.token,
         first_port=gang.first_port,
         ports=spec.port + _PORTS - gang.first_port,
-        argv=(*engine.command(spec, seat, site.python), *program),
+        argv=ranks.argv,
         env=environment.ranks(spec, gang.survey, site),
-        work_dir=str(work),
+        work_dir=str(ranks.starts_in),
         run_dir=str(gang.run.dir),
         log_dir=str(directory / "logs"),
         lock_file=None if contained else str(site.places.lock),
         secrets_file=str(directory / "secrets.json") if spec.secrets else None,
-        files=engine.files(spec),
-        kind="train" if spec.train else "script",
+        files=ranks.files,
+        kind=ranks.kind,
         contained=contained,
         preflight=request.preflight,
         first_attempt=request.first_attempt,
         survival=Survival(
             restarts=spec.restarts,
-            min_nodes=spec.min_nodes,
+            min_nodes=1 if request.prep else spec.min_nodes,
             hang_after=spec.hang_after,
             first_step_after=spec.first_step_after,
             patience=spec.patience,
@@ -345,17 +350,12 @@ def _assignment(gang: _Gang, rank: int, site: environment.Site, directory: PureP
     )
 
 
-def _program(gang: _Gang, directory: PurePosixPath) -> tuple[tuple[str, ...], PurePosixPath]:
-    """What the ranks run, as the launcher is told it, and where they start."""
-    script = gang.spec.script
-    if script is None:
-        config, run = str(directory / "config.json"), str(gang.run.dir)
-        return ("clusterft_trainer", "train", config, "--run-dir", run), directory
-    if gang.request.code is None:
-        raise ClusterftError("a plan of a script was asked for without the digest of its folder")
-    code = places.code(gang.run.shared, gang.request.code)
-    args = (arg.replace("@RUN_DIR@", str(gang.run.dir)) for arg in script.args)
-    return ("clusterft_trainer.rank", str(code / script.inside), *args), code / script.workdir
+def _program(gang: _Gang, rank: int, site: environment.Site, directory: PurePosixPath) -> program.Program:
+    spec, request, slots = gang.spec, gang.request, site.node.slots
+    where = program.Site(site.python, directory, gang.run, request.code)
+    if request.prep:
+        return program.preparing(request.prep, where, slots)
+    return program.of(spec, engine.Seat(request.run, slots, site.address.ip, head=rank == 0), where)
 
 
 def _container(gang: _Gang, rank: int, part: Part) -> ContainerPlan:

@@ -38,6 +38,7 @@ _RESERVED = frozenset(
 )
 _USER = re.compile(r"\d{1,9}:\d{1,9}")
 _CONTAINERS_ALONE = "is a container's alone, and runtime is process: remove it, or use runtime: docker"
+_FILES = ("kohya", "table", "tars")  # sources that are named by a file, or by a pattern
 _LAST_FIRST_PORT = 65535 - 127  # a range for rendezvous, and one for the supervisors' own meeting
 _SPAN = {"type": "string", "examples": ["15min", "200 steps", "1 epoch"]}
 
@@ -149,7 +150,10 @@ class JobSpec(_Section):
         alone = [
             one for one in read if not any(mounts.covered(one, [Mount(other)]) for other in read if other != one)
         ]
-        return (*given, *(Mount(path, read_only=True) for path in alone if not mounts.covered(path, given)))
+        kept = self.train.data.cache.local if self.train and self.train.data.cache else None
+        written = () if kept is None or mounts.covered(kept, given) else (Mount(kept),)
+        whole = (*given, *written)
+        return (*whole, *(Mount(path, read_only=True) for path in alone if not mounts.covered(path, whole)))
 
     @field_validator("shared")
     @classmethod
@@ -238,7 +242,9 @@ class JobSpec(_Section):
             if getattr(train, name, None) == "":
                 raise ValueError(f"{name}: a path must be named")
         if train is not None and info.data.get("runtime") == "docker":
-            for name, path in _train_paths(_with_absolute_train(train, _base(info))):
+            whole = _with_absolute_train(train, _base(info))
+            kept = whole.data.cache.local if whole.data.cache else None
+            for name, path in (*_train_paths(whole), *([("data.cache.local", kept)] if kept else [])):
                 why = mounts.refusal(path)
                 if why:
                     raise ValueError(f"{name}: {why}")
@@ -268,9 +274,9 @@ def _train_paths(train: TrainConfig) -> Iterator[tuple[str, str]]:
         if path is not None and not path.startswith("builtin:"):
             yield name, path
     for source in train.data.sources:
-        for place in locations(source).values():
+        for name, place in locations(source).items():
             if "://" not in place:
-                yield "data", place
+                yield "data", mounts.seat(place) if name in _FILES else place
 
 
 def _check_env_name(name: str) -> None:
@@ -345,7 +351,11 @@ def _with_absolute_train(train: TrainConfig, base: Path) -> TrainConfig:
         for name, path in given.items()
         if path is not None and not path.startswith("builtin:")
     }
-    return train.model_copy(update={**paths, "data": train.data.model_copy(update={"sources": sources})})
+    cache = train.data.cache
+    if cache and cache.local:
+        cache = cache.model_copy(update={"local": str(absolute(Path(cache.local), base))})
+    data = train.data.model_copy(update={"sources": sources, "cache": cache})
+    return train.model_copy(update={**paths, "data": data})
 
 
 def _absolute_source(source: Source, base: Path) -> Source:

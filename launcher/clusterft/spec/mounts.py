@@ -17,6 +17,8 @@ _NODE = ("/", "/run", "/var", "/var/run", "/var/lib", "/var/lib/docker", "/var/l
 _IMAGE = ("/bin", "/etc", "/home", "/home/clusterft", "/lib", "/lib64", "/opt", "/opt/clusterft", "/sbin", "/usr")
 # Made by the engine for each container: nothing goes onto or below them.
 _ENGINE = ("/dev", "/proc", "/run/clusterft", "/sys")
+_PATTERN = frozenset("*?[")
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".tar")  # what a data set may be named by
 _SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
 
 
@@ -58,6 +60,17 @@ def refusal(path: str) -> str:
     if any(at.is_relative_to(one) for one in _ENGINE):
         return f"{path}: the engine makes it for each container"
     return ""
+
+
+def seat(path: str) -> str:
+    """What is mounted so that a file or a pattern can be read with what lies beside it.
+
+    A single file would be the wrong one once another has taken its name; and pictures lie beside a table.
+    """
+    at = PurePosixPath(path)
+    plain = next((one for one in reversed((at, *at.parents)) if _PATTERN & set(one.name)), at)
+    whole = plain.parent if plain != at or _PATTERN & set(at.name) or at.suffix.lower() in _FILES else at
+    return path if refusal(str(whole)) and not _PATTERN & set(path) else str(whole)
 
 
 def covered(path: str, mounts: Iterable[Mount]) -> bool:

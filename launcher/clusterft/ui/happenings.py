@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from clusterft.board import Board
 from clusterft.events import (
     Event,
@@ -16,6 +18,8 @@ from clusterft.events import (
 )
 from clusterft.ui import figures, nodes
 from clusterft_trainer import progress, stream
+
+_NUMBERS = re.compile(r"\d[\d .,:%]*")
 
 
 class Teller:
@@ -32,7 +36,7 @@ class Teller:
             return _of_the_gang(event)
         line = event.line
         if isinstance(line, stream.Progress):
-            return self._progress(line.rank, line.record)
+            return self._progress(line.rank, line.record, board)
         if isinstance(line, stream.Attempt):
             return self._begun(line)
         if isinstance(line, stream.Found):
@@ -56,17 +60,23 @@ class Teller:
         mark = "✗" if line.status == "fail" else "!"
         return f"{mark} {line.id}  {', '.join(line.nodes)}  {line.summary}"
 
-    def _progress(self, rank: int, record: progress.Record) -> str | None:
+    def _progress(self, rank: int, record: progress.Record, board: Board) -> str | None:
         if isinstance(record, progress.Phase):
             return nodes.PHASES.get(record.phase, record.phase) if rank == 0 else None
         if isinstance(record, progress.Saved):
             return f"  {record.what} {record.path}  (step {record.step}, {record.seconds:.1f} s)"
         if isinstance(record, progress.HeldOut):
             return f"  held-out loss {record.loss:.4f}  (step {record.step}, {record.seconds:.1f} s)"
-        if isinstance(record, progress.Notice) and record.text not in self._notices:
-            self._notices.add(record.text)
-            return f"! {record.text}"
-        return None
+        return self._notice(rank, record.text, board) if isinstance(record, progress.Notice) else None
+
+    def _notice(self, rank: int, text: str, board: Board) -> str | None:
+        """Each once; what ranks that prepare say is no warning, and the same with other numbers is the same."""
+        counts = board.prep and rank >= 0
+        told = _NUMBERS.sub("#", text) if counts else text
+        if told in self._notices:
+            return None
+        self._notices.add(told)
+        return f"  {text}" if counts else f"! {text}"
 
 
 def _counted(number: int, what: str) -> str:

@@ -98,7 +98,7 @@ def _beginning(board: Board) -> str:
         return "restarting"
     if not attempt.members:
         return "starting"
-    word = nodes.PHASES.get(attempt.phase or "", attempt.phase or "running")
+    word = nodes.PHASES.get(attempt.phase or "", attempt.phase or nodes.idle(board))
     return f"{word} for {figures.span(board.clock - (attempt.began or board.clock))}"
 
 
@@ -201,7 +201,7 @@ def _trouble(board: Board, width: int) -> Iterator[Text]:
         yield _text(figures.shortened(words, width), WARN)
     for found in board.found.values():
         yield _text(figures.shortened(f"! {found.id} {', '.join(found.nodes)}: {found.summary}", width), WARN)
-    fresh = board.clock - board.noticed < _FRESH
+    fresh = board.clock - board.noticed < _FRESH and not board.prep  # whose notices say how far it is
     for notice in board.notices[-_TROUBLES:] if fresh else ():
         yield _text(figures.shortened(f"! {notice}", width), WARN)
     for one in list(board.worth)[-_TROUBLES:]:
@@ -211,4 +211,6 @@ def _trouble(board: Board, width: int) -> Iterator[Text]:
 
 
 def _foot(board: Board, keys: str) -> str:
-    return f"stopping: {board.stopping} …" if board.stopping else keys
+    if board.stopping:
+        return f"stopping: {board.stopping} …"
+    return keys.replace("stop after a checkpoint", "stop") if board.prep else keys

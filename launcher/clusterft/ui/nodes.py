@@ -14,6 +14,8 @@ PHASES = {
     "data": "reading the data",
     "train": "training",
     "export": "writing the model",
+    "latents": "encoding pictures",
+    "text": "encoding captions",
 }
 _ENDS = {"ok": "finished", "stopped": "stopped", "failed": "failed"}
 _MANY_CARDS = 8  # beyond which only the least and the most busy of them are told
@@ -73,7 +75,12 @@ def _at_work(board: Board, node: str) -> State:
     if attempt.step:
         return State("training")
     phase = attempt.phases.get(node) or attempt.phase
-    return State(PHASES.get(phase, phase) if phase else "running")
+    return State(PHASES.get(phase, phase) if phase else idle(board))
+
+
+def idle(board: Board) -> str:
+    """What goes on where nobody tells of a stage."""
+    return "preparing" if board.prep else "running"
 
 
 def table(board: Board, width: int, most: int | None = None) -> Table:

@@ -63,8 +63,11 @@ def plan(planned: LaunchPlan) -> Iterator[str]:
     count = f"{planned.world_size} ranks on {len(planned.nodes)} nodes"
     yield f"run {planned.run} · {count} of cluster {planned.cluster}"
     yield f"  job       {planned.summary}"
-    meeting = f"rendezvous {planned.rendezvous} at {planned.address}:{planned.port}"
-    yield f"  runtime {planned.runtime}, launcher {planned.launcher}, {meeting}"
+    if planned.prep:
+        yield f"  runtime {planned.runtime}; ranks meet nobody, and claim their work in {planned.places.shared}"
+    else:
+        meeting = f"rendezvous {planned.rendezvous} at {planned.address}:{planned.port}"
+        yield f"  runtime {planned.runtime}, launcher {planned.launcher}, {meeting}"
     yield f"  supervisors meet at {planned.address}:{planned.gang_port}; {_survival(planned)}"
     yield f"  results in {planned.places.dir}"
     for name in planned.secrets:
@@ -76,7 +79,8 @@ def plan(planned: LaunchPlan) -> Iterator[str]:
 
 def _survival(planned: LaunchPlan) -> str:
     known = planned.survival
-    nodes = "all nodes are needed" if known.min_nodes is None else f"{known.min_nodes} nodes are enough"
+    enough = "1 node is enough" if known.min_nodes == 1 else f"{known.min_nodes} nodes are enough"
+    nodes = "all nodes are needed" if known.min_nodes is None else enough
     return f"{known.restarts} restarts, {nodes}, no step for {told(known.hang_after)} is a hang"
 
 

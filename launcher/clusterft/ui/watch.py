@@ -93,7 +93,7 @@ class PlainWatcher:
             line = event.line
             if isinstance(line, stream.Progress) and isinstance(line.record, progress.Step):
                 self._step(line.record, board)
-            elif isinstance(line, stream.Log):
+            elif isinstance(line, stream.Log) or (board.prep and isinstance(line, stream.Progress)):
                 self._sign(board)
 
     def tick(self, board: Board) -> None:

@@ -7,21 +7,24 @@ and count them. Names of weights begin with the part: unet, text_encoder_1, text
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import xxhash
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from clusterft_trainer import objective
 from clusterft_trainer.config import Compute, Learn, PartName
 from clusterft_trainer.config.base import Dtype
-from clusterft_trainer.dataset import Batch
+from clusterft_trainer.dataset import Batch, Tokens
 from clusterft_trainer.errors import RunError
-from clusterft_trainer.model import attention, lora, selection, text
+from clusterft_trainer.model import attention, layout, lora, selection, text
 from clusterft_trainer.model.parts import Parts
+from clusterft_trainer.words import PIECE
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT: tuple[PartName, PartName] = ("text_encoder_1", "text_encoder_2")
@@ -119,29 +122,30 @@ class Formats:
 
     vae: Dtype = "fp32"
     text: Dtype = "fp32"
+    take: Literal["mean", "sample"] = "sample"  # of what the VAE says of a picture
 
 
 class Encoders:
     """The frozen part of the model, with a memory of what it has encoded."""
 
     def __init__(
-        self, parts: Parts, denoiser: Denoiser, device: str, tokens: int = text.PIECE, formats: Formats = Formats()
+        self, parts: Parts, denoiser: Denoiser, device: str, tokens: int = PIECE, formats: Formats = Formats()
     ) -> None:
         self.vae = _frozen(parts.vae, device, formats.vae)
         frozen_1, frozen_2 = denoiser.text_encoder_1 is None, denoiser.text_encoder_2 is None
         self.text_encoder_1 = _frozen(parts.text_encoder_1, device, formats.text) if frozen_1 else None
         self.text_encoder_2 = _frozen(parts.text_encoder_2, device, formats.text) if frozen_2 else None
         text.check_end(parts.text_encoder_2, parts.tokenizers[1])
-        self._tokenizers = parts.tokenizers
-        self._longest = tokens
+        self.words = text.words(parts.tokenizers, tokens)
+        self._take = formats.take
         self.device = device
         self._moments: dict[int, torch.Tensor] = {}
         self._texts: dict[str, tuple[torch.Tensor, ...]] = {}
         self._free = _CACHE_BYTES
 
-    def known(self, index: int) -> bool:
-        """Whether a sample's latents are in memory, so that its picture need not be decoded."""
-        return index in self._moments
+    def known(self, key: int) -> bool:
+        """Whether the latents of a batch's key are in memory, so that its picture need not be decoded."""
+        return key in self._moments
 
     @property
     def factor(self) -> int:
@@ -150,48 +154,78 @@ class Encoders:
 
     @torch.no_grad()
     def latents(self, batch: Batch, draw: objective.Draw) -> torch.Tensor:
-        """Scaled latents of a batch, float32, sampled with the draw's own noise."""
+        """Scaled latents of a batch, float32: cached as they are, others sampled with the draw's own noise."""
+        scale = float(self.vae.config.scaling_factor)
+        if not batch.places and batch.latents is not None:
+            return batch.latents.to(self.device, non_blocking=True) * scale
+        places = list(batch.places)
+        mean, log_variance = self._encoded(batch).chunk(2, 1)
+        made = mean
+        if self._take == "sample":
+            spread = torch.exp(0.5 * log_variance.clamp(-30, 20))
+            made = mean + spread * draw.latent_noise.to(self.device)[places]
+        if batch.latents is not None:
+            whole = batch.latents.to(self.device, copy=True)
+            whole[places] = made
+            made = whole
+        return made * scale
+
+    def _encoded(self, batch: Batch) -> torch.Tensor:
+        """What the VAE says of those pictures of a batch that are not cached, made now or remembered."""
+        keys = [batch.keys[p] for p in batch.places]
         if batch.pixels is None:
-            moments = torch.stack([self._moments[i] for i in batch.indices]).to(self.device)
-        else:
-            pixels = (batch.pixels.to(self.device).float() / 127.5 - 1).to(self.vae.dtype)
-            # One by one: kernels differ with the batch, and a sample's latents must not depend, in any bit, on
-            # which others it is encoded with: else a resumed run would not repeat the one that was interrupted.
-            each = [self.vae.encode(one).latent_dist.parameters for one in pixels.split(1)]
-            # and in one layout: sums are added up in memory's order
-            moments = torch.cat(each).float().contiguous()
-            for index, row in zip(batch.indices, moments.cpu(), strict=True):
-                _refuse_overflow(index, row, self.vae.dtype)
-                if index not in self._moments and self._reserve(row):
-                    self._moments[index] = row.clone()
-        mean, log_variance = moments.chunk(2, 1)
-        spread = torch.exp(0.5 * log_variance.clamp(-30, 20))
-        sampled = mean + spread * draw.latent_noise.to(self.device)
-        return sampled * float(self.vae.config.scaling_factor)
+            return torch.stack([self._moments[key] for key in keys]).to(self.device)
+        pixels = (batch.pixels.to(self.device, non_blocking=True).float() / 127.5 - 1).to(self.vae.dtype)
+        # One by one: kernels differ with the batch, and a sample's latents must not depend, in any bit, on
+        # which others it is encoded with: else a resumed run would not repeat the one that was interrupted.
+        each = [self.vae.encode(one).latent_dist.parameters for one in pixels.split(1)]
+        # and in one layout: sums are added up in memory's order
+        moments = torch.cat(each).float().contiguous()
+        for place, key, row in zip(batch.places, keys, moments.cpu(), strict=True):
+            _refuse_overflow(batch.indices[place], row, self.vae.dtype)
+            if key not in self._moments and self._reserve(row):
+                self._moments[key] = row.clone()
+        return moments
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape of one sample's latents."""
         channels = int(self.vae.config.latent_channels)
         return channels, height // self.factor, width // self.factor
 
-    def tokens(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(self, captions: list[str]) -> Tokens:
         """Token ids for both encoders, (B, pieces, 77), on the device."""
-        one, two = (text.token_ids(t, captions, self._longest).to(self.device) for t in self._tokenizers)
+        one, two = (ids.to(self.device) for ids in text.all_ids(self.words, captions))
         return one, two
 
-    @torch.no_grad()
-    def condition(self, captions: list[str], time_ids: torch.Tensor) -> Conditioning:
+    def told(self, batch: Batch) -> Conditioning:
         """Everything that the UNet is told about a batch."""
+        return self.condition(batch.captions, batch.time_ids, batch.tokens, batch.states)
+
+    @torch.no_grad()
+    def condition(
+        self,
+        captions: list[str],
+        time_ids: torch.Tensor,
+        tokens: Tokens | None = None,
+        states: tuple[torch.Tensor, ...] | None = None,
+    ) -> Conditioning:
+        """The same for any captions; what is known of them already is given."""
         one, two = self.text_encoder_1, self.text_encoder_2
-        ids_1, ids_2 = self.tokens(captions) if one is None or two is None else (None, None)
-        told = self._states(captions) if one is not None or two is not None else []
-        hidden_1 = told.pop(0) if one is not None else None
-        hidden_2, pooled = told if two is not None else (None, None)
+        ids_1 = ids_2 = hidden_1 = hidden_2 = pooled = None
+        if one is None or two is None:
+            given = self.tokens(captions) if tokens is None else tokens
+            ids_1, ids_2 = (ids.to(self.device, non_blocking=True) for ids in given)
+        if states is not None:
+            hidden_1, hidden_2, pooled = (row.to(self.device, non_blocking=True) for row in states)
+        elif one is not None or two is not None:
+            said = self._states(captions, tokens)
+            hidden_1 = said.pop(0) if one is not None else None
+            hidden_2, pooled = said if two is not None else (None, None)
         return Conditioning(
-            time_ids.to(self.device),
-            hidden_1=hidden_1,
-            hidden_2=hidden_2,
-            pooled=pooled,
+            time_ids.to(self.device, non_blocking=True),
+            hidden_1=hidden_1 if one is not None else None,
+            hidden_2=hidden_2 if two is not None else None,
+            pooled=pooled if two is not None else None,
             tokens_1=ids_1 if one is None else None,
             tokens_2=ids_2 if two is None else None,
         )
@@ -203,13 +237,15 @@ class Encoders:
         pictures = self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
         return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
 
-    def _states(self, captions: list[str]) -> list[torch.Tensor]:
+    def _states(self, captions: list[str], tokens: Tokens | None) -> list[torch.Tensor]:
         """What the frozen encoders say: states of the first, states and pooled of the second, as far as frozen."""
         new = [c for c in dict.fromkeys(captions) if c not in self._texts]
         fresh: dict[str, tuple[torch.Tensor, ...]] = {}
         for caption in new:  # one by one, for the same reason as latents
-            encoders = zip((self.text_encoder_1, self.text_encoder_2), self.tokens([caption]), strict=True)
-            found = [text.states(encoder, ids) for encoder, ids in encoders if encoder is not None]
+            at = captions.index(caption)
+            ids = self.tokens([caption]) if tokens is None else [t[at : at + 1].to(self.device) for t in tokens]
+            encoders = zip((self.text_encoder_1, self.text_encoder_2), ids, strict=True)
+            found = [text.states(encoder, row) for encoder, row in encoders if encoder is not None]
             row = tuple(column[0] for pair in found for column in pair if column is not None)
             fresh[caption] = row
             if self._reserve(*row):
@@ -229,6 +265,17 @@ def _frozen(module: Any, device: str, kind: Dtype) -> Any:
     # past diffusers' own `to`, which warns of a cast even where there is none
     nn.Module.to(module, device=device, dtype=DTYPES[kind])
     return module.eval().requires_grad_(False)
+
+
+def identity(modules: Sequence[Any], kind: Dtype, beside: str = "") -> str:
+    """What tells frozen modules from others, in whichever files they lie: a hash of every weight, of the number
+    format that they compute in, and of what else decides."""
+    state = xxhash.xxh3_128(f"{kind}:{beside}".encode())
+    for module in modules:
+        for name, weight in sorted(module.state_dict().items()):
+            state.update(f"{layout.plain(name)}:{weight.dtype}:{tuple(weight.shape)}".encode())
+            state.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def _refuse_overflow(index: int, moments: torch.Tensor, kind: torch.dtype) -> None:

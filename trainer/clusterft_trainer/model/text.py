@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from clusterft_trainer.errors import DataError
+from clusterft_trainer.words import PIECE as PIECE
+from clusterft_trainer.words import Encode, Marks, Words
 
-PIECE = 75  # ids of a caption that fit between the start and the end token
 # CLIP's configurations carried this wrong id for years; transformers then takes the highest id for the end.
 _LEGACY_END = 2
 
@@ -33,6 +34,46 @@ def token_ids(tokenizer: Any, captions: list[str], longest: int) -> torch.Tensor
             words = row[piece * PIECE : (piece + 1) * PIECE]
             ids[number, piece, 1 : len(words) + 2] = torch.tensor([*words, end])
     return ids
+
+
+def words(tokenizers: tuple[Any, Any], longest: int, **bound: int) -> tuple[Words, ...]:
+    """What gives the same ids as `token_ids`, much faster; one for both encoders where their vocabulary is one."""
+    one, two = tokenizers
+    ends = [(t.bos_token_id, t.eos_token_id) for t in tokenizers]
+    if ends[0] == ends[1] and _rules(one) == _rules(two):
+        marks = Marks(*ends[0], (one.pad_token_id, two.pad_token_id))
+        return (Words(_encoder(one), marks, longest, **bound),)
+    return tuple(
+        Words(_encoder(t), Marks(*both, (t.pad_token_id,)), longest, **bound)
+        for t, both in zip(tokenizers, ends, strict=True)
+    )
+
+
+def all_ids(dictionaries: tuple[Words, ...], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, pieces, 77) for each of both encoders."""
+    one, two = (torch.from_numpy(row) for each in dictionaries for row in each.ids(captions))
+    return one, two
+
+
+def rules(tokenizers: tuple[Any, Any]) -> str:
+    """All that decides the ids of captions."""
+    return "".join(f"{_rules(t)}{t.bos_token_id},{t.eos_token_id},{t.pad_token_id}" for t in tokenizers)
+
+
+def _rules(tokenizer: Any) -> str:
+    found: str = tokenizer.backend_tokenizer.to_str()
+    return found
+
+
+def _encoder(tokenizer: Any) -> Encode:
+    backend = tokenizer.backend_tokenizer
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        backend.no_truncation()  # a call of the tokenizer itself leaves its limit behind
+        backend.no_padding()
+        return [found.ids for found in backend.encode_batch(texts, add_special_tokens=False)]
+
+    return encode
 
 
 def states(encoder: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

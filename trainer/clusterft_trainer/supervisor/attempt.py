@@ -5,6 +5,7 @@ Owns the attempt's files, its environment, and what is done to its processes. De
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from clusterft_trainer import progress, stream
 from clusterft_trainer.assignment import Assignment, Term
+from clusterft_trainer.rank import start_time
 from clusterft_trainer.stream import LAUNCHER, End
 from clusterft_trainer.supervisor import memory, processes
+from clusterft_trainer.supervisor.kinds import Kind
 from clusterft_trainer.supervisor.messages import Report
 from clusterft_trainer.supervisor.signs import Signs
 from clusterft_trainer.supervisor.tails import Tail
@@ -40,8 +43,9 @@ class Attempt:
     def __init__(self, told: Assignment, term: Term, secrets: Mapping[str, str], say: Say) -> None:
         self.term = term
         self.report: Report | None = None
-        self.stepping = told.kind == "script"  # whether what comes next is a step; of a script, a line
-        self.moved = False  # whether there was a step, or a line of a script, since somebody last looked
+        self._steps = Kind(told.kind).tells_steps
+        self.stepping = not self._steps  # whether what comes next is a step; of what has none, a line
+        self.moved = False  # whether there was a step, or such a line, since somebody last looked
         self.signs = Signs()
         self.logs = Path(told.log_dir) / f"attempt-{term.attempt}"
         self._told, self._secrets, self._say = told, secrets, say
@@ -77,10 +81,12 @@ class Attempt:
             **self._secrets,
             "CLUSTERFT_LOG_DIR": str(self.logs),
             "CLUSTERFT_ATTEMPT": str(term.attempt),
+            "CLUSTERFT_SUPERVISOR": f"{os.getpid()}:{start_time(os.getpid())}",
         }
         if self._told.survival.stagger:
             environment["CLUSTERFT_STAGGER"] = str(self._told.survival.stagger)
         argv = tuple(term.fill(word) for word in self._told.argv)
+        self._skip_what_was_said()
         try:
             for folder in (self.logs, here, here / "elastic"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -157,6 +163,14 @@ class Attempt:
 
     # --- what is seen
 
+    def _skip_what_was_said(self) -> None:
+        """Logs of this very attempt are here already: its supervisor was killed, and it goes on."""
+        for log in self.logs.glob("rank*.log"):
+            if log.stem.removeprefix("rank").isdigit():
+                self._tails[int(log.stem.removeprefix("rank"))] = Tail(log)
+        for tail in self._tails.values():
+            tail.to_end()
+
     def _pass_on(self, now: float, *, final: bool = False) -> bool:
         """Read a piece of every log and say its lines; whether there is more to read."""
         if final or now - self._looked > _LOOK:
@@ -185,14 +199,14 @@ class Attempt:
             if isinstance(record, progress.Step):
                 self.stepping = record.step != record.steps  # then comes the export
             elif isinstance(record, progress.Phase):
-                self.stepping = self._told.kind == "script"
+                self.stepping = not self._steps
             if self._heeded or isinstance(record, (progress.Step, progress.Done)):
                 self.signs.record(rank, record)
             return
         shown = text if len(text) <= _LONGEST else text[:_LONGEST] + " [cut; the log file has all of it]"
         self._say(stream.Log(rank, shown, at))
         self.signs.line(rank, shown)
-        self.moved = self.moved or self._told.kind == "script"
+        self.moved = self.moved or not self._steps
         if rank == LAUNCHER and "code" in text:
             self._death(text, at)
 

@@ -34,10 +34,10 @@ class Course:
         if not any(one.node == what.node and one.failure == what.failure for one in self.causes):
             self.causes.append(what)
 
-    def take(self, rank: int, report: Report, now: float) -> None:
+    def take(self, rank: int, now: float, *, well: bool) -> None:
         """A member's part of it is over."""
         self.order.append(rank)
-        if report.code == 0 and self.ended_well is None:
+        if well and self.ended_well is None:
             self.ended_well = now
 
     def reports(self, roster: Roster) -> dict[str, Report]:

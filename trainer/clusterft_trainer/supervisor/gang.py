@@ -12,11 +12,12 @@ from clusterft_trainer.supervisor import cause, messages, policy
 from clusterft_trainer.supervisor.actions import Action, Keep, Part, Say, Send, World
 from clusterft_trainer.supervisor.cause import Cause
 from clusterft_trainer.supervisor.course import Course
+from clusterft_trainer.supervisor.kinds import Kind
 from clusterft_trainer.supervisor.ledger import Ledger
 from clusterft_trainer.supervisor.meeting import Meeting
 from clusterft_trainer.supervisor.messages import Finish, Go, Hello, Message, Over, Report, Stop
 from clusterft_trainer.supervisor.policy import INTERRUPTED, Past
-from clusterft_trainer.supervisor.roster import Roster, Seat
+from clusterft_trainer.supervisor.roster import Roster, Seat, were
 
 _OWN_WORDS = 5.0  # seconds in which ranks may say for themselves why they end
 _FEW_WORDS = 1.0  # the same where the cause is known, and all they could say is that they lost somebody
@@ -32,7 +33,7 @@ class Gang:
 
     def __init__(self, told: Assignment, ledger: Ledger, now: float, world: World) -> None:
         self._told, self._ledger, self._world = told, ledger, world
-        self._survival = told.survival
+        self._survival, self._kind = told.survival, Kind(told.kind)
         replaced = {one.node for one in told.members} - {one.node for one in ledger.members}
         self.roster = Roster(
             {one.machine_rank: Seat(one, now) for one in ledger.members}, ledger.running, replaced
@@ -171,7 +172,11 @@ class Gang:
         """Compare where a member stands with what it was told; `back`: why it was brought back, empty if not."""
         seat, attempt = self.roster.seats[rank], self._ledger.attempt
         wanted = rank in self.roster.present and seat.report is None
-        if hello.running:
+        if self._joins(rank, hello):
+            self._ledger.running = self.roster.present
+            self._out.append(Keep())
+            self._send(rank, self._go())
+        elif hello.running:
             if hello.attempt != attempt or not wanted:
                 self._send(rank, Finish(hello.attempt, 0.0, "the run went on without this node"))
             elif self.phase == "ending":
@@ -189,6 +194,10 @@ class Gang:
             self._happened(rank, back or "container", down if back == INTERRUPTED else killed)
             self._finished(rank, Report(attempt, "failed", 1), now)
 
+    def _joins(self, rank: int, hello: Hello) -> bool:
+        able = self.phase == "running" and not self._ledger.stops and self._kind.may_join(self._course, hello)
+        return able and self.roster.join(rank, policy.INTERRUPTIONS)
+
     def _happened(self, rank: int, failure: str, text: str) -> None:
         if rank in self.roster.present:
             self._course.note(Cause(failure, text, self.roster.node(rank)))
@@ -199,7 +208,7 @@ class Gang:
             seat.lost, seat.busy = True, False
             text = f"{seat.member.node} was out of reach for {self._patience():.0f} s"
             self._happened(rank, "node-lost", text)
-            if rank in self.roster.present and self.phase in ("running", "dumping"):
+            if self.phase in ("running", "dumping") and rank in self.roster.present and not self._kind.claims:
                 self._end(_FEW_WORDS, text)
 
     def _patience(self) -> float:
@@ -225,7 +234,7 @@ class Gang:
         able, least = self.roster.able(), self._survival.min_nodes or len(self.roster.seats)
         if 0 not in able or len(able) < least:
             lost = [self.roster.node(rank) for rank in self.roster.seats if rank not in able]
-            text = f"{', '.join(lost)} {_were(lost)} out of reach for {self._patience():.0f} s"
+            text = f"{', '.join(lost)} {were(lost)} out of reach for {self._patience():.0f} s"
             short = f"{len(able)} of {len(self.roster.seats)} nodes are left, and the job needs {least}"
             self._close("failed", Cause("node-lost", text, lost[0]), short, now)
         elif self._told.preflight and not self._ledger.looked and len(able) > 1:
@@ -258,18 +267,15 @@ class Gang:
             text = f"none of the ports from {self._told.first_port} on is free on {self.roster.node(0)}"
             self._close("failed", Cause("rdzv.inuse", text, self.roster.node(0)), "nothing was started", now)
             return
-        self.roster.present = tuple(sorted(self.roster.able()))
         self._ledger.attempt += 1
-        self._ledger.running, self._ledger.port, self._ledger.left = self.roster.present, port, False
+        self._ledger.running, self._ledger.port, self._ledger.left = self.roster.begin(), port, False
         self._course, self.phase = Course(now), "running"
         self._out.append(Keep())
         for rank in self.roster.present:
-            seat = self.roster.seats[rank]
-            seat.report, seat.busy, seat.dumped = None, True, False
             self._send(rank, self._go())
 
     def _go(self) -> Go:
-        members = tuple(self.roster.seats[rank].member for rank in self.roster.present)
+        members = self.roster.members(absent=self._kind.claims)
         return Go(self._ledger.attempt, members, self._ledger.port or 0)
 
     def _watch(self, now: float) -> None:
@@ -279,10 +285,10 @@ class Gang:
             self._judge(now)
         elif self._ledger.stops:
             return  # ranks save for as long as their grace allows
-        elif self._told.kind == "train" and course.ended_well is not None and now - course.ended_well > _TOGETHER:
+        elif self._kind.is_left(course, now, _TOGETHER):
             self._end(_FEW_WORDS, "the ranks on other nodes had ended")
         elif now - course.moved > course.limit(self._survival):
-            if not all(self.roster.seats[rank].here for rank in self.roster.present):
+            if not self._kind.in_reach(self.roster):
                 course.moved = now  # nobody may call a hang what a lost connection explains
                 return
             self.phase, self._until = "dumping", now + _DUMPING
@@ -295,7 +301,7 @@ class Gang:
         attempt, seconds = self._ledger.attempt, self._course.limit(self._survival)
         where = f"{self._told.run_dir}/stacks/attempt-{attempt}"
         self._say(stream.Hang(attempt, seconds, where, self._world.wall()))
-        what = "step" if self._told.kind == "train" else "line"
+        what = "step" if self._kind.tells_steps else "line"
         text = f"no {what} for {seconds:.0f} s; what every rank was doing then: {where}"
         self._course.causes.insert(0, Cause("hang", text))
         self._end(0.0, text)
@@ -305,10 +311,10 @@ class Gang:
         if report.attempt != self._ledger.attempt or rank not in self.roster.present or seat.report:
             return
         seat.report = report
-        course.take(rank, report, now)
+        course.take(rank, now, well=self._kind.is_well(report))
         if self.phase not in ("running", "dumping") or self._ledger.stops or course.done(self.roster):
             return
-        if report.code != 0 or (self._told.kind == "script" and report.why):
+        if self._kind.ends_all(report):
             clear = bool(course.causes) or cause.known(report)
             self._end(_FEW_WORDS if clear else _OWN_WORDS, f"the attempt ended on {seat.member.node}")
 
@@ -320,9 +326,7 @@ class Gang:
     # --- the end of an attempt, and of the run
 
     def _judge(self, now: float) -> None:
-        course, train = self._course, self._told.kind == "train"
-        finished = course.done(self.roster) if train else course.well(self.roster) and not self._ledger.stops
-        if finished:
+        if self._kind.is_complete(self._course, self.roster, stopped=bool(self._ledger.stops)):
             self._close("ok", _NOTHING, "finished", now)
         elif self._ledger.stops:
             self._close("stopped", _NOTHING, "stopped as asked", now)
@@ -333,7 +337,7 @@ class Gang:
         reports = self._course.reports(self.roster)
         found = cause.first(reports, self._course.causes)
         steps = [report.step for report in reports.values() if report.step is not None]
-        reached, tells = max(steps, default=None), self._told.kind == "train"
+        reached, tells = max(steps, default=None), self._kind.tells_steps
         self._ledger.history.append(
             Past(self._ledger.attempt, found.failure, found.text, found.node, found.rank, reached, tells)
         )
@@ -392,7 +396,3 @@ class Gang:
 
     def _say(self, line: stream.Plain) -> None:
         self._out.append(Say(line))
-
-
-def _were(nodes: list[str]) -> str:
-    return "was" if len(nodes) == 1 else "were"

@@ -70,6 +70,11 @@ def decide(history: Sequence[Past], survival: Survival) -> Decision:
     return Decision(True, f"restart {count} of {survival.restarts}", count)
 
 
+def is_hopeless(failure: str) -> bool:
+    """Whether no other attempt, and no other node, could mend it."""
+    return failure in _HOPELESS
+
+
 def used(history: Sequence[Past], survival: Survival) -> int:
     """Restarts so far."""
     return min(sum(one.failure != INTERRUPTED for one in history), survival.restarts)

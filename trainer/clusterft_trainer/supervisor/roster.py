@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from clusterft_trainer.assignment import Member
@@ -27,6 +28,7 @@ class Seat:
     tried: Tried | None = None
     dumped: bool = False
     parted: bool = False  # it knows that all is over
+    returns: int = 0  # how often it has joined the attempt in progress late, or again
 
     def greet(self, incarnation: int, boot: str, *, busy: bool) -> None:
         """It has a connection again."""
@@ -81,6 +83,33 @@ class Roster:
         """Of those that take part: no word of the end yet, and not lost."""
         return [rank for rank in self.present if not self.seats[rank].report and not self.seats[rank].lost]
 
+    def begin(self) -> tuple[int, ...]:
+        """Who takes part in the attempt that begins now."""
+        self.present = tuple(sorted(self.able()))
+        for rank in self.present:
+            seat = self.seats[rank]
+            seat.report, seat.busy, seat.dumped, seat.returns = None, True, False, 0
+        return self.present
+
+    def members(self, *, absent: bool) -> tuple[Member, ...]:
+        """Who ranks are counted over: those that take part, or all, where members come and go."""
+        return tuple(self.seats[rank].member for rank in (sorted(self.seats) if absent else self.present))
+
+    def join(self, rank: int, most: int) -> bool:
+        """Take part in the attempt in progress, late or again; not any more if that has happened too often."""
+        seat = self.seats[rank]
+        if seat.returns >= most:
+            return False
+        seat.returns += 1
+        seat.report, seat.busy, seat.dumped = None, True, False
+        self.present = tuple(sorted({*self.present, rank}))
+        return True
+
     def node(self, rank: int) -> str:
         """Who sits there."""
         return self.seats[rank].member.node
+
+
+def were(nodes: Sequence[str]) -> str:
+    """The verb for some nodes."""
+    return "was" if len(nodes) == 1 else "were"

@@ -47,6 +47,13 @@ class Tail:
         except FileNotFoundError:
             return
 
+    def to_end(self) -> None:
+        """Begin behind all that is there."""
+        try:
+            self._offset = self.path.stat().st_size
+        except FileNotFoundError:
+            return
+
     def _read(self) -> bytes:
         try:
             with self.path.open("rb") as file:

@@ -1,0 +1,118 @@
+"""What is prepared of a job's data, as the trainer on one node counts it: `prep --status` in the run's own image.
+
+The count is against the sources as they were read last, and touches nothing; before training the sources are read
+again, since pictures may have come. Refuses to guess: where the trainer does not answer, its words are the error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import requests
+
+from clusterft.engine import Engine
+from clusterft.fleet import Fleet
+from clusterft.places import CONTAINER
+from clusterft.plan import NodePlan
+from clusterft.plan.container import ContainerPlan
+from clusterft.remote import Remote
+from clusterft.runtime import docker
+from clusterft.runtime.docker import Placed
+from clusterft.runtime.process import CannotStart
+
+_SECONDS = 120  # a little more than half a minute is usual
+_TIMED_OUT = 124  # coreutils' timeout
+_CONFIG = CONTAINER / "config.json"
+_WORDS = 600  # characters of a complaint
+_REFUSED = 2  # settings or data, told in two lines: what, and what mends it
+_NO_SUCH_COMMAND = "python -m clusterft_trainer: error"  # an image of another version
+# The settings lie in a file of the moment; nothing in it is code.
+_ASK = (
+    'umask 077; at=$(mktemp) || exit; trap \'rm -f -- "$at"\' EXIT; cat >"$at" || exit; config=$1; shift; '
+    'for word; do shift; [ "$word" = "$config" ] && word=$at; set -- "$@" "$word"; done; "$@"'
+)
+# Where nothing was ever read there is nothing to count. What is read again is not lost if that takes too long.
+_AFRESH = (
+    'index=$1; shift; [ -d "$index" ] || { echo "{\\"missing\\": null}"; exit 0; }; '
+    '"$@" --only ingest >&2 && exec "$@" --status --json'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far it is."""
+
+    missing: int | None  # pieces of work; None: not even the sources have been read
+    body: dict[str, Any]  # the trainer's own document
+
+
+def look(node: NodePlan, shared: str, fleet: Fleet, *, afresh: bool = False) -> Standing:
+    """By the settings that a plan has for this node; afresh: the sources are read again before."""
+    config = next(file.text for file in node.files if file.path.name == "config.json")
+    prep = (node.python, "-P", "-m", "clusterft_trainer", "prep", str(_CONFIG), "--shared", shared)
+    asking: tuple[str, ...] = (*prep, "--status", "--json")
+    if afresh:
+        asking = ("sh", "-c", _AFRESH, "sh", f"{shared}/.clusterft/index", *prep)
+    env = {name: value for name, value in node.env.items() if not name.startswith("CLUSTERFT_")}
+    remote = fleet.remotes[node.node.name]
+    if node.container is None:
+        said = _of_process(remote, asking, env, config)
+    else:
+        said = _of_container(remote, replace(node.container, command=asking), env, config)
+    return _read(said, node.node.name)
+
+
+def _of_process(remote: Remote, asking: tuple[str, ...], env: dict[str, str], config: str) -> str:
+    pairs = (f"{name}={value}" for name, value in env.items())
+    limited = ("timeout", str(_SECONDS), *asking)
+    argv = ("sh", "-c", _ASK, "sh", str(_CONFIG), "env", "-i", *pairs, *limited)
+    done = remote.run(argv, stdin=config.encode("utf-8"), seconds=_SECONDS + 30.0)
+    if done.code == _TIMED_OUT:
+        raise _too_long()
+    if done.code != 0:
+        raise _complaint(done.code, done.err or done.out)
+    return done.out
+
+
+def _of_container(remote: Remote, box: ContainerPlan, env: dict[str, str], config: str) -> str:
+    """In one that goes again; its name is its own, since the run's is a lock."""
+    alone = replace(box, name=f"{box.name}-prepared", gpus=(), restart="no", env=box.env | env)
+    with Engine(remote, docker.command(remote)) as engine:
+        identity = docker.create(engine, alone, [Placed(_CONFIG, config.encode("utf-8"), 0o600)])
+        try:
+            docker.start(engine, identity)
+            code = int(engine.api.wait(identity, timeout=_SECONDS)["StatusCode"])
+            if code != 0:
+                raise _complaint(code, engine.api.logs(identity, tail=10).decode(errors="replace"))
+            out: bytes = engine.api.logs(identity, stdout=True, stderr=False)
+            return out.decode(errors="replace")
+        except requests.exceptions.RequestException:
+            raise _too_long() from None
+        finally:
+            docker.remove(engine, identity)
+
+
+def _too_long() -> CannotStart:
+    return CannotStart(f"what is prepared could not be counted within {_SECONDS} s")
+
+
+def _complaint(code: int, said: str) -> CannotStart:
+    lines = said.strip().splitlines()
+    if code == _REFUSED and len(lines) > 1 and not lines[-1].startswith(_NO_SUCH_COMMAND):
+        return CannotStart(lines[-2][-_WORDS:], remedy=lines[-1][-_WORDS:])
+    return CannotStart(f"what is prepared could not be counted: {said.strip()[-_WORDS:] or f'exit code {code}'}")
+
+
+def _read(said: str, node: str) -> Standing:
+    lines = said.strip().splitlines()
+    try:
+        body: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        missing = body["missing"]
+        if missing is not None and not isinstance(missing, int):
+            raise ValueError(f"missing: {missing!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        words = f"{type(error).__name__}: {error}; it said: {said.strip()[-300:]}"
+        raise CannotStart(f"the trainer on {node} does not say what is prepared: {words}") from None
+    return Standing(missing, body)

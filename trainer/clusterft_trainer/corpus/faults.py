@@ -1,0 +1,142 @@
+"""What can be wrong with a picture or its text, what the settings make of it, and the report of all of it.
+
+Owns the names of faults and the one place that decides: refuse, skip, or take as it is. Refuses nothing before all
+is looked at: one report names everything that must be mended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from clusterft_trainer.config.data import Problems
+from clusterft_trainer.corpus import disk
+from clusterft_trainer.corpus.columns import LONGEST_CAPTION
+from clusterft_trainer.errors import DataError
+
+SCHEMA_NUMBER = 1
+LISTED = 2_000  # names of a kind in report.json; all are counted
+SHOWN = 5  # in report.txt and in messages
+
+
+class Fault(IntEnum):
+    """Stored in the index: numbers stay."""
+
+    NONE = 0
+    BROKEN = 1
+    TOO_LARGE = 2
+    OUTSIDE = 3
+    ABSENT = 4
+    NAME = 5
+    NO_TEXT = 6
+    NOT_UTF8 = 7
+    LONG_TEXT = 8
+    SHARED_STEM = 9
+    METADATA = 10
+    EMPTY_TEXT = 11
+    SIZE_DIFFERS = 12
+    DUPLICATE = 13
+
+
+WORDS = {
+    Fault.BROKEN: "no whole picture",
+    Fault.TOO_LARGE: "more pixels than can be decoded",
+    Fault.OUTSIDE: "the path leads out of the source's folder",
+    Fault.ABSENT: "named, but not there",
+    Fault.NAME: "the name is not UTF-8",
+    Fault.NO_TEXT: "no caption",
+    Fault.NOT_UTF8: "the caption is not UTF-8",
+    Fault.LONG_TEXT: f"the caption is longer than {LONGEST_CAPTION} bytes",
+    Fault.SHARED_STEM: "another picture has the same stem, so the caption is not its own",
+    Fault.METADATA: "the metadata cannot be used",
+    Fault.EMPTY_TEXT: "the caption is empty",
+    Fault.SIZE_DIFFERS: "the picture has another size than its metadata says",
+    Fault.DUPLICATE: "the same bytes as another picture",
+}
+_OF_PICTURE = (Fault.BROKEN, Fault.TOO_LARGE, Fault.OUTSIDE, Fault.ABSENT, Fault.NAME)
+_OF_TEXT = (Fault.NO_TEXT, Fault.NOT_UTF8, Fault.LONG_TEXT, Fault.SHARED_STEM, Fault.METADATA)
+_STILL_A_PICTURE = (Fault.NO_TEXT, Fault.NOT_UTF8, Fault.LONG_TEXT)  # taken with an empty text if wanted
+
+
+def decision(fault: Fault, problems: Problems) -> str:
+    """`keep`, `skip` or `refuse`."""
+    if fault in _OF_PICTURE:
+        return problems.broken
+    if fault in _OF_TEXT:
+        if problems.no_caption == "empty":
+            return "keep" if fault in _STILL_A_PICTURE else "skip"
+        return problems.no_caption
+    return problems.duplicate if fault == Fault.DUPLICATE else "keep"
+
+
+@dataclass(slots=True)
+class Report:
+    """All that was found, counted; the first names of each kind."""
+
+    counts: Counter[Fault] = field(default_factory=Counter)
+    names: dict[Fault, list[dict[str, Any]]] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)  # by rule of the settings
+
+    def add(self, fault: Fault, source: int, name: str, detail: str = "") -> None:
+        """One more."""
+        self.counts[fault] += 1
+        listed = self.names.setdefault(fault, [])
+        if len(listed) < LISTED:
+            listed.append({"source": source, "name": name} | ({"detail": detail} if detail else {}))
+
+    def write(self, folder: Path, problems: Problems, rows: int) -> None:
+        """`report.json` for programs and `report.txt` for people."""
+        kinds = {
+            fault.name.lower(): {
+                "what": WORDS[fault],
+                "count": count,
+                "decision": decision(fault, problems),
+                "names": self.names[fault],
+            }
+            for fault, count in sorted(self.counts.items())
+        }
+        body = {"schema": SCHEMA_NUMBER, "pictures": rows, "found": kinds, "left_out": dict(self.left_out)}
+        disk.replace(folder / "report.json", json.dumps(body))
+        disk.replace(folder / "report.txt", self.text(problems, rows))
+
+    def text(self, problems: Problems, rows: int) -> str:
+        """The same for people."""
+        lines = [f"{rows} pictures in the index"]
+        lines += [f"{count} left out by {rule}" for rule, count in sorted(self.left_out.items())]
+        for fault, count in sorted(self.counts.items()):
+            lines.append(f"{count} x {WORDS[fault]}: {_DONE[decision(fault, problems)]}")
+            lines += [f"    {self._line(entry)}" for entry in self.names[fault][:SHOWN]]
+            if count > SHOWN:
+                lines.append(f"    and {count - SHOWN} more")
+        return "\n".join(lines) + "\n"
+
+    def _line(self, entry: dict[str, Any]) -> str:
+        detail = f" ({entry['detail']})" if "detail" in entry else ""
+        return f"sources[{entry['source']}] {_printable(entry['name'])}{_printable(detail)}"
+
+    def refuse(self, folder: Path, problems: Problems) -> None:
+        """Stop if anything was found that the settings do not allow."""
+        refused = [fault for fault in sorted(self.counts) if decision(fault, problems) == "refuse"]
+        if not refused:
+            return
+        parts = []
+        for fault in refused:
+            first = ", ".join(_printable(entry["name"]) for entry in self.names[fault][:3])
+            more = f" and {self.counts[fault] - 3} more" if self.counts[fault] > 3 else ""
+            parts.append(f"{self.counts[fault]} x {WORDS[fault]}: {first}{more}")
+        raise DataError(
+            f"The pictures have problems. {'; '.join(parts)}. All of them: {folder / 'report.json'}.",
+            "Mend them, or set data.problems to skip them; what is sound is not read again.",
+        )
+
+
+_DONE = {"keep": "kept", "skip": "skipped", "refuse": "refused"}
+
+
+def _printable(name: str) -> str:
+    """A name on one line: file names may hold newlines and worse."""
+    return name if name.isprintable() else name.encode("unicode_escape", "backslashreplace").decode("ascii")

@@ -1,0 +1,153 @@
+"""The stages of prep, in their order: ingest by one worker for all, then latents and text states by all.
+
+Owns who does what and where it lies in the shared directory. Workers find each other through files alone: ranks of
+any launcher, or processes started by hand. Refuses at the end, not in the middle, a data set with pictures that
+cannot be encoded, if the settings say so: what can be encoded is done by then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clusterft_trainer.config import BuiltinSource, TrainConfig
+from clusterft_trainer.config.sources import Source
+from clusterft_trainer.errors import ConfigError, DataError
+from clusterft_trainer.prep.telling import Voice
+
+if TYPE_CHECKING:
+    from clusterft_trainer.corpus.index import Index
+    from clusterft_trainer.dist import Place
+    from clusterft_trainer.latents.making import Made
+    from clusterft_trainer.latents.session import Session, Stop
+
+Stage = Literal["ingest", "latents", "text"]
+STAGES: tuple[Stage, ...] = ("ingest", "latents", "text")
+HOME = ".clusterft"  # in the shared directory
+WORK = "work"
+_MOST_LOOKERS = 8  # processes that look at pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one worker was started for."""
+
+    config: TrainConfig
+    shared: Path
+    only: Stage | None
+    threads: int  # that decode pictures
+
+    @property
+    def home(self) -> Path:
+        """Where everything lies."""
+        return self.shared / HOME
+
+    def wants(self, stage: Stage) -> bool:
+        """Whether a stage is to be done."""
+        cache = self.config.data.cache
+        possible = {"ingest": True, "latents": cache is not None, "text": cache is not None and cache.text}
+        return possible[stage] and self.only in (None, stage)
+
+
+def asked(config: TrainConfig, shared: Path, only: Stage | None, environment: Mapping[str, str]) -> Asked:
+    """Refuses a stage that the settings do not have."""
+    found = Asked(config, shared, only, _threads(environment))
+    if only is not None and not found.wants(only):
+        setting = "data.cache" if config.data.cache is None else "data.cache.text"
+        raise ConfigError(f"--only {only} has nothing to do: {setting} is not set.", f"Set {setting}.")
+    return found
+
+
+def run(given: Asked, owner: str, stop: Stop, voice: Voice) -> None:
+    """One worker from beginning to end."""
+    from clusterft_trainer.latents.session import Session
+
+    with Session(given.home / WORK, owner, stop) as session:
+        index = ingested(given, session, voice)
+        troubles: list[dict[str, str]] = []
+        if given.wants("latents") or given.wants("text"):
+            place = _settled()
+            from clusterft_trainer.prep import encoding
+
+            with voice.watching(lambda: "loads the encoders"), stop.urgently():
+                equipment = encoding.equip(given, session, place)
+            if given.wants("latents"):
+                troubles += _told(voice, "latents", encoding.latents(given, session, index, equipment, voice))
+            if given.wants("text"):
+                _told(voice, "text states", encoding.texts(given, session, index, equipment, voice))
+    _refuse(given, troubles)
+
+
+def ingested(given: Asked, session: Session, voice: Voice) -> Index:
+    """The index, brought up to date by one of the workers that come together."""
+    from clusterft_trainer.corpus import ingest
+    from clusterft_trainer.corpus.index import Index
+
+    voice.phase("data")
+    problems = given.config.data.problems
+    sources = drawn(given, session)
+    folder = given.home / "index" / ingest.index_key(sources, problems)
+
+    def act(_number: int) -> None:
+        processes = min(_MOST_LOOKERS, len(os.sched_getaffinity(0)))
+        ingest.ingest(sources, problems, folder, processes=processes, say=voice.looked)
+
+    session.once(f"ingest-{folder.name}", act, lambda: voice.now_and_then("Another worker looks at the pictures."))
+    index = Index.open(folder)
+    voice.notice(f"{len(index)} pictures are indexed.")
+    return index
+
+
+def drawn(given: Asked, session: Session) -> list[Source]:
+    """The sources, with the builtin one as the folder that one worker draws."""
+    sources = list(given.config.data.sources)
+    if not any(isinstance(source, BuiltinSource) for source in sources):
+        return sources
+    _settled()
+    from clusterft_trainer import build
+
+    home = given.home / "builtin"
+    session.once("builtin", lambda _number: _ignore(build.drawn(source, home) for source in sources))
+    return [build.drawn(source, home) for source in sources]
+
+
+def _settled() -> Place:
+    """Device and threads; has to come before torch does."""
+    from clusterft_trainer import dist
+
+    return dist.settle()
+
+
+def _ignore(values: Any) -> None:
+    for _ in values:
+        pass
+
+
+def _told(voice: Voice, what: str, made: Made) -> list[dict[str, str]]:
+    tally = made.tally
+    share = tally.encoding / max(1e-9, tally.encoding + tally.waiting)
+    voice.notice(
+        f"The {what} are complete: {made.planned} were missing, {tally.entries} of them made by this worker"
+        + (f", whose encoder was busy {share:.0%} of the time." if tally.entries else ".")
+    )
+    return list(made.problems)
+
+
+def _refuse(given: Asked, troubles: list[dict[str, str]]) -> None:
+    if not troubles or given.config.data.problems.broken == "skip":
+        return
+    shown = "; ".join(f"{p['name'][:200]} ({p['why'][:200]})" for p in troubles[:3])
+    more = f" and {len(troubles) - 3} more" if len(troubles) > 3 else ""
+    raise DataError(
+        f"{len(troubles)} pictures could not be encoded: {shown}{more}. All others are in the cache.",
+        "Replace or remove them and run prep again, or set data.problems.broken: skip.",
+    )
+
+
+def _threads(environment: Mapping[str, str]) -> int:
+    local = environment.get("LOCAL_WORLD_SIZE", environment.get("WORLD_SIZE", "1"))
+    ranks = int(local) if local.isdecimal() and int(local) else 1
+    return max(2, len(os.sched_getaffinity(0)) // ranks)
