@@ -49,6 +49,14 @@ def test_two_that_never_reached_a_step_for_the_same_reason_are_the_last() -> Non
     assert after(past("rendezvous", step=None), past("rendezvous", step=1)).again
 
 
+@pytest.mark.parametrize("failure", ["container", "killed", "node-lost"])
+def test_what_comes_from_outside_may_come_twice_before_the_first_step(failure: str) -> None:
+    # Found by the soak: one node's container was killed, its engine restarted, its container killed again.
+    again = past(failure, step=None)
+    assert after(again, again).again and after(again, past(INTERRUPTED, step=None), again).again
+    assert not after(*[again] * 4).again, "what counts is how often"
+
+
 def test_a_script_tells_no_steps_so_only_the_very_same_words_count() -> None:
     first = past("exception", step=None, cause="rank 0: ValueError: x", steps=False)
     other = past("exception", step=None, cause="rank 0: ValueError: y", steps=False)

@@ -23,6 +23,8 @@ _HOPELESS = {
     "resume": "another attempt would find the same checkpoint",
 }
 _REPEATABLE = frozenset({"oom", "host-oom", "exception", "bug"})  # another attempt may well come to the same step
+# Nothing that the run does brings these about, so that they came twice says nothing of a third time.
+_FROM_OUTSIDE = frozenset({"container", "killed", "node-lost"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ def _twice(before: Past, last: Past) -> str:
     if not last.steps:
         same = (before.failure, before.cause, before.rank) == (last.failure, last.cause, last.rank)
         return "the same error ended the attempt before" if same and last.failure in _REPEATABLE else ""
-    if last.step is None and before.step is None and before.failure == last.failure and before.node == last.node:
+    early = last.step is None and before.step is None and last.failure not in _FROM_OUTSIDE
+    if early and before.failure == last.failure and before.node == last.node:
         return "two attempts in a row ended in the same way before their first step"
     if last.failure in _REPEATABLE and before.failure == last.failure and before.step == last.step:
         return f"the attempt before ended in the same way at step {last.step}"
