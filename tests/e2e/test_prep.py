@@ -114,6 +114,7 @@ def test_train_prepares_what_is_missing_first_and_only_then(desk: Workshop) -> N
     assert len(list((desk.root / "shared dir").glob("*/run.json"))) == 3
 
 
+@pytest.mark.long
 def test_pictures_that_came_since_are_prepared_before_training(desk: Workshop) -> None:
     folder = desk.root / "pictures"
     folder.mkdir()
@@ -143,6 +144,7 @@ def test_one_stage_alone(desk: Workshop) -> None:
     assert body["index"]["pictures"] == 24 and desk.shards() == {}
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_costs_nothing(desk: Workshop) -> None:
     process = desk.begin()
     desk.wait_for('"kind": "phase"')
@@ -158,6 +160,7 @@ def test_a_rank_that_is_killed_costs_nothing(desk: Workshop) -> None:
     assert gone(desk.processes) == []
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_it_and_a_rerun_goes_on(desk: Workshop) -> None:
     process = desk.begin()
     desk.wait_for('"kind": "phase"')
@@ -177,6 +180,7 @@ def test_ctrl_c_stops_it_and_a_rerun_goes_on(desk: Workshop) -> None:
     assert desk.standing()["missing"] == 0
 
 
+@pytest.mark.long
 def test_it_goes_on_without_its_controller_and_another_one_follows(desk: Workshop) -> None:
     process = desk.begin()
     desk.wait_for('"kind": "phase"')
@@ -204,6 +208,7 @@ def test_without_preparing_the_trainer_refuses_and_names_the_command(desk: Works
     assert "clusterft prep" in done.stdout and "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_nodes_with_unequal_slots_prepare_together(desk: Workshop) -> None:
     (desk.root / "hosts file").write_text(HOSTS.replace("right slots=1", "right slots=2"))
     done = desk.call("prep")

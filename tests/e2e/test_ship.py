@@ -214,6 +214,7 @@ def test_what_can_be_squeezed_travels_squeezed_on_slow_links(trio: Harbour) -> N
         assert [trio.litter(node.name) for node in trio.lab.nodes] == ["", "", ""]
 
 
+@pytest.mark.long
 def test_a_relay_that_dies_half_way(trio: Harbour, large: Made) -> None:
     slow(trio)
     shipping = Background(trio, large)

@@ -176,7 +176,8 @@ def trainers_on(node: LightNode) -> list[str]:
     "fault",
     [
         "reboot",
-        "power",  # it answers nothing, and gets the job's patience, since a link may come back
+        # It answers nothing, and gets the job's patience, since a link may come back.
+        pytest.param("power", marks=pytest.mark.long),
     ],
 )
 def test_a_lost_node_ends_the_run_with_its_name(desk: Desk, lab: LightLab, fault: str) -> None:

@@ -87,6 +87,7 @@ def test_up_again_and_down(lab: FullLab, tmp_path: Path, user: str) -> None:
     assert trees(lab, user) == before
 
 
+@pytest.mark.long
 def test_open_and_ssh_in_both_worlds(lab: FullLab, tmp_path: Path) -> None:
     """A container on every node, each of which reaches each other one by name; a shell in either world."""
     person = desk(lab, tmp_path, "worker")
@@ -213,6 +214,7 @@ def test_homes_that_are_not_a_nodes_own(homes: str, tmp_path: Path) -> None:
         assert node.tree("/home/worker", "/var/tmp", person="worker") == before
 
 
+@pytest.mark.long
 def test_behind_nat(tmp_path: Path) -> None:
     """Peers see n3 come from an address that it does not have: it is asked about, and works either way."""
     with FullLab.up(count=3, nat=("n3",)) as lab:

@@ -6,6 +6,7 @@ The nodes are this machine, each with its own connection; a node out of reach is
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -414,6 +415,19 @@ def test_a_run_that_is_known_to_be_over_is_cleared_away() -> None:
     tending._leave_what_is_not_heard(tended(Hand(n1=[False], n2=[False])))
     tending._leave_what_is_not_heard(tended(Hand(n1=[True], n2=[True]), "n1"))
     tending._leave_what_is_not_heard(tended(Hand(n1=[OFF], n2=[True]), "n2"))
+
+
+def test_a_supervisor_that_nobody_has_reaped_is_not_at_work(tmp_path: Path) -> None:
+    # `resume` within a second of a stop was refused: what had ended still stood in /proc.
+    ended = subprocess.Popen(["true"])
+    stat = Path(f"/proc/{ended.pid}/stat")
+    while stat.read_text().rpartition(") ")[2][0] != "Z":
+        time.sleep(0.01)
+    began = stat.read_text().rpartition(") ")[2].split()[19]
+    (tmp_path / "supervisor.json").write_text(f'{{"pid": {ended.pid}, "start": {began}}}')
+    part = Part("n1", 0, "process", str(tmp_path), "p")
+    assert not Processes().alive(part, LocalRemote())
+    ended.wait()
 
 
 @pytest.mark.parametrize("back", [True, False])

@@ -21,7 +21,8 @@ _ALIVE = (
     'note=$(cat -- "$1/supervisor.json" 2>/dev/null) || exit 1; '
     'pid=$(printf %s "$note" | sed -n \'s/.*"pid": *\\([0-9]*\\).*/\\1/p\'); '
     'start=$(printf %s "$note" | sed -n \'s/.*"start": *\\([0-9]*\\).*/\\1/p\'); '
-    '[ -n "$start" ] && [ "$(sed "s/.*) //" "/proc/$pid/stat" 2>/dev/null | cut -d" " -f20)" = "$start" ]'
+    'stat=$(sed "s/.*) //" "/proc/$pid/stat" 2>/dev/null); case $stat in [ZX]*) exit 1;; esac; '
+    '[ -n "$start" ] && [ "$(printf %s "$stat" | cut -d" " -f20)" = "$start" ]'
 )
 # Never under a supervisor that is at work; and each earlier start keeps its own, however often that was.
 _ASIDE = (

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
+from pathlib import Path
 from typing import Any
 
-from clusterft_trainer import npz
+from clusterft_trainer import kohya, npz
 from clusterft_trainer.corpus import reach
 from clusterft_trainer.corpus.columns import (
     ABSENT,
@@ -26,8 +27,8 @@ from clusterft_trainer.corpus.columns import (
     Picture,
 )
 from clusterft_trainer.corpus.look import Reading, reader_of, through
-from clusterft_trainer.corpus.picture import SUFFIXES, suffix_of
-from clusterft_trainer.corpus.picture import stem_of as stem_of
+from clusterft_trainer.corpus.picture import SUFFIXES, stem_of, suffix_of
+from clusterft_trainer.errors import DataError
 
 Size = tuple[int, int]
 Hint = tuple[Size | None, Size | None]  # image_size and train_resolution, where the metadata has them
@@ -131,7 +132,8 @@ def _one(finder: _Finder, name: str, hint: Hint, known: tuple[Any, ...], out: Co
 
 def _of_cache(location: str, cache: tuple[str, Size | None, bytes], hint: Hint, size: int) -> Picture:
     """A picture that only its latents tell of, the surest word first."""
-    told = hint[0] or cache[1]
+    identity, original = _seen(location)
+    told = hint[0] or cache[1] or original
     if told is None:
         try:
             told = original_size(location) or hint[1]
@@ -139,7 +141,18 @@ def _of_cache(location: str, cache: tuple[str, Size | None, bytes], hint: Hint, 
             return Picture(size, b"", 0, 0, cache[2], BROKEN, f"its cache: {error}")
     if told is None:
         return Picture(size, b"", 0, 0, cache[2], BROKEN, "neither metadata nor cache tells its size")
-    return Picture(size, b"", *told, cache[2])
+    return Picture(size, identity, *told, cache[2])
+
+
+def _seen(location: str) -> tuple[bytes, Size | None]:
+    """What stands for the picture's hash, so that imported latents are found again, and the picture's size."""
+    if reach.is_url(location):
+        return b"", None
+    try:
+        seen = kohya.look(Path(location))
+    except DataError:
+        return b"", None  # a file of an old kind, or none at all: reading its latents will tell
+    return seen.identity, seen.original
 
 
 def original_size(location: str) -> Size | None:

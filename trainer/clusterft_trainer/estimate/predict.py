@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from clusterft_trainer import buckets
-from clusterft_trainer.config import Compute, Ddp, TrainConfig, Zero
+from clusterft_trainer import placing
+from clusterft_trainer.config import Compute, Data, Ddp, TrainConfig, Zero
 from clusterft_trainer.errors import ConfigError
 from clusterft_trainer.estimate import arithmetic, blueprint, devices, flops, timing
 from clusterft_trainer.estimate.arithmetic import Cluster, Inventory, Term, Transient, Weight
@@ -211,7 +211,7 @@ class _Lab:
     def case(self, config: TrainConfig) -> _Case:
         """Modules, weights and work for these settings."""
         modules, inventory = self._modules(config)
-        size, tokens = largest(config.data.resolution), config.data.captions.tokens
+        size, tokens = largest(config.data), config.data.captions.tokens
         key = (id(modules), size, tokens)
         if key not in self._counted:
             self._counted[key] = flops.count(modules, *size, tokens)
@@ -295,7 +295,7 @@ class _Lab:
 
     def _measure(self, config: TrainConfig) -> _Measured:
         modules, _ = self._modules(config)
-        size, tokens = largest(config.data.resolution), config.data.captions.tokens
+        size, tokens = largest(config.data), config.data.captions.tokens
         full = isinstance(config.engine, Ddp) and config.weights == "fp32"
         half = _DTYPES[config.precision]
         lone = isinstance(config.engine, Ddp) and self._site.cluster.world == 1
@@ -312,9 +312,10 @@ class _Lab:
         return self._measured[key]
 
 
-def largest(resolution: int) -> tuple[int, int]:
+def largest(data: Data) -> tuple[int, int]:
     """Width and height of the bucket with the largest area."""
-    found = max(buckets.sizes(resolution), key=lambda b: (b.width * b.height, -abs(b.width - b.height)))
+    table = placing.table(data.buckets, data.resolution)
+    found = max(table, key=lambda b: (b.width * b.height, -abs(b.width - b.height)))
     return found.width, found.height
 
 

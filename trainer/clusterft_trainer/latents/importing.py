@@ -23,8 +23,8 @@ from clusterft_trainer import kohya, placing
 from clusterft_trainer.buckets import Bucket
 from clusterft_trainer.config import Buckets
 from clusterft_trainer.corpus import reach
-from clusterft_trainer.corpus.cached import stem_of
 from clusterft_trainer.corpus.index import Index, Row
+from clusterft_trainer.corpus.picture import stem_of
 from clusterft_trainer.errors import ConfigError, DataError, storing
 from clusterft_trainer.kohya import Cached
 from clusterft_trainer.latents import shard

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clusterft_trainer.config import BuiltinSource, TrainConfig
 from clusterft_trainer.config.sources import Source
-from clusterft_trainer.errors import ConfigError, DataError
+from clusterft_trainer.errors import ConfigError, DataError, storing
 from clusterft_trainer.prep.telling import Voice
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Asked:
     shared: Path
     only: Stage | None
     threads: int  # that decode pictures
+    slots: int = 1  # that prepare together
 
     @property
     def home(self) -> Path:
@@ -54,7 +55,7 @@ class Asked:
 
 def asked(config: TrainConfig, shared: Path, only: Stage | None, environment: Mapping[str, str]) -> Asked:
     """Refuses a stage that the settings do not have."""
-    found = Asked(config, shared, only, _threads(environment))
+    found = Asked(config, shared, only, _threads(environment), _number(environment, "WORLD_SIZE"))
     if only is not None and not found.wants(only):
         setting = "data.cache" if config.data.cache is None else "data.cache.text"
         raise ConfigError(f"--only {only} has nothing to do: {setting} is not set.", f"Set {setting}.")
@@ -93,12 +94,35 @@ def ingested(given: Asked, session: Session, voice: Voice) -> Index:
 
     def act(_number: int) -> None:
         processes = min(_MOST_LOOKERS, len(os.sched_getaffinity(0)))
-        ingest.ingest(sources, problems, folder, processes=processes, say=voice.looked)
+        cache = given.config.data.cache
+        npz = cache is not None and cache.npz
+        ingest.ingest(sources, problems, folder, processes=processes, say=voice.looked, npz=npz)
 
     session.once(f"ingest-{folder.name}", act, lambda: voice.now_and_then("Another worker looks at the pictures."))
     index = Index.open(folder)
     voice.notice(f"{len(index)} pictures are indexed.")
+    if voice.leads:
+        _count_buckets(given, index, folder / "buckets.txt", voice)
     return index
+
+
+def _count_buckets(given: Asked, index: Index, path: Path, voice: Voice) -> None:
+    """What lands where, and what short batches will cost, for a run on as many slots as prepare."""
+    import numpy as np
+
+    from clusterft_trainer import placing
+    from clusterft_trainer.corpus import census
+
+    data, batch = given.config.data, given.config.batch
+    sizes = np.asarray(index.sizes())
+    placed = placing.place_all(sizes, placing.rules(data.buckets, data.resolution))
+    times = np.array([source.repeats for source in data.sources])
+    repeats = times[index.column("source").to_numpy()] if len(set(times)) > 1 else None
+    found = census.census(placed.table, placed.numbers, repeats, batch.per_slot * batch.accumulate * given.slots)
+    text = census.text(found)
+    with storing("The table of buckets", path):
+        path.write_text(text, encoding="utf-8")
+    voice.notice(f"{text.splitlines()[-1]}; {path} has the table.")
 
 
 def drawn(given: Asked, session: Session) -> list[Source]:
@@ -148,6 +172,11 @@ def _refuse(given: Asked, troubles: list[dict[str, str]]) -> None:
 
 
 def _threads(environment: Mapping[str, str]) -> int:
-    local = environment.get("LOCAL_WORLD_SIZE", environment.get("WORLD_SIZE", "1"))
-    ranks = int(local) if local.isdecimal() and int(local) else 1
+    ranks = _number(environment, "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environment else "WORLD_SIZE")
     return max(2, len(os.sched_getaffinity(0)) // ranks)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """A count of ranks; 1 where no launcher has said it."""
+    told = environment.get(name, "1")
+    return int(told) if told.isdecimal() and int(told) else 1

@@ -24,19 +24,19 @@ class Voice:
     """One worker's."""
 
     def __init__(self, *, leads: bool, every: float = EVERY) -> None:
-        self._leads = leads
+        self.leads = leads
         self._every = every
         self._next = every
         self._again = time.monotonic() + every
 
     def phase(self, name: str) -> None:
         """A stage begins."""
-        if self._leads:
+        if self.leads:
             metrics.phase(name)
 
     def notice(self, text: str) -> None:
         """Something that whoever started this should know."""
-        if self._leads:
+        if self.leads:
             metrics.notice(text)
         else:
             self.line(text)

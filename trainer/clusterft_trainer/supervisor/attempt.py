@@ -20,6 +20,7 @@ from clusterft_trainer.supervisor import memory, processes
 from clusterft_trainer.supervisor.kinds import Kind
 from clusterft_trainer.supervisor.messages import Report
 from clusterft_trainer.supervisor.signs import Signs
+from clusterft_trainer.supervisor.standby import Standby
 from clusterft_trainer.supervisor.tails import Tail
 
 _LAST_WORDS = 5.0  # seconds for killed processes to vanish
@@ -40,8 +41,11 @@ Say = Callable[[stream.Line], None]
 class Attempt:
     """Runs one attempt; `report` says how it ended, once it has."""
 
-    def __init__(self, told: Assignment, term: Term, secrets: Mapping[str, str], say: Say) -> None:
+    def __init__(
+        self, told: Assignment, term: Term, secrets: Mapping[str, str], say: Say, standby: Standby | None = None
+    ) -> None:
         self.term = term
+        self.standby = standby  # a launcher that has been imported: for this attempt, then one for the next
         self.report: Report | None = None
         self._steps = Kind(told.kind).tells_steps
         self.stepping = not self._steps  # whether what comes next is a step; of what has none, a line
@@ -85,6 +89,7 @@ class Attempt:
         }
         if self._told.survival.stagger:
             environment["CLUSTERFT_STAGGER"] = str(self._told.survival.stagger)
+        standby, self.standby = self.standby, None
         argv = tuple(term.fill(word) for word in self._told.argv)
         self._skip_what_was_said()
         try:
@@ -96,7 +101,8 @@ class Attempt:
             work_dir = self._told.work_dir
             if self._told.kind == "script":  # it lies in the shared dir, and nobody here may wait for that
                 argv, work_dir = ("/bin/sh", "-c", _THERE, "sh", work_dir, *argv), "/"
-            self._launcher = processes.start(argv, environment, work_dir, log)
+            self._launcher = standby.become(argv, environment, work_dir, log) if standby else None
+            self._launcher = self._launcher or processes.start(argv, environment, work_dir, log)
         except OSError as error:
             text = f"the launcher cannot be started: {error}"
             self._say(stream.Log(LAUNCHER, text, time.time()))
@@ -228,7 +234,7 @@ class Attempt:
     def _end(self, code: int) -> None:
         """The launcher is gone: nothing that it started stays, and nothing that was written is left unsaid."""
         left = processes.signal_ranks(self.logs, 0)  # no signal: whether they are there
-        processes.end_descendants(time.monotonic() + _LAST_WORDS)
+        processes.end_descendants(time.monotonic() + _LAST_WORDS, but=self.standby.pid if self.standby else 0)
         deadline = time.monotonic() + _REST
         while self._pass_on(time.monotonic(), final=True):
             if time.monotonic() > deadline:

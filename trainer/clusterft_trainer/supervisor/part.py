@@ -41,6 +41,7 @@ from clusterft_trainer.supervisor.messages import (
     Try,
 )
 from clusterft_trainer.supervisor.mirror import Mirror
+from clusterft_trainer.supervisor.standby import Standby
 from clusterft_trainer.supervisor.usage import Gauge
 from clusterft_trainer.supervisor.voice import Voice
 
@@ -67,6 +68,7 @@ class Part:
         self._voice = Voice(directory / "stream.jsonl", sys.stdout if echo else None)
         self._mirror = Mirror(told, directory)
         self._attempt: Attempt | None = None
+        self._standby: Standby | None = None  # before the first attempt
         self._secrets = self._read_secrets()
         self._signals = 0
         self._stops = max(self._ledger.stops, stops_asked(directory))
@@ -98,6 +100,8 @@ class Part:
         Path(self._told.log_dir).mkdir(parents=True, exist_ok=True)
         self._keep()
         self._voice.say(stream.Started(os.getpid(), time.time(), self._ledger.incarnation))
+        if self._over is None and not self._stops:
+            self._standby = self._ready()
         self._mirror.start()
         try:
             while not self._is_over():
@@ -150,6 +154,8 @@ class Part:
         if attempt is None or attempt.report is not None:
             return False
         more = attempt.turn(now)
+        if attempt.standby is None and attempt.signs.step is not None and self._told.survival.restarts:
+            attempt.standby = self._ready()  # now that it does not take time from a start
         if self._dumping and now > self._dumping:
             self._dumping = 0.0
             self._line.send(Dumped(attempt.term.attempt, silent.testify(attempt.logs)))
@@ -221,10 +227,16 @@ class Part:
             self._ledger.attempt = go.attempt
             self._keep()
         term = assignment.term(go.members, self._told.machine_rank, go.attempt, go.port, str(self._directory))
-        self._attempt = Attempt(self._told, term, self._secrets, self._voice.say)
+        standby = self._attempt.standby if self._attempt else self._standby
+        self._attempt, self._standby = Attempt(self._told, term, self._secrets, self._voice.say, standby), None
         self._attempt.start(dict(os.environ) if self._told.contained else {})
         if self._stops:  # somebody asked while this was on its way
             self._attempt.ask(self._stops, time.monotonic())
+
+    def _ready(self) -> Standby:
+        """A launcher that imports its libraries now, in the environment that is known already."""
+        known = {name: value for name, value in self._told.env.items() if "@" not in value}
+        return Standby(self._told.argv, {**(os.environ if self._told.contained else {}), **known})
 
     def _is_busy(self) -> bool:
         return self._attempt is not None and self._attempt.report is None

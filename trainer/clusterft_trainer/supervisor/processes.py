@@ -17,6 +17,7 @@ from pathlib import Path
 from clusterft_trainer.rank import start_time
 
 Launcher = subprocess.Popen[bytes]
+PIPE = subprocess.PIPE
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)  # opened here: nothing may be loaded between a fork and its exec
@@ -27,14 +28,16 @@ def become_reaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def start(argv: tuple[str, ...], env: dict[str, str], cwd: str, log: Path) -> Launcher:
+def start(
+    argv: tuple[str, ...], env: dict[str, str], cwd: str, log: Path, stdin: int = subprocess.DEVNULL
+) -> Launcher:
     """Start the launcher in a session of its own, with its output in `log`."""
     with log.open("ab") as out:
         return subprocess.Popen(
             argv,
             env=env,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -135,10 +138,13 @@ def read_note(path: Path) -> tuple[int, int | None]:
         return 0, None
 
 
-def end_descendants(deadline: float) -> None:
-    """SIGKILL everything below this process and reap it, until nothing is left or the deadline passes."""
+def end_descendants(deadline: float, but: int = 0) -> None:
+    """SIGKILL everything below this process and reap it, until nothing is left or the deadline passes.
+
+    `but` is the pid of one that stays: it has no children.
+    """
     while time.monotonic() < deadline:
-        pids = list(_descendants(os.getpid()))
+        pids = [pid for pid in _descendants(os.getpid()) if pid != but]
         for pid in pids:
             _send(pid, signal.SIGKILL)
         reap()
