@@ -178,7 +178,7 @@ def test_what_cannot_go_together_here_is_settled_aloud(flags: str, path: str, va
 @pytest.mark.parametrize(
     ("flags", "flag", "why"),
     [
-        ("--flip_aug", "--flip_aug", "not possible: "),
+        ("--flip_aug", "--flip_aug", "by design: flip: true under train.data.cache"),
         ("--enable_wildcrad", "--enable_wildcrad", "unknown: did you mean enable_wildcard?"),
         ("--xyzzy 5", "--xyzzy", "unknown: neither"),
         ("--train_batch_size=many", "--train_batch_size", "unreadable: is not a whole number"),

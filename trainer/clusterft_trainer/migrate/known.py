@@ -148,12 +148,12 @@ _LEFT: tuple[tuple[Why, str, str], ...] = (
     ("not needed", "kohya ignores it for SDXL, too", "clip_skip no_token_padding"),
     (
         "by design",
-        "latents are encoded once and kept in memory; no files are left beside the pictures",
+        "train.data.cache keeps latents, and clusterft prep makes them; kohya's .npz are taken where they are",
         "cache_latents cache_latents_to_disk skip_cache_check",
     ),
     (
         "by design",
-        "frozen text encoders are computed as captions come, so shuffle and dropout keep working",
+        "frozen text encoders are computed as captions come; text: true under train.data.cache keeps their states",
         "cache_text_encoder_outputs cache_text_encoder_outputs_to_disk",
     ),
     (
@@ -190,27 +190,20 @@ _LEFT: tuple[tuple[Why, str, str], ...] = (
     (
         "not possible",
         "pictures are trained as they are, cut from the middle",
-        "color_aug flip_aug face_crop_aug_range random_crop",
+        "color_aug face_crop_aug_range random_crop",
     ),
+    ("by design", "flip: true under train.data.cache mirrors samples by a coin", "flip_aug"),
     ("not possible", "masks are not read", "masked_loss alpha_mask conditioning_data_dir"),
     ("not possible", "prior preservation is not built", "reg_data_dir prior_loss_weight is_reg"),
     (
         "not possible",
         "captions are read as they stand: write it into the .txt files",
-        "keep_tokens_separator secondary_separator enable_wildcard caption_prefix caption_suffix class_tokens "
-        "weighted_captions custom_attributes",
+        "class_tokens weighted_captions custom_attributes",
     ),
-    (
-        "not possible",
-        "captions are treated alike in all epochs",
-        "caption_dropout_every_n_epochs token_warmup_min token_warmup_step",
-    ),
-    ("not possible", "each picture counts once in an epoch", "dataset_repeats network_multiplier"),
-    (
-        "not possible",
-        "buckets follow kohya's defaults at 1024 and scale with the resolution",
-        "min_bucket_reso max_bucket_reso bucket_reso_steps bucket_no_upscale",
-    ),
+    ("not possible", "captions are treated alike in all epochs", "caption_dropout_every_n_epochs"),
+    ("by design", "train.data.captions.warmup has the same, by steps", "token_warmup_min token_warmup_step"),
+    ("by design", "repeats: N of a source says how often an epoch shows it", "dataset_repeats"),
+    ("not possible", "a LoRA counts once", "network_multiplier"),
     ("not possible", "pictures are resized in one way only", "resize_interpolation"),
     (
         "not possible",
@@ -293,11 +286,8 @@ LEFT: dict[str, tuple[Why, str]] = {
 # Values of flags in LEFT that ask for nothing; a file that a program wrote is full of them.
 HARMLESS: dict[str, tuple[object, ...]] = {
     "adaptive_noise_scale": (0,),
-    "bucket_reso_steps": (64,),
     "caption_dropout_every_n_epochs": (0,),
     "dataset_repeats": (1,),
-    "keep_tokens_separator": ("",),
-    "min_bucket_reso": (256,),
     "multires_noise_discount": (0.3,),
     "multires_noise_iterations": (0,),
     "network_multiplier": (1,),

@@ -81,7 +81,8 @@ def data(sheet: Sheet, case: Case) -> None:
     """The pictures, and the size at which they are trained."""
     sources = _sources(sheet, case)
     if sources:
-        sheet.put("train.data.sources", sources, "train_data_dir", "image_dir")
+        by = ("train_data_dir", "image_dir", "in_json", "caption_extension", "caption_extention")
+        sheet.put("train.data.sources", sources, *by)
     else:
         why = "a folder of pictures, each with a .txt"
         sheet.blank("train.data.sources", [{"folder": "/data/FILL-IN"}], why)
@@ -96,13 +97,15 @@ def data(sheet: Sheet, case: Case) -> None:
 
 def _sources(sheet: Sheet, case: Case) -> list[object]:
     folders = [flag.value for flag in sheet.every("image_dir") if isinstance(flag.value, str) and flag.value]
-    single = sheet.text("train_data_dir")
+    single, listed = sheet.text("train_data_dir"), sheet.text("in_json")
     metadata = any(sheet.every(name) for name in ("in_json", "metadata_file"))
-    for name in ("in_json", "metadata_file"):
-        if folders and name == "in_json":
-            sheet.leave(name, "overruled", "kohya ignores it beside a data set file")
-        else:
-            sheet.leave(name, "not possible", "captions are read from a .txt of the same stem beside each picture")
+    sheet.leave("metadata_file", "not possible", "write a kohya: source for each subset that has one")
+    if folders:
+        sheet.leave("in_json", "overruled", "kohya ignores it beside a data set file")
+    elif listed:
+        _extension(sheet, metadata=True)
+        found = {"kohya": path(sheet, listed, "data.sources")}
+        return [found | ({"folder": path(sheet, single, "data.sources")} if single else {})]
     if folders and single is not None:
         sheet.leave("train_data_dir", "overruled", "kohya ignores it beside a data set file")
     elif single is not None:
@@ -112,18 +115,20 @@ def _sources(sheet: Sheet, case: Case) -> list[object]:
                 f"data: {single}: all folders in it are searched; the repeats in their names (10_name) do not "
                 "count, nor does the name stand in for a missing caption"
             )
-    _extension(sheet, case, metadata=metadata)
-    return [{"folder": path(sheet, str(folder), "data.sources")} for folder in dict.fromkeys(folders)]
+    more = _extension(sheet, metadata=metadata)
+    return [{"folder": path(sheet, str(folder), "data.sources")} | more for folder in dict.fromkeys(folders)]
 
 
-def _extension(sheet: Sheet, case: Case, *, metadata: bool) -> None:
+def _extension(sheet: Sheet, *, metadata: bool) -> dict[str, object]:
+    """What a folder is told of its text files; .txt and .caption are read anyway."""
     given = [sheet.text(name) for name in ("caption_extension", "caption_extention")]
     ending = next((text for text in given if text), None)
-    if ending is not None and ending not in (".txt", "txt"):
+    if metadata:
         for name in ("caption_extension", "caption_extention"):
-            sheet.leave(name, "not possible", "captions are read from .txt: rename the files")
-    elif ending is None and case.kohya and not metadata:
-        sheet.note("data: kohya reads captions from .caption files unless told otherwise; here they are .txt")
+            sheet.leave(name, "not needed", "captions come from the metadata file")
+    if metadata or ending is None or ending.lstrip(".") in ("txt", "caption"):
+        return {}
+    return {"suffixes": [f".{ending.lstrip('.')}"]}
 
 
 def _resolution(sheet: Sheet, case: Case) -> int:
@@ -154,9 +159,22 @@ def _resolution(sheet: Sheet, case: Case) -> int:
 def _buckets(sheet: Sheet, case: Case, resolution: int) -> None:
     if case.kohya and not sheet.switch("enable_bucket"):
         sheet.note("data: kohya without enable_bucket cuts all pictures to one size; here they go into buckets")
-    for name, ours in (("max_bucket_reso", resolution), ("min_bucket_reso", resolution // 4)):
-        if sheet.whole(name) not in (None, ours):
-            sheet.leave(name, "not possible", f"it is {ours} at resolution {resolution}")
+    step = sheet.whole("bucket_reso_steps")
+    if step not in (None, 64):
+        sheet.put("train.data.buckets.step", step, "bucket_reso_steps")
+    limits = (("largest", "max_bucket_reso", resolution), ("smallest", "min_bucket_reso", resolution // 4))
+    if sheet.switch("bucket_no_upscale"):
+        sheet.put("train.data.buckets.upscale", False, "bucket_no_upscale")
+        for _, name, _ in limits:
+            sheet.leave(name, "not needed", "kohya ignores it with bucket_no_upscale, too")
+        return
+    for key, name, ours in limits:
+        value = sheet.whole(name)
+        if value not in (None, ours):
+            sheet.put(f"train.data.buckets.{key}", value, name)
+
+
+_SEPARATORS = (("keep_separator", "keep_tokens_separator"), ("secondary_separator", "secondary_separator"))
 
 
 def captions(sheet: Sheet, case: Case) -> None:
@@ -166,6 +184,12 @@ def captions(sheet: Sheet, case: Case) -> None:
         share = sheet.number(name)
         if share:
             sheet.put(f"train.data.captions.{key}", share, name)
+    for key, name in (("prefix", "caption_prefix"), ("suffix", "caption_suffix"), *_SEPARATORS):
+        text = sheet.text(name)
+        if text:
+            sheet.put(f"train.data.captions.{key}", text, name)
+    if sheet.switch("enable_wildcard"):
+        sheet.put("train.data.captions.wildcards", True, "enable_wildcard")
     if sheet.switch("shuffle_caption"):
         sheet.put("train.data.captions.shuffle", True, "shuffle_caption")
     _tags(sheet)

@@ -52,6 +52,7 @@ _TICK = 0.05  # seconds between looks at the logs; bounds how late a line or a d
 _MIRROR_WAIT = 10.0  # seconds that the shared dir gets for the end of the logs
 _LAST_WORDS = 5.0
 _MOVED = 1.0  # seconds between two Moved
+_SETTLED = 10.0  # seconds after which an attempt has started; only the head's node hears of steps
 _DUMPING = 2.0  # seconds for ranks to write their stacks
 _NOTED = 3.0  # seconds out of reach that are worth a word
 _LONGER = 10.0  # seconds
@@ -82,7 +83,7 @@ class Part:
         self._keep_at = 0.0
         self._fence = Fence(told.run_dir, told.first_attempt)
         self._where = f"{told.members[0].address}:{told.gang_port}"
-        self._moved = self._dumping = 0.0
+        self._moved = self._dumping = self._started = 0.0
         self._me = Member(told.node, told.machine_rank, told.slots, told.members[told.machine_rank].address)
         self._line: member.Line
         self._head: Head | None = None
@@ -154,7 +155,8 @@ class Part:
         if attempt is None or attempt.report is not None:
             return False
         more = attempt.turn(now)
-        if attempt.standby is None and attempt.signs.step is not None and self._told.survival.restarts:
+        settled = attempt.signs.step is not None or now - self._started > _SETTLED
+        if attempt.standby is None and settled and self._told.survival.restarts:
             attempt.standby = self._ready()  # now that it does not take time from a start
         if self._dumping and now > self._dumping:
             self._dumping = 0.0
@@ -229,6 +231,7 @@ class Part:
         term = assignment.term(go.members, self._told.machine_rank, go.attempt, go.port, str(self._directory))
         standby = self._attempt.standby if self._attempt else self._standby
         self._attempt, self._standby = Attempt(self._told, term, self._secrets, self._voice.say, standby), None
+        self._started = time.monotonic()
         self._attempt.start(dict(os.environ) if self._told.contained else {})
         if self._stops:  # somebody asked while this was on its way
             self._attempt.ask(self._stops, time.monotonic())
