@@ -65,6 +65,14 @@ def test_one_that_has_died_is_none(argv: tuple[str, ...], tmp_path: Path) -> Non
     assert warm.become(argv, {}, "/", tmp_path / "log") is None
 
 
+def test_one_that_is_asked_to_be_another_program_ends_instead(argv: tuple[str, ...], tmp_path: Path) -> None:
+    # It once raised, which ended the supervisor of every script.
+    warm = Standby(argv, environment(tmp_path))
+    pid = warm.pid
+    assert warm.become(("/bin/sh", "-c", "exit"), {}, "/", tmp_path / "log") is None
+    assert start_time(pid) is None
+
+
 @pytest.mark.parametrize(
     "argv",
     [(sys.executable, "train.py"), ("/nowhere/python", "-m", "launches"), (sys.executable, "-m", "users.own")],

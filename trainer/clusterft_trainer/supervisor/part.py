@@ -239,7 +239,8 @@ class Part:
     def _ready(self) -> Standby:
         """A launcher that imports its libraries now, in the environment that is known already."""
         known = {name: value for name, value in self._told.env.items() if "@" not in value}
-        return Standby(self._told.argv, {**(os.environ if self._told.contained else {}), **known})
+        argv = () if self._told.kind == "script" else self._told.argv  # a shell starts those: see Attempt
+        return Standby(argv, {**(os.environ if self._told.contained else {}), **known})
 
     def _is_busy(self) -> bool:
         return self._attempt is not None and self._attempt.report is None

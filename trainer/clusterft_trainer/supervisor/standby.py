@@ -47,11 +47,11 @@ class Standby:
         self, argv: Sequence[str], env: Mapping[str, str], cwd: str, log: Path
     ) -> processes.Launcher | None:
         """The launcher that was asked for, or None: then it has to be started as usual."""
+        if tuple(argv[:3]) != self._base:
+            self.close()  # a script's is wrapped into a shell, since its directory lies in the shared dir
         process, self._process = self._process, None
         if process is None or process.poll() is not None or process.stdin is None:
             return None
-        if tuple(argv[:3]) != self._base:
-            raise ValueError(f"a standby for {self._base} was asked to be {argv[:3]}")
         told = json.dumps({"args": list(argv[3:]), "env": dict(env), "cwd": cwd, "log": str(log)})
         try:
             with process.stdin as pipe:
