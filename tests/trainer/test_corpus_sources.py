@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_corpus_ingest import settle
 
+from clusterft_trainer import kohya as kohya_files
 from clusterft_trainer.config.data import Problems
 from clusterft_trainer.config.sources import Columns, KohyaSource, TableSource, TaggedSource, TagRules, TarSource
 from clusterft_trainer.corpus import streamed, tags
@@ -97,7 +98,8 @@ def test_kohya_caches_stand_for_pictures_that_are_gone(tmp_path: Path) -> None:
         "told.png": (300, 200),
         "old": (704, 512),
     }
-    assert found["both"].npz == str(root / "both.npz") and found["both"].hash == b""
+    both = root / "both.npz"
+    assert found["both"].npz == str(both) and found["both"].hash == kohya_files.look(both).identity
     assert found["legacy"].file == str(root / "legacy.png") and found["new"].file == ""
     told = report(tmp_path / "out")["found"]
     assert [entry["name"] for entry in told["broken"]["names"]] == ["older", "rotten"]
