@@ -214,7 +214,7 @@ def test_a_node_that_is_gone_is_the_cause_of_what_the_others_say() -> None:
 
 
 CLASSES = "config data nan oom disk-full storage resume replaced rendezvous export rounding".split()
-CLASSES += "prep worker-lost".split()
+CLASSES += "prep unreadable worker-lost".split()
 
 
 @pytest.mark.parametrize("failure", CLASSES)

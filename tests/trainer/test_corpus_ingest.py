@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from corpora import SKIPPING, indexed, pairs, picture, put, report
 from test_corpus_headers import bomb
 
 from clusterft_trainer.config.data import Problems
-from clusterft_trainer.config.sources import FolderSource
+from clusterft_trainer.config.sources import FolderSource, KohyaSource, TableSource, TarSource, locations
 from clusterft_trainer.corpus.index import Index, Row, write
 from clusterft_trainer.corpus.ingest import index_key
 from clusterft_trainer.corpus.known import Journal
@@ -351,6 +353,40 @@ def test_a_full_disk_is_told_as_one_and_what_was_written_counts(
     assert opened == []
 
 
+def test_journals_are_deleted_where_locks_want_a_descriptor_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on NFS: flock(2), EBADF.
+    real = fcntl.flock
+
+    def nfs(file: Any, what: int) -> None:
+        if what & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, what)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    folder = pairs(tmp_path / "in", 3)
+    found = indexed(tmp_path / "out", FolderSource(folder=str(folder)))
+    assert len(found) == 3 and not list((tmp_path / "out").glob("*/journal-*"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        KohyaSource(kohya="{}/meta.json"),
+        TableSource(table="{}/a.csv"),
+        TarSource(tars="{}/a.tar"),
+        FolderSource(folder="{}/none"),
+    ],
+    ids=["kohya", "table", "tar", "folder"],
+)
+def test_a_source_that_is_not_there_is_named(source: Any, tmp_path: Path) -> None:
+    there = {name: place.format(tmp_path) for name, place in locations(source).items()}
+    with pytest.raises(DataError) as raised:
+        indexed(tmp_path / "out", source.model_copy(update=there))
+    assert str(tmp_path) in raised.value.message and "data.sources" in raised.value.remedy
+
+
 def test_two_ingests_at_once_leave_one_whole_index(tmp_path: Path) -> None:
     root = pairs(tmp_path / "in", 9)
     source = FolderSource(folder=str(root))
@@ -402,6 +438,7 @@ def test_the_key_is_that_of_the_settings_but_not_of_repeats() -> None:
     one, two = FolderSource(folder="/a"), FolderSource(folder="/a", repeats=3)
     assert index_key([one], Problems()) == index_key([two], Problems())
     assert index_key([one], Problems()) != index_key([FolderSource(folder="/b")], Problems())
+    assert index_key([one], Problems()) != index_key([one], Problems(), npz=False)
     skipping = index_key([one], SKIPPING)
     assert skipping != index_key([one], Problems())
     assert skipping.partition("-")[0] == index_key([one], Problems()).partition("-")[0]

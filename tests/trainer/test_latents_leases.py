@@ -351,6 +351,17 @@ def test_a_worker_that_left_gives_back_only_what_it_has_not_finished(tmp_path: P
     assert one.lost(second) and not one.lost(first)
 
 
+def test_a_worker_that_leaves_much_undone_gives_back_as_much_as_a_beat_can_tell(tmp_path: Path) -> None:
+    one, two = (_leases(tmp_path, name, lambda: 0.0) for name in ("one", "two"))
+    names = [f"1024x1024-{number:032x}" for number in range(40)]
+    (tmp_path / WORKERS).mkdir()
+    one.beat()
+    for _ in names:
+        assert one.claim("plan", names, lambda task: False)
+    one.leave()
+    assert two.claim("plan", names, lambda task: False) is not None
+
+
 def test_a_lease_without_an_owner_is_taken_over_after_the_same_time(tmp_path: Path) -> None:
     now = 0.0
     leases = _leases(tmp_path, "one", lambda: now)

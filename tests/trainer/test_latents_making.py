@@ -23,7 +23,7 @@ from made_cache import RECIPE, Stub, indexed, pictures, row, work
 from clusterft_trainer.buckets import Bucket
 from clusterft_trainer.corpus.index import Index, Row
 from clusterft_trainer.errors import DataError, RunError
-from clusterft_trainer.latents import making, session, shard, tables, verify
+from clusterft_trainer.latents import making, session, shard, tables, verify, writing
 from clusterft_trainer.latents.catalogue import Catalogue, shard_names
 
 pytestmark = pytest.mark.trainer
@@ -192,6 +192,55 @@ def test_a_picture_that_changed_or_went_away_is_asked_for_again(
     again = work(tmp_path, found, stub, owner="two")
     assert again.planned == 2 == len(stub.keys)
     assert again.problems == ()
+
+
+def test_shards_are_named_after_what_they_hold(tmp_path: Path, rows: list[Row]) -> None:
+    # Named after what was planned, another time's shard had the same name and other slots.
+    held = Path(rows[5].file).read_bytes()
+    found = indexed(tmp_path / "index", rows)
+    Path(rows[5].file).write_bytes(held + b"!")
+    work(tmp_path, found, Stub())
+    for name in shard_names(_folder(tmp_path)):
+        one = shard.Shard(_folder(tmp_path) / name)
+        assert name == shard.name(one.form.width, one.form.height, one.tables()[2])
+    Path(rows[5].file).write_bytes(held)
+    work(tmp_path / "again", found, Stub())
+    assert set(_bytes(tmp_path / "again")) != set(_bytes(tmp_path))
+
+
+def test_a_node_that_can_read_no_picture_leaves_them_to_the_others(tmp_path: Path, found: Index) -> None:
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    with pytest.raises(RunError, match="None of the last .* can be read on this node.*00") as raised:
+        work(tmp_path, found, Stub())
+    assert raised.value.failure == "unreadable"
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    made = work(tmp_path, found, Stub(), owner="two")
+    assert made.problems == () and len(Catalogue.open(_folder(tmp_path))) == 60
+
+
+def test_what_was_set_aside_under_an_unfinished_plan_is_made_again(tmp_path: Path, found: Index) -> None:
+    class Dying(Stub):
+        def encode(self, bucket: Bucket, inputs: Any, keys: Any) -> list[np.ndarray]:
+            if shard_names(_folder(tmp_path)):
+                raise ZeroDivisionError
+            return super().encode(bucket, inputs, keys)
+
+    with pytest.raises(ZeroDivisionError):
+        work(tmp_path, found, Dying())
+    gone = shard_names(_folder(tmp_path))
+    assert 0 < len(gone) < 4
+    (_folder(tmp_path) / gone[0]).unlink()
+    made = work(tmp_path, found, Stub(), owner="two")
+    assert made.tally.entries > 0 and made.problems == ()
+    assert len(Catalogue.open(_folder(tmp_path))) == 60
+
+
+def test_a_list_of_problems_that_was_not_finished_is_passed_over(tmp_path: Path, found: Index) -> None:
+    lists = _folder(tmp_path) / writing.PROBLEMS
+    lists.mkdir(parents=True)
+    (lists / f"{tables.DRAFT}x-a.jsonl").write_text('{"key": "00')
+    work(tmp_path, found, Stub())
+    assert writing.problems(_folder(tmp_path)) == []
 
 
 def test_a_full_disk_is_named_leaves_nothing_half_and_a_rerun_goes_on(

@@ -322,7 +322,7 @@ def test_many_may_make_the_catalogue_at_once(tmp_path: Path) -> None:
 def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clusterft_trainer.latents import catalogue
 
-    monkeypatch.setattr(catalogue, "_OPEN", 2)
+    monkeypatch.setattr(catalogue, "OPEN", 2)
     known = [_saved(tmp_path, _form(), 2, seed)[1:] for seed in range(6)]
     before = len(os.listdir("/proc/self/fd"))
     found = Catalogue.open(tmp_path)

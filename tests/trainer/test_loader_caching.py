@@ -163,7 +163,7 @@ def test_pictures_that_prep_found_broken_are_left_out_if_the_settings_say_so(
         key = entry_key(row.hash, *placing.place(row.width, row.height, by), recipe)
         lines.append(json.dumps({"key": key.hex(), "kind": kind, "name": row.name, "file": row.file, "why": "?"}))
     (lists / "a.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match="2 of 12 pictures have no latents"):
+    with pytest.raises(DataError, match="1 of 12 pictures are broken.*problems names them"):
         supplied(config, found, parts, tmp_path)
     data = config.data.model_copy(update={"problems": config.data.problems.model_copy(update={"broken": "skip"})})
     skipping = config.model_copy(update={"data": data})

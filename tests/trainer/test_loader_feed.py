@@ -211,7 +211,7 @@ def test_kohyas_caches_are_read_where_they_lie_without_pictures(tmp_path: Path) 
     there = Catalogue.open(tmp_path / "latents")
     positions = located(there, found, rules(), PLAIN)
     assert positions.tolist() == [feed.NPZ] * 3
-    feed.look_at_npz(positions, found, rules())
+    feed.look_at_npz(positions, found, rules(), flip=True)
     made = Feed(there, positions, found)
     for _ in range(2):
         for row in range(3):
@@ -247,6 +247,21 @@ def test_kohyas_caches_and_pictures_behind_a_url_are_fetched(tmp_path: Path) -> 
         decoding.pixels(gone, fit, bucket)
 
 
+def test_kohyas_caches_without_mirrored_latents_are_refused_before_training_where_those_are_wanted(
+    tmp_path: Path,
+) -> None:
+    found = index.write(tmp_path / "index", [kohyas(tmp_path, 0, (300, 300), (16, 16), flipped=False)])
+    (tmp_path / "latents").mkdir()
+    positions = located(Catalogue.open(tmp_path / "latents"), found, rules(), PLAIN)
+    feed.look_at_npz(positions, found, rules(), flip=False)
+    with pytest.raises(DataError, match=r"holds no mirrored latents, which data\.cache\.flip asks for"):
+        feed.look_at_npz(positions, found, rules(), flip=True)
+    kohyas(tmp_path, 0, (300, 300), (16, 16))
+    (tmp_path / "0000.npz").rename(tmp_path / "0000_flip.npz")
+    kohyas(tmp_path, 0, (300, 300), (16, 16), flipped=False)
+    feed.look_at_npz(positions, found, rules(), flip=True)  # the older kohya's file beside it has them
+
+
 def test_kohyas_caches_for_other_buckets_are_refused_before_training_and_while_it_lasts(tmp_path: Path) -> None:
     rows = [kohyas(tmp_path, n, (300, 300), (16, 16) if n else (12, 20)) for n in range(2)]
     found = index.write(tmp_path / "index", rows)
@@ -255,7 +270,7 @@ def test_kohyas_caches_for_other_buckets_are_refused_before_training_and_while_i
     positions = located(there, found, rules(), PLAIN)
     told = r"0000\.npz holds latents of 160x96, where data.buckets gives the picture 128x128\..*data.buckets"
     with pytest.raises(DataError, match=told):
-        feed.look_at_npz(positions, found, rules())
+        feed.look_at_npz(positions, found, rules(), flip=False)
     with pytest.raises(DataError, match=told):
         Feed(there, positions, found).read(0, False, room(found, 0))
 

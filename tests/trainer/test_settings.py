@@ -41,6 +41,7 @@ def test_the_smallest_settings_are_enough() -> None:
         ("batch", {"per_slot": 0}, "batch.per_slot"),
         ("samples", {"prompts": []}, "samples.prompts"),
         ("data.sources", [{"builtin": "cats"}], "data.sources"),
+        ("data.buckets", {"upscale": False, "largest": 512}, "no meaning with upscale: false"),
     ],
 )
 def test_a_wrong_setting_is_named(path: str, value: object, where: str) -> None:

@@ -203,6 +203,24 @@ def test_nothing_is_moved_aside_that_could_not_be_noted(
     assert verify.cache(tmp_path / "c").moved == 1
 
 
+@pytest.mark.parametrize("kind", ["shards", "npz"])
+def test_storage_that_fails_is_no_fault_of_its_files(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    made(tmp_path) if kind == "shards" else kohyas(tmp_path / "a_0064x0064_sdxl.npz")
+    before = sorted(os.listdir(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", stale)
+        patch.setattr(os, "preadv", stale)
+        patch.setattr(os, "readv", stale)
+        with pytest.raises(RunError, match="could not be read") as raised:
+            (verify.cache if kind == "shards" else verify.npz)(tmp_path)
+    assert raised.value.failure == "storage" and sorted(os.listdir(tmp_path)) == before
+
+
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
     kohyas(tmp_path / "outside/a.npz")
     kohyas(tmp_path / "in/b.npz")

@@ -75,7 +75,8 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     mine = fingerprint(Path(where))
     _refuse_other_models(where, mine)
     diffusion = parts.diffusion.under(config.objective)
-    broken = dist.together(lambda: caching.supply(config, pictures, parts, shared, lambda text: say(place, text)))
+    listed = dist.together(lambda: caching.supply(config, pictures, parts, shared, lambda text: say(place, text)))
+    broken = np.unique(np.concatenate(dist.gather(listed)))  # a node may see an older listing than another
     if len(broken):
         pictures = dist.together(lambda: _without(config, pictures, broken))
         epochs = dist.together(lambda: Epochs(pictures.assigned, config.seed, shape))
@@ -218,15 +219,16 @@ def gather(config: TrainConfig, place: Place, shared: Path) -> Index:
 
     def ingested() -> tuple[Path, str]:
         sources = [drawn(source, shared / "builtin") for source in config.data.sources]
-        folder = shared / "index" / ingest.index_key(sources, config.data.problems)
         cache = config.data.cache
+        npz = cache is not None and cache.npz
+        folder = shared / "index" / ingest.index_key(sources, config.data.problems, npz=npz)
         found = ingest.ingest(
             sources,
             config.data.problems,
             folder,
             processes=_lookers(),
             say=_Telling(place),
-            npz=cache is not None and cache.npz,
+            npz=npz,
         )
         return folder, found.digest
 

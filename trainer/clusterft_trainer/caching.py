@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterft_trainer import placing
+from clusterft_trainer import captions, placing
 from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.config.data import Cache
 from clusterft_trainer.dataset import Pictures
-from clusterft_trainer.errors import storing
+from clusterft_trainer.errors import DataError, storing
 from clusterft_trainer.latents import feed, writing
 from clusterft_trainer.latents.catalogue import Catalogue
 from clusterft_trainer.latents.feed import Feed, Texts
@@ -73,13 +73,20 @@ def supply(config: TrainConfig, pictures: Pictures, parts: Parts, shared: Path, 
     there = _opened(folder, recipe.to_json(), cache, tell)
     positions = feed.located(there, pictures.index, by, recipe)
     if cache.npz:
-        feed.look_at_npz(positions, pictures.index, by)
+        feed.look_at_npz(positions, pictures.index, by, flip=cache.flip)
+        if cache.take == "mean" and (count := int((positions == feed.NPZ).sum())):
+            tell(f"{count} of {len(positions)} latents are kohya's: samples, where take: mean makes means.")
     else:
         positions[positions == feed.NPZ] = feed.ABSENT
     absent, broken = positions == feed.ABSENT, _NONE
-    if absent.any() and config.data.problems.broken == "skip":
+    if absent.any():
         listed = writing.hopeless(writing.problems(folder))
         broken = np.flatnonzero(absent & feed.rows_among(listed, pictures.index, by, recipe))
+    if len(broken) and config.data.problems.broken != "skip":
+        raise DataError(
+            f"{len(broken)} of {len(positions)} pictures are broken; {folder / writing.PROBLEMS} names them.",
+            "Replace or remove them and prepare again, or set data.problems.broken: skip.",
+        )
     missing, total = int(absent.sum()) - len(broken), len(positions)
     feed.refuse_absent(missing, total, str(folder))
     if missing:
@@ -88,9 +95,23 @@ def supply(config: TrainConfig, pictures: Pictures, parts: Parts, shared: Path, 
         tell(f"{len(broken)} of {total} pictures are broken and left out; {folder / writing.PROBLEMS} names them.")
     pictures.latents = Feed(there, positions, pictures.index)
     if cache.text:
-        told = text_recipe(config, cache, parts)
-        pictures.texts = Texts(_opened(text_folder(shared, told), told.to_json(), cache, tell), told)
+        pictures.texts = _texts(config, cache, pictures, text_recipe(config, cache, parts), shared, tell)
     return broken
+
+
+def _texts(
+    config: TrainConfig, cache: Cache, pictures: Pictures, recipe: TextRecipe, shared: Path, tell: Tell
+) -> Texts:
+    folder = text_folder(shared, recipe)
+    there = _opened(folder, recipe.to_json(), cache, tell)
+    total = len(pictures.index)
+    missing = feed.untold(there, pictures.index, captions.still(config.data.captions), recipe)
+    feed.refuse_absent(missing, total, str(folder), "text states of these encoders")
+    if missing:
+        tell(
+            f"{missing} of {total} captions have no text states in the cache; their batches are encoded each time."
+        )
+    return Texts(there, recipe)
 
 
 def _opened(folder: Path, recipe: str, cache: Cache, tell: Tell) -> Catalogue:

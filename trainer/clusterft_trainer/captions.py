@@ -16,12 +16,19 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
+from functools import partial
 
 from clusterft_trainer.config import Captions
 
 KEY_BITS = 63
 _CHOICE = re.compile(r"\{([^}]+)\}")
 _UNUSED = range(0xF0000, 0x110000)  # characters that mean nothing; more of them than a caption has bytes
+
+
+def still(settings: Captions) -> Callable[[str], str]:
+    """What becomes of captions that stay as they are: nothing is drawn, so any key would do."""
+    return partial(settle, settings=settings, key=(1 << KEY_BITS) - 1)
 
 
 def settle(caption: str, settings: Captions, key: int, *, step: int | None = None) -> str:

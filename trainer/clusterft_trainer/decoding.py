@@ -7,8 +7,6 @@ longer the one that was indexed: its error names it.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -17,24 +15,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clusterft_trainer.buckets import Bucket, Fit
-from clusterft_trainer.corpus import reach
+from clusterft_trainer.corpus import picture, reach
 from clusterft_trainer.corpus.index import Row
 from clusterft_trainer.errors import DataError, RunError
 
-# What Pillow raises over a file that is not as it should be
 BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    AttributeError,
-    struct.error,
-    zlib.error,
+    *picture.BROKEN,
     Image.DecompressionBombError,
-)
+)  # what Pillow raises over a file that is not as it should be
 
 
 def pixels(row: Row, fit: Fit, bucket: Bucket, mirrored: bool = False) -> np.ndarray:

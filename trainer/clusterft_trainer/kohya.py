@@ -8,6 +8,7 @@ would be trained on numbers that no other program gives it.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import xxhash
 
 from clusterft_trainer import npz
-from clusterft_trainer.errors import DataError
+from clusterft_trainer.errors import DataError, RunError, TrainerError
 from clusterft_trainer.npz import Archive, Broken
 
 SUFFIX = ".npz"
@@ -34,6 +35,18 @@ _ROOM = 1 << 20  # bytes to begin with
 _ALIGNED = 64
 _TEMPLATES = 256  # layouts that are remembered: a cache has some for each bucket
 _BAD = (Broken, OSError)
+_STORAGE = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+)
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe of that name must not hold anybody up
 
 
@@ -91,8 +104,10 @@ def parsed(name: str) -> Name | None:
     return Name(name.removesuffix(SUFFIX), None)
 
 
-def damaged(path: Path, why: object) -> DataError:
-    """What every reader here says of a file that cannot be used."""
+def damaged(path: Path, why: object) -> TrainerError:
+    """What every reader here says of a file that cannot be used; storage that fails is no fault of the file."""
+    if isinstance(why, OSError) and why.errno in _STORAGE:
+        return RunError("storage", f"{path} could not be read: {why.strerror}.", "Check that storage, then go on.")
     return DataError(
         f"{path} cannot be used as a cache of kohya's: {why}.",
         "Move it away, or have verify do that; where the picture is there, it is encoded again.",
@@ -140,15 +155,23 @@ def decode(path: Path, body: bytes) -> Cached:
         raise damaged(path, error) from error
 
 
+def has_mirrored(path: Path) -> bool:
+    """Whether an older kohya's file of the mirrored picture lies beside a cache."""
+    return _beside(path).is_file()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(SUFFIX) + _FLIPPED)
+
+
 def latents(path: Path, *, mirrored: bool = False, check: bool = True) -> np.ndarray:
     """The latents alone, (4, h, w) float32, read-only; of the mirrored picture if asked for."""
     try:
         archive = Archive.of(_all(path))
         name = "latents_flipped" if mirrored else "latents"
         if mirrored and name not in archive.members:
-            beside = path.with_name(path.name.removesuffix(SUFFIX) + _FLIPPED)
-            if beside.is_file():
-                return latents(beside, check=check)
+            if has_mirrored(path):
+                return latents(_beside(path), check=check)
         return _planes(archive.array(name, check=check))
     except _BAD as error:
         raise damaged(path, error) from error

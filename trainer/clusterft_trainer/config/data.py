@@ -89,6 +89,10 @@ class Buckets(Section):
             raise ValueError("sizes is the whole list: smallest, largest and step have no meaning beside it")
         if self.sizes is not None and not self.upscale:
             raise ValueError("upscale: false makes buckets of its own, so it excludes sizes")
+        if not self.upscale and (self.smallest or self.largest):
+            raise ValueError(
+                "smallest and largest have no meaning with upscale: false, which keeps pictures' own sizes"
+            )
         if self.smallest and self.largest and self.smallest > self.largest:
             raise ValueError("smallest is larger than largest")
         for one in self.sizes or ():

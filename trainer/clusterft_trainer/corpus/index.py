@@ -288,7 +288,7 @@ class Writer:
             }
             replace(self.folder / _HEAD, json.dumps(body, indent=1))
             for old in _generations(self.folder)[:-KEPT]:
-                shutil.rmtree(self.folder / old)
+                shutil.rmtree(self.folder / old, ignore_errors=True)  # another ingest may be at it too
         return Index.open(self.folder)
 
     def _named(self) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from clusterft_trainer.corpus.chunk import Chunk, Piece
 from clusterft_trainer.corpus.columns import SAME, Columns, Job
 from clusterft_trainer.corpus.crew import Crew
 from clusterft_trainer.corpus.faults import Report
-from clusterft_trainer.errors import storing
+from clusterft_trainer.errors import FULL, DataError, RunError, storing
 
 if TYPE_CHECKING:
     from clusterft_trainer.corpus.index import Index
@@ -43,13 +43,14 @@ class Progress:
     publishing: bool = False
 
 
-def index_key(given: Sequence[Source], problems: Problems) -> str:
+def index_key(given: Sequence[Source], problems: Problems, *, npz: bool = True) -> str:
     """What the index's folder is called: settings of ingest, nothing of the pictures.
 
     Its first part is that of the sources alone: indexes that share it lend each other what they know.
     """
     without_repeats = [source.model_dump(mode="json", exclude={"repeats"}) for source in given]
-    return f"{_short(without_repeats)}-{_short(problems.model_dump(mode='json'))}"
+    rules = problems.model_dump(mode="json") | ({} if npz else {"npz": False})
+    return f"{_short(without_repeats)}-{_short(rules)}"
 
 
 def _short(value: object) -> str:
@@ -75,7 +76,8 @@ def ingest(
         with Crew(processes, fresh=remote) as crew:
             known = _recalled(out)
             looked = _looked(crew, sources.chunks(given, report, crew, npz=npz), known, 2 * processes)
-            pieces = list(_kept(looked, _opener(out, held), known, say, began))
+            with _reading():
+                pieces = list(_kept(looked, _opener(out, held), known, say, began))
         from clusterft_trainer.corpus import final
 
         index = final.publish(out, pieces, known, problems, report, _described(given))
@@ -83,6 +85,26 @@ def ingest(
 
     forget([*earlier, *{piece.journal[0] for piece in pieces if piece.journal}])
     return index
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """A source that is not there, or cannot be read, in words that tell which."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"{error.filename or error} is not there on this node.",
+            "Give what every node sees under the same path: set data.sources.",
+        ) from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise RunError(
+            "storage",
+            f"A source could not be read: {error.filename or ''} {error.strerror or error}.",
+            "Check that storage, then start again: what was read is kept.",
+        ) from error
 
 
 def _opener(out: Path, held: ExitStack) -> Callable[[], Journal]:

@@ -67,7 +67,7 @@ def frames(path: Path) -> Iterator[pa.Buffer]:
     """The whole batches of a journal, mapped; a torn end is passed over."""
     if not path.is_file() or not path.stat().st_size:
         return
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         mapped = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     at = 0
     while at + _FRAME.size <= mapped.size:
@@ -90,6 +90,10 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{JOURNAL}-*"))
 
 
+# A file system without locks; NFS also wants a descriptor that may write.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EACCES)
+
+
 def forget(paths: Sequence[Path]) -> None:
     """Delete journals whose rows an index has, but none that another ingest is writing."""
     for path in paths:
@@ -99,7 +103,7 @@ def forget(paths: Sequence[Path]) -> None:
             except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                if error.errno not in _NO_LOCKS:
                     raise
             path.unlink()
 

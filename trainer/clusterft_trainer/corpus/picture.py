@@ -18,7 +18,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif"}
 MOST_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)  # Pillow refuses to decode more
 _ORIENTATION = 274
 # What Pillow raises over a file that is not as it should be
-_BROKEN = (
+BROKEN = (
+    RuntimeError,  # of libavif
     OSError,
     SyntaxError,
     ValueError,
@@ -63,7 +64,7 @@ def _judged(data: Bytes, size: int) -> Size:
                 image.load()
         except Image.DecompressionBombError as error:
             raise TooLarge(str(error)) from error
-        except _BROKEN as error:
+        except BROKEN as error:
             raise NoPicture(str(error).replace(_memory_address(error), "bytes") or type(error).__name__) from error
     return (height, width) if told in SIDEWAYS else (width, height)
 

@@ -25,7 +25,7 @@ from clusterft_trainer.latents.shard import Form, Handle, Shard
 NAME = "catalogue.table"
 _SCHEMA = "1"
 _SLOT_BITS = 20  # a position is the shard's number and the slot in it
-_OPEN = 256  # files that a worker keeps open; far below the usual limit of 1024
+OPEN = 256  # files that a worker keeps open; far below the usual limit of 1024
 _TRIES = 20  # others may add shards, or replace the table, in the meantime
 _PER_STEP = 1 << 18  # keys that are looked up together, so that temporary arrays stay small
 
@@ -146,7 +146,7 @@ class Catalogue:
         with self._lock:
             self._shards[number] = known
             self._handles[number] = handle
-            if len(self._handles) > _OPEN:
+            if len(self._handles) > OPEN:
                 self._handles.popitem(last=False)
         return known, handle, slot
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from clusterft_trainer.buckets import Bucket
 from clusterft_trainer.errors import RunError, storing
-from clusterft_trainer.latents.feeding import Batch, Feeder
+from clusterft_trainer.latents.feeding import Batch, Feeder, Ready
 from clusterft_trainer.latents.leases import DONE, Lease
 from clusterft_trainer.latents.plan import Plan, rotated
 from clusterft_trainer.latents.shard import Form
@@ -29,6 +29,7 @@ from clusterft_trainer.latents.writing import Site, Tally, Under, Writer
 _POLL = 1.0  # seconds between looks for a task where all are taken
 _SHARE = 20  # and at least so many times as long as such a look takes: directories with many names are slow
 _BRIEFLY = 0.05
+_BLIND = 8  # pictures in a row that cannot be read before this node is to blame
 
 
 class Encoder(Protocol):
@@ -80,6 +81,7 @@ class Share:
         self._again = 0.0  # when to look for a task once more
         self._looked = 0.0  # seconds that the last look took
         self._left = len(plan.tasks)
+        self._blind = 0  # pictures in a row that cannot be read
 
     def run(self) -> bool:
         """Work until the whole plan is carried out, by whomever; False if it was stopped."""
@@ -162,6 +164,7 @@ class Share:
             if self._stop.is_set():
                 return
         ready = next_.batch.take()
+        self._refuse_blindness(ready)
         waited = _now()
         keys = [self._plan.keys[entry].tobytes() for entry in ready.entries]
         arrays: list[np.ndarray] = []
@@ -179,6 +182,18 @@ class Share:
             self._writer.drop(under)
         if self._feeding is not None and self._feeding.under is under:
             self._feeding = None
+
+    def _refuse_blindness(self, ready: Ready) -> None:
+        """One picture may be gone; a node that can read none of many must leave them to the others."""
+        missed = [problem for problem in ready.problems if problem.kind == "unreadable"]
+        self._blind = 0 if ready.entries else self._blind + len(missed)
+        if self._blind >= _BLIND:
+            last = f"{missed[-1].file}: {missed[-1].why}"
+            raise RunError(
+                "unreadable",
+                f"None of the last {self._blind} pictures can be read on this node, the last being {last}.",
+                "Look whether the folder is mounted here as on the others, which do its work meanwhile.",
+            )
 
     def _refuse_endless(self, arrays: Sequence[np.ndarray], entries: Sequence[int]) -> None:
         """An encoder that overflows does so for all that follows."""

@@ -8,7 +8,7 @@ are simply not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,15 @@ class Texts:
         return [tuple(self._catalogue.arrays(position, check=True).values()) for position in positions]
 
 
+def untold(texts: Catalogue, index: Index, settle: Callable[[str], str], recipe: TextRecipe) -> int:
+    """How many pictures' captions have no states."""
+    missing = 0
+    for batch in index.batches():
+        captions = [settle(caption) for caption in batch.column("caption").to_pylist()]
+        missing += int((texts.locate(text_keys(captions, recipe)) < 0).sum())
+    return missing
+
+
 @dataclass(frozen=True, slots=True)
 class Entries:
     """What the cache calls some neighbouring rows of an index, and from what that follows."""
@@ -140,8 +149,8 @@ def rows_among(keys: np.ndarray, index: Index, by: Rules, recipe: Recipe) -> np.
     return np.concatenate(found) if found else np.zeros(0, bool)
 
 
-def look_at_npz(positions: np.ndarray, index: Index, by: Rules) -> None:
-    """Refuse kohya's files, going by a few of them, if they were made for other buckets than the settings give."""
+def look_at_npz(positions: np.ndarray, index: Index, by: Rules, *, flip: bool) -> None:
+    """Refuse kohya's files, going by a few of them, if they were made for other settings than these."""
     rows = np.flatnonzero(positions == NPZ)
     for number in rows[:: 1 + len(rows) // _SHOWN].tolist():
         row = index.row(number)
@@ -151,6 +160,11 @@ def look_at_npz(positions: np.ndarray, index: Index, by: Rules) -> None:
         bucket, _ = placing.place(row.width, row.height, by)
         if (seen.width, seen.height) != (bucket.width, bucket.height):
             raise _other_bucket(Path(row.npz), (seen.width, seen.height), (bucket.width, bucket.height))
+        if flip and not (seen.flipped or kohya.has_mirrored(Path(row.npz))):
+            raise DataError(
+                f"{row.npz} holds no mirrored latents, which data.cache.flip asks for.",
+                "Leave out data.cache.flip, or set data.cache.npz: false, and prep makes both from the pictures.",
+            )
 
 
 def _other_bucket(path: Path, theirs: tuple[int, int], ours: tuple[int, int]) -> DataError:
@@ -162,11 +176,11 @@ def _other_bucket(path: Path, theirs: tuple[int, int], ours: tuple[int, int]) ->
     )
 
 
-def refuse_absent(missing: int, total: int, folder: str) -> None:
+def refuse_absent(missing: int, total: int, folder: str, what: str = "latents of this VAE") -> None:
     """Raise if more is missing than a run makes by itself."""
     if missing > LITTLE * total:
         raise DataError(
-            f"{missing} of {total} pictures have no latents of this VAE and these settings in the cache {folder}.",
+            f"{missing} of {total} pictures have no {what} and these settings in the cache {folder}.",
             "Make them: clusterft prep job.yaml. Or remove cache: from data, and each run encodes by itself.",
         )
 

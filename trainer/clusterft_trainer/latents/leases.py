@@ -108,17 +108,23 @@ class Leases:
     def leave(self) -> None:
         """Say that this worker ends: others need not wait to take over what it has not finished.
 
-        Only that: what it has finished may still be hidden from another machine by its cache.
+        Only that: what it has finished may still be hidden from another machine by its cache. What a beat has no
+        room for is taken over after `patience`.
         """
         self._beat += 1
-        self._tell("left", {"released": sorted(self._open)})
+        released = sorted(self._open)
+        while len(json.dumps(self._body("left", {"released": released}))) >= _RECORD:
+            released.pop()
+        self._tell("left", {"released": released})
 
     def _tell(self, state: str, progress: Mapping[str, Any]) -> None:
-        body = {"schema": 1, "owner": self.owner, "beat": self._beat, "state": state, **self._about, **progress}
-        text = json.dumps(body).encode()
+        text = json.dumps(self._body(state, progress)).encode()
         if len(text) >= _RECORD:
             raise ValueError(f"a beat of {len(text)} bytes; {_RECORD} are the limit")
         self._files.write(f"{WORKERS}/{self.owner}", text.ljust(_RECORD - 1) + b"\n")
+
+    def _body(self, state: str, progress: Mapping[str, Any]) -> dict[str, Any]:
+        return {"schema": 1, "owner": self.owner, "beat": self._beat, "state": state, **self._about, **progress}
 
     def claim(self, group: str, tasks: Iterable[str], finished: Callable[[str], bool]) -> Lease | None:
         """The first task that is free or whose owner is dead; `finished` asks the disk, and is believed.
@@ -240,6 +246,9 @@ class Directory:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return handle, False
+        if not _writable(path):  # on SMB a lock keeps others from writing, and beats are written by name
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            return handle, False
         return handle, True
 
     def close(self) -> None:
@@ -330,6 +339,20 @@ class Directory:
         finally:
             os.close(handle)
         return True
+
+
+def _writable(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.pwrite(handle, b"\n", 0)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _boot() -> str:

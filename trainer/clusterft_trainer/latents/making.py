@@ -56,6 +56,25 @@ def make(session: Session, order: Order, feeder: Callable[[], Feeder], encoder: 
     with storing("The cache", order.folder):
         order.folder.mkdir(parents=True, exist_ok=True)
     number, chosen = _agreed(session, order)
+    begun = any(name.endswith(DONE) for name in session.work.names(f"{order.group}/{number}"))
+    made = _carried_out(session, order, number, chosen, feeder, encoder)
+    if not begun:
+        return made
+    # What others had done before may be gone since, such as a shard that was set aside: only a new plan tells.
+    number, chosen = _agreed(session, order)
+    again = _carried_out(session, order, number, chosen, feeder, encoder)
+    again.tally.add(made.tally)
+    return Made(made.planned + again.planned, again.tally, again.problems)
+
+
+def _carried_out(
+    session: Session,
+    order: Order,
+    number: int,
+    chosen: Plan,
+    feeder: Callable[[], Feeder],
+    encoder: Callable[[], Encoder],
+) -> Made:
     tally = Tally()
     group = f"{order.group}/{number}"
     if _unfinished(session, order, number, chosen):

@@ -8,9 +8,7 @@ picture. Refuses all three by an exception that the cache counts; what is decode
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from typing import Literal
 
 import numpy as np
@@ -22,21 +20,6 @@ from clusterft_trainer.buckets import Bucket, Fit
 from clusterft_trainer.corpus.index import Row
 
 Kind = Literal["broken", "changed", "unreadable"]
-# What Pillow raises over a file that is not as it should be
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    AttributeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 class Unusable(Exception):
@@ -57,7 +40,7 @@ def load(row: Row, fit: Fit, bucket: Bucket) -> np.ndarray:
         if image.size != (row.width, row.height):
             raise ValueError(f"it is {image.width}x{image.height}, not {row.width}x{row.height}")
         return decoding.cut(image, fit, bucket)
-    except _BROKEN as error:
+    except decoding.BROKEN as error:
         raise Unusable("broken", f"{type(error).__name__}: {error}") from error
 
 

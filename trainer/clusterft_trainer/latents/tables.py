@@ -86,7 +86,8 @@ def damaged(path: Path, why: str) -> DataError:
     """What every reader of these files says of one that is not whole."""
     return DataError(
         f"{path} is damaged: {why}.",
-        "Run prep with --verify, which moves it aside, and what is lost is made again.",
+        f"Run python -m clusterft_trainer verify {path.parent}: it moves the file aside, and the next prep makes "
+        "what is lost.",
     )
 
 

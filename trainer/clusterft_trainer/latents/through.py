@@ -125,15 +125,22 @@ class Near(Catalogue):
             return
         mine = self._opened.get(number)
         if mine is not None and self._handles.get(number) is mine:
+            with self._lock:
+                if number in self._handles:
+                    self._handles.move_to_end(number)
             return
         try:
             handle = Handle(path)
         except FileNotFoundError:  # it has just made room for another one
             return
         found = Shard(path, handle).expect(self._recipe)
+        if shard.name(found.form.width, found.form.height, found.tables()[2]) != self._names[number]:
+            return  # made by another version, which did not name shards after what they hold
         with self._lock:
             self._shards[number] = found
             self._handles[number] = self._opened[number] = handle
+            if len(self._handles) > catalogue.OPEN:
+                self._handles.popitem(last=False)
 
 
 def copy(source: Path, target: Path, room: Room) -> bool:

@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from clusterft_trainer import kohya
-from clusterft_trainer.errors import ConfigError, DataError, storing
+from clusterft_trainer.errors import ConfigError, DataError, RunError, storing
 from clusterft_trainer.latents import shard, tables
 from clusterft_trainer.latents.catalogue import shard_names
 from clusterft_trainer.latents.shard import Form, Handle, Shard
@@ -158,21 +158,28 @@ def _look_at_shard(task: tuple[Path, str]) -> Looked:
         found = Shard(path, handle)
         keys = found.tables()[2]
         _refuse_other_shape(path, found.form)
-    except (DataError, OSError) as error:
-        return Looked(0, path.stat().st_size, (Bad(name, -1, _why(error)),))
+    except DataError as error:
+        return Looked(0, path.stat().st_size, (Bad(name, -1, error.message),))
+    except OSError as error:
+        raise _unread(path, error) from error
     room: np.ndarray = np.empty(found.form.size, np.uint8)
     bad = []
     for slot in range(found.count):
         try:
             found.into(handle, slot, room, check=True)
             _refuse_endless(path, slot, found.form, room)
-        except (DataError, OSError) as error:
-            bad.append(Bad(name, slot, _why(error), keys[slot].tobytes().hex()))
+        except DataError as error:
+            bad.append(Bad(name, slot, error.message, keys[slot].tobytes().hex()))
+        except OSError as error:
+            raise _unread(path, error) from error
     return Looked(found.count, os.fstat(handle.number).st_size, tuple(bad))
 
 
-def _why(error: Exception) -> str:
-    return error.message if isinstance(error, DataError) else str(error)
+def _unread(path: Path, error: OSError) -> RunError:
+    """A file that storage does not give now may be whole."""
+    return RunError(
+        "storage", f"{path} could not be read: {error.strerror}.", "Check that storage, then verify again."
+    )
 
 
 def _refuse_other_shape(path: Path, form: Form) -> None:

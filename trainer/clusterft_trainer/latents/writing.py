@@ -7,6 +7,7 @@ order. Refuses to publish a task that another worker has taken over.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 import time
@@ -86,6 +87,15 @@ class Tally:
         self._recent.append((time.monotonic(), self.entries))
         while len(self._recent) > 2 and self._recent[1][0] < self._recent[-1][0] - _RECENT:
             self._recent.pop(0)
+
+    def add(self, other: Tally) -> None:
+        """What the same worker has done for an earlier plan."""
+        self.entries += other.entries
+        self.tasks += other.tasks
+        self.problems += other.problems
+        self.lost += other.lost
+        self.encoding += other.encoding
+        self.waiting += other.waiting
 
     @property
     def rate(self) -> float:
@@ -189,12 +199,13 @@ class Writer:
 
     def _end(self, under: Under) -> None:
         site, name = self._site, under.task.name
-        path = site.shards / name
+        # Of the entries that could be made: under the task's name there would be other bytes another time.
+        keys = np.frombuffer(b"".join(under.keys), np.uint8).reshape(-1, KEY)
+        path = site.shards / shard.name(under.form.width, under.form.height, keys)
         with storing("The shard", path):
             draft = tables.draft_of(path, site.leases.owner)
             try:
                 if under.keys:
-                    keys = np.frombuffer(b"".join(under.keys), np.uint8).reshape(-1, KEY)
                     shard.write_draft(draft, under.form, keys, under.payloads)
                 if site.pulse.lost(under.lease):
                     self.drop(under)
@@ -231,14 +242,22 @@ def _list(folder: Path, task: str, found: Sequence[Problem]) -> None:
     ]
     path = folder / f"{task.removesuffix(shard.SUFFIX)}.jsonl"
     draft = tables.draft_of(path)
-    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draft.replace(path)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def problems(folder: Path) -> list[dict[str, str]]:
     """All problems that are listed in a cache's folder."""
     found = []
     for path in sorted((folder / PROBLEMS).glob("*.jsonl")):
+        if path.name.startswith(tables.DRAFT):
+            continue  # of one that was killed while it wrote
         try:
             found += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except ValueError as error:

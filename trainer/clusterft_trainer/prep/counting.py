@@ -85,7 +85,7 @@ def _index(given: Asked) -> Index | None:
         if not home.is_dir():
             return None
         sources = [build.drawn(source, home) for source in sources]
-    folder = given.home / "index" / ingest.index_key(sources, given.config.data.problems)
+    folder = given.home / "index" / ingest.index_key(sources, given.config.data.problems, npz=given.takes_npz)
     return Index.open(folder) if _is_published(folder) else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,7 +98,7 @@ def latents_order(given: Asked, index: Index, cache: Cache, parts: Parts) -> Ord
 def texts(given: Asked, session: Session, index: Index, has: Equipment, voice: Voice) -> Made:
     """All text states that are missing."""
     voice.phase("text")
-    settle = settled(given)
+    settle = captions.still(given.config.data.captions)
     order = texts_order(given, index, has.cache, has.parts)
     recipe = TextRecipe.from_json(order.recipe)
     encoder = Speaker(has.parts, recipe, _desk(session, has, given.config.compute.text_dtype))
@@ -110,12 +109,13 @@ def texts_order(given: Asked, index: Index, cache: Cache, parts: Parts) -> Order
     """What there must be of text states."""
     recipe = caching.text_recipe(given.config, cache, parts)
     folder = caching.text_folder(given.home, recipe)
-    return needs.texts(index, settled(given), recipe, folder, sum(loading.numbers(parts, recipe.tokens)))
-
-
-def settled(given: Asked) -> Callable[[str], str]:
-    """What becomes of a caption that stays as it is."""
-    return partial(captions.settle, settings=given.config.data.captions, key=(1 << captions.KEY_BITS) - 1)
+    return needs.texts(
+        index,
+        captions.still(given.config.data.captions),
+        recipe,
+        folder,
+        sum(loading.numbers(parts, recipe.tokens)),
+    )
 
 
 def _desk(session: Session, has: Equipment, kind: Dtype) -> Desk:

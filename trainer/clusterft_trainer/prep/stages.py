@@ -46,6 +46,12 @@ class Asked:
         """Where everything lies."""
         return self.shared / HOME
 
+    @property
+    def takes_npz(self) -> bool:
+        """Whether kohya's latents stand for pictures."""
+        cache = self.config.data.cache
+        return cache is not None and cache.npz
+
     def wants(self, stage: Stage) -> bool:
         """Whether a stage is to be done."""
         cache = self.config.data.cache
@@ -90,12 +96,11 @@ def ingested(given: Asked, session: Session, voice: Voice) -> Index:
     voice.phase("data")
     problems = given.config.data.problems
     sources = drawn(given, session)
-    folder = given.home / "index" / ingest.index_key(sources, problems)
+    folder = given.home / "index" / ingest.index_key(sources, problems, npz=given.takes_npz)
 
     def act(_number: int) -> None:
         processes = min(_MOST_LOOKERS, len(os.sched_getaffinity(0)))
-        cache = given.config.data.cache
-        npz = cache is not None and cache.npz
+        npz = given.takes_npz
         ingest.ingest(sources, problems, folder, processes=processes, say=voice.looked, npz=npz)
 
     session.once(f"ingest-{folder.name}", act, lambda: voice.now_and_then("Another worker looks at the pictures."))
@@ -161,13 +166,16 @@ def _told(voice: Voice, what: str, made: Made) -> list[dict[str, str]]:
 
 
 def _refuse(given: Asked, troubles: list[dict[str, str]]) -> None:
-    if not troubles or given.config.data.problems.broken == "skip":
+    if given.config.data.problems.broken == "skip":  # which is said of pictures, not of what could not be read
+        troubles = [one for one in troubles if one["kind"] != "broken"]
+    if not troubles:
         return
     shown = "; ".join(f"{p['name'][:200]} ({p['why'][:200]})" for p in troubles[:3])
     more = f" and {len(troubles) - 3} more" if len(troubles) > 3 else ""
     raise DataError(
         f"{len(troubles)} pictures could not be encoded: {shown}{more}. All others are in the cache.",
-        "Replace or remove them and run prep again, or set data.problems.broken: skip.",
+        "Replace or remove those that are broken, mount what cannot be read, and run prep again; "
+        "data.problems.broken: skip leaves broken ones out.",
     )
 
 
