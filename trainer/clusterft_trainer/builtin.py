@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterft_trainer import imports, shapes
+from clusterft_trainer.disk import flush
 
 MODEL = "builtin:tiny"
 _TEXT_LENGTH = 77
@@ -65,15 +65,15 @@ def materialise(kind: str, count: int, home: Path) -> Path:
     write: Callable[[Path], None] = write_model if kind == "tiny" else _shape_writer(count)
     write(draft)
     for path in sorted(draft.rglob("*")):
-        _flush(path)
-    _flush(draft)
+        flush(path)
+    flush(draft)
     try:
         draft.rename(final)
     except OSError:
         if not final.is_dir():
             raise
         shutil.rmtree(draft)  # another run was faster, with the same recipe
-    _flush(home)
+    flush(home)
     return final
 
 
@@ -299,12 +299,3 @@ def _write_index(folder: Path) -> None:
 
 def _write_json(path: Path, body: object) -> None:
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Put a file or a folder's listing on the disk before its name says that it is complete."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

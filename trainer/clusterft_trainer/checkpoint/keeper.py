@@ -25,6 +25,7 @@ from clusterft_trainer.checkpoint import changes, manifest, policy, shards
 from clusterft_trainer.checkpoint.manifest import Found, Identity, Manifest, Role, State
 from clusterft_trainer.checkpoint.shards import Entry, Shards, Stage
 from clusterft_trainer.config import TrainConfig
+from clusterft_trainer.disk import flush
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine.base import Engine, Source
 from clusterft_trainer.engine.ema import Ema
@@ -229,11 +230,11 @@ class Keeper:
             body = Manifest(**pending.manifest, files=files, written=time.time())
             path = pending.draft / "manifest.json"
             path.write_text(manifest.to_json(body), encoding="utf-8")
-            _flush(path)
-            _flush(pending.draft)
+            flush(path)
+            flush(pending.draft)
             _set_aside(pending.final)
             pending.draft.rename(pending.final)
-            _flush(self._folder)
+            flush(self._folder)
             # A later one was passed over as corrupt, so it must not count for one that is kept.
             known = [f for f in manifest.complete(self._folder) if f.manifest.step <= body.step]
             for old in policy.superfluous(known, self._config.checkpoints.keep):
@@ -321,11 +322,3 @@ def _set_aside(folder: Path) -> None:
 def _delete_set_aside(folder: Path) -> None:
     for doomed in folder.glob(f"{manifest.DRAFT}old-*"):
         shutil.rmtree(doomed, ignore_errors=True)  # what resists is no checkpoint, and is tried again next time
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,8 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from clusterft_trainer import disk
 from clusterft_trainer.config.data import Problems
-from clusterft_trainer.corpus import disk
 from clusterft_trainer.corpus.columns import LONGEST_CAPTION
 from clusterft_trainer.errors import DataError
 

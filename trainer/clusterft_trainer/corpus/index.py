@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from clusterft_trainer.corpus.disk import DRAFT, flush, replace
+from clusterft_trainer.disk import DRAFT, flush, replace
 from clusterft_trainer.errors import DataError, storing
 
 SCHEMA_NUMBER = 1

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clusterft_trainer import disk
 from clusterft_trainer.errors import ConfigError, DataError, storing
 from clusterft_trainer.latents import layout, tables, tarball
 from clusterft_trainer.latents.landing import Landing
@@ -84,7 +85,7 @@ def pack(root: Path, out: Path, *, files: int = 10_000, by_id: bool = False, pro
         there = sum(
             n for _, n in spread(_write, (jobs[k : k + some] for k in range(0, len(jobs), some)), processes)
         )
-        tables.flush(out)
+        disk.flush(out)
     total = sum(one.size for one in tree.files)
     passed = time.monotonic() - began
     return Report(len(plan), len(tree.files), total, there, tree.links, tree.others, tree.aside, passed)

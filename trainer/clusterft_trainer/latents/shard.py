@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from clusterft_trainer import disk
 from clusterft_trainer.errors import DataError, storing
 from clusterft_trainer.latents import tables
 from clusterft_trainer.latents.key import KEY, Recipe, TextRecipe
@@ -183,7 +184,7 @@ def publish(draft: Path, path: Path) -> bool:
         if error.errno not in NO_LINKS:
             raise
         draft.replace(path)  # a file system without hard links: the bytes are the same, so replacing is harmless
-    tables.flush(path.parent)
+    disk.flush(path.parent)
     return True
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from clusterft_trainer.disk import flush
 from clusterft_trainer.errors import DataError
 
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -125,15 +126,6 @@ def write_draft(draft: Path, parts: Sequence[Part], metadata: Mapping[str, str])
             raise ValueError(f"{draft.name}: {file.tell() - 8 - len(text)} bytes came, {at} were announced")
         file.flush()
         os.fsync(file.fileno())
-
-
-def flush(folder: Path) -> None:
-    """Make names in a folder outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def header(path: Path, handle: int) -> Header:

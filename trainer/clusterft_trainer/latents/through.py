@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 from weakref import WeakValueDictionary
 
+from clusterft_trainer import disk
 from clusterft_trainer.errors import DataError, storing
 from clusterft_trainer.latents import catalogue, shard, tables
 from clusterft_trainer.latents.catalogue import Catalogue
@@ -164,7 +165,7 @@ def copy(source: Path, target: Path, room: Room) -> bool:
             _check(draft)
             with _alone(room.folder):  # who counts sees one of both names
                 draft.replace(target)
-            tables.flush(target.parent)
+            disk.flush(target.parent)
             return True
         finally:
             with _alone(room.folder):

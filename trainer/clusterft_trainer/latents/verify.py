@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from clusterft_trainer import kohya
+from clusterft_trainer import disk, kohya
 from clusterft_trainer.errors import ConfigError, DataError, RunError, storing
 from clusterft_trainer.latents import shard, tables
 from clusterft_trainer.latents.catalogue import shard_names
@@ -296,7 +296,7 @@ def _set_aside(folder: Path, name: str, bad: tuple[Bad, ...]) -> None:
     path = folder / name
     with storing("The bad file", path):
         path.replace(path.with_name(path.name + ASIDE))
-        tables.flush(path.parent)
+        disk.flush(path.parent)
 
 
 def _portions(names: Iterable[_T], count: int) -> Iterator[list[_T]]:
