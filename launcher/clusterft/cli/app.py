@@ -281,6 +281,37 @@ def runs(
 
 
 @_app.command()
+def doctor(
+    hosts: _LastHosts = None,
+    cluster: _Cluster = None,
+    job: Annotated[
+        Path | None, typer.Option("--job", help="job.yaml: what it asks of the nodes is checked too.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Ids or layers, separated by commas; repeatable.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only look; try no ports, files or containers.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also put links and cards to work; takes minutes.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 when there are warnings.")] = False,
+    list_checks: Annotated[bool, typer.Option("--list-checks", help="Name all checks; touch nothing.")] = False,
+    explain: Annotated[str | None, typer.Option("--explain", help="Tell more of one check id.")] = None,
+    as_json: _Json = False,
+) -> int:
+    """Say what is wrong, on which node, why, and the command that mends it."""
+    from clusterft.cli import doctor as verb
+
+    if list_checks:
+        return verb.list_checks(as_json=as_json)
+    if explain:
+        return verb.explain(explain)
+    if quick and deep:
+        raise typer.BadParameter("--quick and --deep exclude each other")
+    words = tuple(word.strip() for one in only or () for word in one.split(",") if word.strip())
+    depth = verb.depth(quick=quick, deep=deep)
+    return verb.run(verb.Options(hosts, cluster, job, words, depth, strict=strict, as_json=as_json))
+
+
+@_app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("job.yaml"),
 ) -> int:

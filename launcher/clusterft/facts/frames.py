@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clusterft.facts.probe import FRAME, section_names
@@ -23,8 +24,13 @@ class Asked:
 
 
 def sections(output: str, asked: Asked) -> dict[str, str]:
+    """The answer to `facts.script`: section -> its text."""
+    return framed(output, asked.word, section_names(asked.peers, asked.disks))
+
+
+def framed(output: str, word: str, names: Iterable[str]) -> dict[str, str]:
     """Section -> its text; Unreadable when the frames are not all there."""
-    frame = FRAME.format(word=asked.word)
+    frame = FRAME.format(word=word)
     found: dict[str, str] = {}
     name = None
     for line in output.splitlines(keepends=True):
@@ -39,7 +45,7 @@ def sections(output: str, asked: Asked) -> dict[str, str]:
             found[name] += line
     if name != "end":
         raise Unreadable(f"the probe's answer ends after section {name!r}")
-    missing = set(section_names(asked.peers, asked.disks)) - found.keys()
+    missing = set(names) - found.keys()
     if missing:
         raise Unreadable(f"the probe's answer lacks {', '.join(sorted(missing))}")
     return found

@@ -10,6 +10,7 @@ which holds its own answer back, passes on what came before it, and then says it
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 HOME = "~"  # as a directory to look at: the login directory of whoever the probe runs as
 SCRATCH = "/var/tmp"  # below it lies the node-local scratch
@@ -149,17 +150,22 @@ _WITHIN = ("docker.version", "docker.info", "docker.root", "docker.store")  # fr
 
 def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = ()) -> str:
     """The probe for one node. `peers` are addresses to route to, `disks` directories whose room matters."""
-    frame = FRAME.format(word=word)
     asked = {
         **_SECTIONS,
         **{f"route.{index}": f"ip -o route get {shlex.quote(peer)}" for index, peer in enumerate(peers)},
         # Even looking for a directory can hang, if it is a share whose server is gone.
         **{f"disk.{index}": f"{{ room {_directory(disk)} & }} | limit 8 cat" for index, disk in enumerate(disks)},
     }
-    quick = "".join(f"echo {frame}{name}; ( {text} )\n" for name, text in asked.items())
+    return framed(word, asked, _STAGES)
+
+
+def framed(word: str, sections: Mapping[str, str], stages: Mapping[str, str]) -> str:
+    """A script of sections, one after the other, and of stages beside them; `{frame}` in a stage is the frame."""
+    frame = FRAME.format(word=word)
+    quick = "".join(f"echo {frame}{name}; ( {text} )\n" for name, text in sections.items())
     slow = "".join(
         f" | {{ x=$(\necho {frame}{name}\n{text.replace('{frame}', frame)}\n); cat; printf '%s\\n' \"$x\"; }}"
-        for name, text in _STAGES.items()
+        for name, text in stages.items()
     )
     # One compound command: nothing runs before all of the text has come, and nothing reads it as its input.
     return f"{_TOOLS}{{\n{quick}}} </dev/null{slow}\necho {frame}end\n"

@@ -1,0 +1,178 @@
+"""doctor's look at a cluster: facts of all nodes, then what must be tried, each within its deadline.
+
+Owns the order, the deadlines, and that whatever does not answer costs its own part alone. Changes nothing on any
+node, and leaves nothing there; safe beside a run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
+
+from clusterft import facts, places
+from clusterft.checks import Survey
+from clusterft.checks.examination import Absence, Examination, Thing, Wanted
+from clusterft.fleet import Fleet
+from clusterft.hosts import Cluster, Node
+from clusterft.probing import box, deep, health, links, share, ways
+from clusterft.probing.crew import Crew
+from clusterft.remote import Unreachable
+
+Depth = Literal["quick", "usual", "deep"]
+_DEADLINES: Mapping[Thing, float] = {"health": 16.0, "links": 25.0, "share": 25.0, "box": 30.0, "deep": 600.0}
+_QUICK = "not with --quick"
+_DEEP = "only with --deep"
+
+T = TypeVar("T")
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was seen, how each node runs programs, and what the user should know of how it was looked."""
+
+    seen: Examination
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What the parts have come back with so far."""
+
+    done: dict[Thing, object] = field(default_factory=dict)
+    absent: dict[Thing, dict[str, Absence]] = field(default_factory=dict)
+
+
+def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: Show) -> Examined:
+    """The whole look; `fleet` is connected. Raises only what is a bug or the user's Ctrl-C."""
+    began = time.monotonic()
+    gathered = _Gathered()
+    show("asking every node")
+    survey = _survey(fleet, wanted, gathered)
+    wanted = replace(wanted, owner=wanted.owner or _owner(survey))
+    unasked: dict[Thing, str] = {}
+    if depth == "quick":
+        unasked = dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
+    else:
+        unasked |= {} if depth == "deep" else {"deep": _DEEP}
+        unasked |= {} if wanted.shared else {"share": "no shared dir is known: give --job job.yaml"}
+        unasked |= {} if wanted.contained and wanted.tag else {"box": "there is no image yet: clusterft up"}
+        with Crew(fleet, ways.find(fleet, survey, wanted)) as crew:
+            _probe(crew, survey, wanted, unasked, gathered, show)
+    seen = Examination(
+        wanted=wanted,
+        survey=survey,
+        health=_of(gathered, "health", {}),
+        links=_of(gathered, "links", None),
+        share=_of(gathered, "share", None),
+        boxes=_of(gathered, "box", {}),
+        deep=_of(gathered, "deep", None),
+        absent=gathered.absent,
+        unasked=unasked,
+    )
+    return Examined(seen, time.monotonic() - began)
+
+
+def _survey(fleet: Fleet, wanted: Wanted, gathered: _Gathered) -> Survey:
+    """The probe of `up` and doctor's own, at the same time on each node."""
+    own = threading.Thread(target=_try, args=("health", lambda: health.ask(fleet, wanted), gathered), daemon=True)
+    own.start()
+    shared = (wanted.shared,) if wanted.shared else ()
+    survey = fleet.survey(lambda node: (*shared, _home(node)))
+    own.join(_DEADLINES["health"])
+    _lacking(gathered, survey, "health")
+    gathered.absent["facts"] = {miss.node: Absence(miss.id) for miss in survey.unreached}
+    return survey
+
+
+def _probe(
+    crew: Crew, survey: Survey, wanted: Wanted, unasked: Mapping[Thing, str], gathered: _Gathered, show: Show
+) -> None:
+    """What must be tried: side by side, but for what would disturb the others."""
+    parts: dict[Thing, Callable[[], object]] = {
+        "links": lambda: links.look(crew, survey, wanted),
+        "share": lambda: share.prove(crew, survey, wanted),
+        "box": lambda: box.open_(crew, survey, wanted),
+    }
+    show("trying ports, shared dir and containers")
+    threads: dict[Thing, threading.Thread] = {}
+    began = time.monotonic()
+    for thing, work in parts.items():
+        if thing not in unasked:
+            threads[thing] = threading.Thread(target=_try, args=(thing, work, gathered), daemon=True)
+            threads[thing].start()
+    for thing, thread in threads.items():
+        thread.join(max(0.0, began + _DEADLINES[thing] - time.monotonic()))
+        _lacking(gathered, survey, thing)
+    if "deep" not in unasked:
+        show("collectives and cards at work: minutes")
+        last = threading.Thread(
+            target=_try, args=("deep", lambda: deep.run(crew, survey, wanted, show), gathered), daemon=True
+        )
+        last.start()
+        last.join(_DEADLINES["deep"])
+        _lacking(gathered, survey, "deep")
+
+
+def _try(thing: Thing, work: Callable[[], object], gathered: _Gathered) -> None:
+    """One part in its own thread: what it raises is why it is absent."""
+    try:
+        gathered.done[thing] = work()
+    except Exception as error:  # noqa: BLE001 - the rest is still reported; the words are shown under the part's ids
+        gathered.done[thing] = _Broke(f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Broke:
+    words: str
+
+
+def _lacking(gathered: _Gathered, survey: Survey, thing: Thing) -> None:
+    """Why a part has nothing of a node: an id for those that were not reached, words for the others."""
+    reasons = {miss.node: Absence(miss.id) for miss in survey.unreached}
+    done = gathered.done.get(thing)
+    whole = "it did not end in time" if done is None else done.words if isinstance(done, _Broke) else ""
+    for node in survey.cluster.active:
+        if node.name in reasons:
+            continue
+        missing = _missing(done, node.name)
+        if whole:
+            reasons[node.name] = Absence("", whole)
+        elif isinstance(missing, Unreachable):
+            reasons[node.name] = Absence("", missing.what)
+        elif missing:
+            reasons[node.name] = Absence("", missing)
+    gathered.absent[thing] = reasons
+
+
+def _missing(done: object, node: str) -> str | Unreachable | None:
+    """What a part says of a node that it has nothing of: by `missing`, or by an outcome in place of the thing."""
+    if isinstance(done, dict):
+        one = done.get(node, "it was not asked")
+        return one if isinstance(one, (Unreachable, str)) else None
+    missing: Mapping[str, str] = getattr(done, "missing", {})
+    return missing.get(node)
+
+
+def _of(gathered: _Gathered, thing: Thing, otherwise: T) -> T:
+    """A part as it is, without the nodes that it has nothing of."""
+    done = gathered.done.get(thing)
+    if done is None or isinstance(done, _Broke):
+        return otherwise
+    if isinstance(done, dict):
+        return {name: one for name, one in done.items() if not isinstance(one, (Unreachable, str))}  # type: ignore[return-value]
+    return done  # type: ignore[return-value]
+
+
+def _owner(survey: Survey) -> tuple[int, int] | None:
+    """As whom a run's processes work: the SSH user of the head."""
+    head = survey.facts.get(survey.cluster.active[0].name)
+    return (head.uid, head.gid) if head and head.uid is not None and head.gid is not None else None
+
+
+def _home(node: Node) -> str:
+    return str(places.controller_home()) if node.transport == "local" else facts.HOME

@@ -1,0 +1,5 @@
+"""The docker layer of the catalogue, in words."""
+
+from clusterft.checks.check import Entry
+
+ENTRIES: tuple[Entry, ...] = ()

@@ -1,0 +1,5 @@
+"""The host layer of the catalogue, in words."""
+
+from clusterft.checks.check import Entry
+
+ENTRIES: tuple[Entry, ...] = ()

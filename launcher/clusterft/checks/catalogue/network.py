@@ -1,0 +1,5 @@
+"""The network layer of the catalogue, in words."""
+
+from clusterft.checks.check import Entry
+
+ENTRIES: tuple[Entry, ...] = ()

@@ -1,0 +1,65 @@
+"""Examination: all that doctor has seen of a cluster, and why it has not seen the rest.
+
+Nothing in here is a judgement. What was asked for and could not be had is in `absent`, by thing and node; what was
+never asked for is in `unasked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from clusterft.checks.survey import Survey
+from clusterft.facts.box import Box
+from clusterft.facts.deep import Deep
+from clusterft.facts.health import Health
+from clusterft.facts.links import Links
+from clusterft.facts.share import Share
+from clusterft.spec import JobSpec
+
+# facts: the probe of `up`; health: doctor's own; links: the port matrix; share: the storage proof; box: a
+# container of the run's image; deep: collectives and cards at work.
+Thing = Literal["facts", "health", "links", "share", "box", "deep"]
+
+
+class Absence(NamedTuple):
+    """Why a thing is not there for a node: the id of a finding that explains it, or words."""
+
+    id: str
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What training on this cluster will ask of it; from the job, else from what `up` remembers."""
+
+    device: Literal["cpu", "cuda"] = "cuda"
+    contained: bool = True
+    shared: str | None = None
+    shared_bytes: int = 128 * 2**20
+    local_bytes: int = 64 * 2**20
+    port: int = 29500  # of the rendezvous
+    tag: str | None = None  # of the image
+    owner: tuple[int, int] | None = None  # UID:GID of a run's processes
+    job: JobSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A cluster at one moment."""
+
+    wanted: Wanted
+    survey: Survey
+    health: Mapping[str, Health] = field(default_factory=dict)
+    links: Links | None = None
+    share: Share | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    deep: Deep | None = None
+    absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)
+    unasked: Mapping[Thing, str] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All active nodes, in the hostfile's order."""
+        return tuple(node.name for node in self.survey.cluster.active)

@@ -1,0 +1,18 @@
+"""All checks of doctor, in order of dependency: what comes later may be moot by what came before."""
+
+from __future__ import annotations
+
+from clusterft.checks.check import Check
+from clusterft.checks.layers import controller, docker, gpu, host, job, network, rendezvous, ssh, storage
+
+CHECKS: tuple[Check, ...] = (
+    *ssh.CHECKS,
+    *controller.CHECKS,
+    *host.CHECKS,
+    *docker.CHECKS,
+    *gpu.CHECKS,
+    *network.CHECKS,
+    *rendezvous.CHECKS,
+    *storage.CHECKS,
+    *job.CHECKS,
+)

@@ -1,0 +1,18 @@
+"""What one look at a node's health is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Of one node; `word` frames the answer."""
+
+    word: str
+    shared: str | None = None
+    port: int = 29500
+    cluster: str = ""
+    cuda: bool = True
+    sent: float = 0.0  # unix seconds on the controller
+    received: float = 0.0

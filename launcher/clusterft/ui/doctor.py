@@ -1,0 +1,132 @@
+"""A Report as lines: layers with a tick, then what is wrong, why, and the command that mends it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from clusterft.checks.catalogue import ALL, entry
+from clusterft.checks.check import LAYERS, Entry
+from clusterft.checks.report import Report, by_layer
+from clusterft.findings import Finding
+
+_MARKS = {"fail": "✗", "warn": "!", "unknown": "?", "skipped": "·", "ok": "✓"}
+_WORST = ("fail", "warn", "unknown", "skipped", "ok")
+_EFFECTS = {"fail": "blocks training", "warn": "warning"}
+_WIDTH = 12
+_QUIET = 12  # lines of what was not judged, before the rest is only counted
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The whole answer."""
+    slots = f"{report.slots} slot{'s' * (report.slots != 1)}"
+    nodes = f"{len(report.nodes)} node{'s' * (len(report.nodes) != 1)}"
+    yield f"cluster {report.cluster} · {nodes} · {slots} · {report.seconds:.0f} s"
+    yield ""
+    yield from _layers(report)
+    for one in _sorted(report.above_info()):
+        yield ""
+        yield from _finding(one, report)
+    quiet = [one for one in report.findings if one.status in ("unknown", "skipped")]
+    if quiet:
+        yield ""
+        yield from _unjudged(quiet, report)
+    yield ""
+    for note in report.notes:
+        yield f"{note}"
+    yield _last(report)
+
+
+def catalogue(known: Iterable[Entry] = ALL) -> Iterator[str]:
+    """`--list-checks`."""
+    layer = ""
+    for one in known:
+        if one.layer != layer:
+            layer = one.layer
+            yield layer
+        yield f"  {one.id:<22} {one.title}"
+
+
+def explained(one: Entry) -> Iterator[str]:
+    """`--explain ID`."""
+    yield f"{one.id} ({one.layer})"
+    yield f"  {one.title}."
+    yield f"  seen as:   {one.symptom}"
+    if one.cause:
+        yield f"  because:   {one.cause}"
+    yield f"  found by:  {one.why_not or one.how}"
+    for step in one.mends:
+        yield f"  mends it:  {step}"
+    if one.source:
+        yield f"  known from: {one.source}"
+
+
+def _layers(report: Report) -> Iterator[str]:
+    grouped = by_layer(report.findings)
+    for name in LAYERS:
+        if name not in grouped:
+            continue
+        worst = min((_WORST.index(one.status) for one in grouped[name]), default=4)
+        judged = [one for one in grouped[name] if one.status in ("ok", "warn", "fail")]
+        mark = _MARKS[_WORST[worst]] if worst < 2 else "✓" if judged else "·"
+        yield f"  {name:<{_WIDTH}}{mark}  {report.highlights.get(name, '')}".rstrip()
+
+
+def _finding(one: Finding, report: Report) -> Iterator[str]:
+    where = names(one.nodes, report.nodes)
+    yield f"{_MARKS[one.status]} {one.id:<22} {where:<24} {_EFFECTS[one.status]}".rstrip()
+    yield f"  {one.summary}" + (f": {one.cause}" if one.cause else "")
+    for line in one.evidence.splitlines():
+        yield f"    {line}"
+    for step in one.fix:
+        yield f"  fix:  {step}"
+    if one.fix and one.blast_radius:
+        root = ", needs root" if one.needs_root else ""
+        yield f"        (touches {one.blast_radius}{root})"
+
+
+def names(nodes: tuple[str, ...], whole: tuple[str, ...]) -> str:
+    """Which nodes, in few words; of many, the few that are not meant."""
+    if not nodes:
+        return ""
+    if len(whole) > 1 and set(nodes) == set(whole):
+        return f"all {len(whole)} nodes"
+    if len(nodes) <= 4:
+        return " ".join(nodes)
+    others = [name for name in whole if name not in nodes]
+    if len(others) <= 3:
+        return f"{len(nodes)} of {len(whole)} nodes, not {' '.join(others)}"
+    return f"{len(nodes)} of {len(whole)} nodes: {' '.join(nodes[:3])} ... {nodes[-1]}"
+
+
+def _unjudged(quiet: list[Finding], report: Report) -> Iterator[str]:
+    """What got no answer, gathered by reason: many ids on a node that is off are one line."""
+    reasons: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    for one in quiet:
+        reasons.setdefault((one.status, one.nodes, one.summary), []).append(one.id)
+    rows = list(reasons.items())
+    for (status, nodes, summary), ids in rows[:_QUIET]:
+        what = ids[0] if len(ids) == 1 else f"{len(ids)} checks"
+        verb = "not readable" if status == "unknown" else "skipped"
+        yield f"{_MARKS[status]} {what:<22} {names(nodes, report.nodes):<24} {verb}  {summary}".rstrip()
+    if len(rows) > _QUIET:
+        yield f"  and {len(rows) - _QUIET} more; --json has them all"
+
+
+def _last(report: Report) -> str:
+    blocking = sum(one.status == "fail" for one in report.findings)
+    warning = sum(one.status == "warn" for one in report.findings)
+    judged = len({one.id for one in report.findings if one.status in ("ok", "warn", "fail")})
+    if blocking or warning:
+        first = next(one for one in _sorted(report.above_info()))
+        told = f"{blocking} block{'s' * (blocking == 1)}, {warning} warn{'s' * (warning == 1)}."
+        more = f"   clusterft doctor --explain {first.id} tells more." if entry(first.id) else ""
+        return told + more
+    left = len({one.id for one in report.findings}) - judged
+    rest = f", {left} not possible here" if left else ""
+    if report.verdict == "unknown":
+        return f"Not known whether it is ready to train. {judged} checks{rest}."
+    return f"Ready to train. {judged} checks{rest}."
+
+
+def _sorted(found: Iterable[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda one: _WORST.index(one.status))
