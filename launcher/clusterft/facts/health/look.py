@@ -1,9 +1,9 @@
 """The script of doctor's look, put together from the layers' sections, and its answer -> Health. Pure.
 
-A layer's module has `sections(asked)`: name -> commands that end soon, each run in its own subshell; `stages(asked)`,
+A layer's module has `sections(asked)`, name -> commands that end soon, each in a subshell; `stages(asked)`,
 the same for what may take seconds (an engine, a driver), run beside each other; and `parse(said, asked)`. They may
-use the shell functions of facts.probe: limit SECONDS COMMAND (killed after that), hear SECONDS COMMAND (given up on
-after that, even if it sleeps in the kernel), room DIRECTORY. stderr is /dev/null.
+use the shell functions of facts.probe: limit SECONDS COMMAND (killed after that), hear SECONDS COMMAND (given up
+on after that, even if it sleeps in the kernel), room DIRECTORY. stderr is /dev/null.
 """
 
 from __future__ import annotations
