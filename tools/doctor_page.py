@@ -23,16 +23,17 @@ Written by `tools/write_docs.py` from the code; do not edit.
     clusterft doctor --fix                   show, ask, then mend what is safe to mend, and look again
 
 It changes nothing on any node unless `--fix` is given and agreed to, leaves nothing running, and may be used
-beside a training run. It needs SSH, and a POSIX shell on the nodes. Ports and the shared dir are tried in containers
-of the run's image once `up` has brought it, with the node's own Python before that, and with less detail where there
-is neither.
+beside a training run. It needs SSH, and a POSIX shell on the nodes. Ports and the shared dir are tried in
+containers of the run's image once `up` has brought it, with the node's own Python before that, and with less detail
+where there is neither.
 
 What it says of an id on a node: `✗ fail` blocks training; `! warn` costs speed or will hurt later; `✓ ok`;
 `? unknown` could not be read, which is not an ok; `· skipped` was not asked, or something more basic failed there
 first: `skipped (ssh.timeout)`. The verdict is computed from these alone.
 
 Exit codes: 0 nothing blocks · 1 a check of doctor itself broke · 2 wrong usage, hostfile or job · 3 something
-blocks · 4 warnings, only under `--strict` · 5 with `--run` and `--log`: the run failed, and this is why · 130 interrupted.
+blocks · 4 warnings, only under `--strict` · 5 with `--run` and `--log`: the run failed, and this is why · 130
+interrupted.
 `--json` prints one document, described in [formats.md](formats.md).
 
 In the tables, *found by* means: **look** one round trip to each node; **probe** programs on the nodes that talk
