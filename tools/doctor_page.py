@@ -24,7 +24,7 @@ Written by `tools/write_docs.py` from the code; do not edit.
 
 It changes nothing on any node unless `--fix` is given and agreed to, leaves nothing running, and may be used
 beside a training run. It needs SSH, and a POSIX shell on the nodes. Ports and the shared dir are tried in
-containers of the run's image once `up` has brought it, with the node's own Python before that, and with less detail
+containers of the run's image once `up` has brought it, with the node's own Python before that, with less detail
 where there is neither.
 
 What it says of an id on a node: `✗ fail` blocks training; `! warn` costs speed or will hurt later; `✓ ok`;
