@@ -24,7 +24,12 @@ def ask(fleet: Fleet, wanted: Wanted) -> dict[str, Health | Unreachable]:
 
 def _one(name: str, remote: Remote, wanted: Wanted, cluster: str) -> Health:
     word, sent = secrets.token_hex(8), time.time()
-    asked = health.Asked(word, wanted.shared, wanted.port, cluster, wanted.device == "cuda", sent)
+    # The clock by itself, as a short round trip tells it best.
+    clock = remote.run(("date", "+%s.%N"), seconds=_SECONDS)
+    received = time.time()
+    asked = health.Asked(
+        word, wanted.shared, wanted.port, cluster, wanted.device == "cuda", sent, received, clock.out
+    )
     done = remote.run(_WHOLE, stdin=health.script(asked).encode(), seconds=_SECONDS)
     try:
         return health.parse(name, done.out, asked)

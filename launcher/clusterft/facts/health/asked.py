@@ -16,3 +16,4 @@ class Asked:
     cuda: bool = True
     sent: float = 0.0  # unix seconds on the controller
     received: float = 0.0
+    clock: str = ""  # what the node's date said between the two
