@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from clusterft import image
 from clusterft.apply.settings import Settings
 from clusterft.checks import Survey, gathered
+from clusterft.checks import image as judgement
 from clusterft.engine import Engine
 from clusterft.errors import ClusterftError
 from clusterft.findings import Finding
@@ -40,32 +41,10 @@ def gate(survey: Survey, fleet: Fleet, tag: str, known: Settings | None) -> tupl
 def judge(
     tag: str, wanted: Identity | None, seen: Mapping[str, Identity | None | Unreachable], up: str
 ) -> tuple[Finding, ...]:
-    """Pure. Without a record of what `up` brought, the first node is the measure."""
-    there = {name: one for name, one in seen.items() if isinstance(one, Identity)}
-    measure = wanted or next(iter(there.values()), None)
-    found = []
-    for name, one in seen.items():
-        if isinstance(one, Unreachable):
-            found.append(one.finding(name))
-        elif one is None:
-            summary = f"there is no image {tag}"
-            found.append(
-                Finding("dk.image-missing", "fail", (name,), summary, fix=(up,), blast_radius="the image")
-            )
-        elif measure and (told := image.differences(measure, one)):
-            found.append(
-                Finding(
-                    "dk.image-drift",
-                    "fail",
-                    (name,),
-                    f"{tag} is another image than the one that up brought",
-                    evidence="; ".join(told),
-                    cause="it was built, pulled or tagged by hand since, or up reached only some nodes",
-                    fix=(up,),
-                    blast_radius="the image",
-                )
-            )
-    return gathered(found)
+    """Pure. Without a record of what `up` brought, most nodes are the measure."""
+    there = {name: one for name, one in seen.items() if not isinstance(one, Unreachable)}
+    gone = [one.finding(name) for name, one in seen.items() if isinstance(one, Unreachable)]
+    return gathered((*judgement.same(tag, wanted, there, up), *gone))
 
 
 def expected(known: Settings) -> Identity | None:

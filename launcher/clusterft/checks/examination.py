@@ -14,6 +14,7 @@ from clusterft.checks.survey import Survey
 from clusterft.facts.box import Box
 from clusterft.facts.deep import Deep
 from clusterft.facts.health import Health
+from clusterft.facts.image import Identity
 from clusterft.facts.links import Links
 from clusterft.facts.share import Share
 from clusterft.spec import JobSpec
@@ -41,6 +42,7 @@ class Wanted:
     local_bytes: int = 64 * 2**20
     port: int = 29500  # of the rendezvous
     tag: str | None = None  # of the image
+    image: Identity | None = None  # what `up` brought, where that is known
     owner: tuple[int, int] | None = None  # UID:GID of a run's processes
     job: JobSpec | None = None
 

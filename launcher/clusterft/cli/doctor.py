@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clusterft import spec
-from clusterft.apply import examining, settings
+from clusterft.apply import examining, sameness, settings
 from clusterft.apply.settings import Settings
 from clusterft.checks import catalogue, highlights, report, suite
 from clusterft.checks.check import LAYERS
 from clusterft.checks.examination import Wanted
 from clusterft.checks.report import Report
 from clusterft.errors import Blocked, ClusterftError, UsageError
+from clusterft.facts.image import Identity
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
 from clusterft.spec import JobSpec
@@ -90,7 +91,7 @@ def wanted(job: JobSpec | None, known: Settings | None) -> Wanted:
     """From the job; without one, what the last `up` was told."""
     if job is None:
         known = known or Settings()
-        return Wanted(device=known.device, shared=known.shared, tag=known.tag)
+        return Wanted(device=known.device, shared=known.shared, tag=known.tag, image=_brought(known))
     owner = tuple(int(part) for part in job.user.split(":")) if job.user else None
     return Wanted(
         device=job.resources.device,
@@ -98,9 +99,18 @@ def wanted(job: JobSpec | None, known: Settings | None) -> Wanted:
         shared=str(job.shared),
         port=job.port,
         tag=known.tag if known else None,
+        image=_brought(known) if known else None,
         owner=(owner[0], owner[1]) if owner else None,
         job=job,
     )
+
+
+def _brought(known: Settings) -> Identity | None:
+    """The image that every node should have; without it, nodes are compared with each other."""
+    try:
+        return sameness.expected(known)
+    except ClusterftError:
+        return None
 
 
 def _report(cluster: Cluster, done: examining.Examined, only: frozenset[str] | None) -> Report:

@@ -97,10 +97,8 @@ _SECTIONS = {
 }
 
 # Whoever may not speak to the engine is asked about again as root, where sudo wants no password. A user cannot
-# kill what root runs, so its reader gives up, and root is asked to end it.
-_DOCKER = r"""
-with=docker v='' i=''
-p=$(command -v docker || ls /snap/bin/docker) && printf '%s\n' "$p" && readlink -f "$p" || echo none
+# kill what root runs, so its reader gives up, and root is asked to end it. $with is docker or sudo.
+ASK = r"""
 ask() {
   case $with in
     docker) hear "$@" ;;
@@ -113,6 +111,14 @@ ask() {
       esac ;;
   esac
 }
+"""
+_DOCKER = (
+    r"""
+with=docker v='' i=''
+p=$(command -v docker || ls /snap/bin/docker) && printf '%s\n' "$p" && readlink -f "$p" || echo none
+"""
+    + ASK.strip()
+    + r"""
 echo {frame}docker.version
 [ "$p" ] && v=$(ask 4 docker version -f '{{json .Server}}')
 case $v in
@@ -132,6 +138,7 @@ r=$(printf '%s\n' "$i" | sed -n 's/.*"DockerRootDir":"\([^"]*\)".*/\1/p')
 echo {frame}docker.store
 [ "$r" ] && [ -S /run/containerd/containerd.sock ] && room /var/lib/containerd
 """
+)
 
 # An unknown field fails the whole query, and drivers before 495 do not know the compute capability.
 _CARDS = (

@@ -28,7 +28,16 @@ def _one(name: str, remote: Remote, wanted: Wanted, cluster: str) -> Health:
     clock = remote.run(("date", "+%s.%N"), seconds=_SECONDS)
     received = time.time()
     asked = health.Asked(
-        word, wanted.shared, wanted.port, cluster, wanted.device == "cuda", sent, received, clock.out
+        word,
+        wanted.shared,
+        wanted.port,
+        cluster,
+        wanted.device == "cuda",
+        sent,
+        received,
+        contained=wanted.contained,
+        tag=wanted.tag,
+        clock=clock.out,
     )
     done = remote.run(_WHOLE, stdin=health.script(asked).encode(), seconds=_SECONDS)
     try:

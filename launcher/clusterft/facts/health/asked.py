@@ -16,4 +16,6 @@ class Asked:
     cuda: bool = True
     sent: float = 0.0  # unix seconds on the controller
     received: float = 0.0
+    contained: bool = True  # training runs in containers
+    tag: str | None = None  # of the run's image
     clock: str = ""  # what the node's date said between the two
