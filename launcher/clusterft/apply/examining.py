@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from clusterft import facts, places
+from clusterft.apply import settings
 from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
-from clusterft.probing import box, deep, health, links, share, ways
+from clusterft.probing import box, deep, desk, health, links, share, ways
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
 
@@ -66,6 +67,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     seen = Examination(
         wanted=wanted,
         survey=survey,
+        desk=desk.look(settings.cluster_places(cluster.name)),
         health=_of(gathered, "health", {}),
         links=_of(gathered, "links", None),
         share=_of(gathered, "share", None),

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from clusterft.checks.survey import Survey
 from clusterft.facts.box import Box
 from clusterft.facts.deep import Deep
+from clusterft.facts.desk import Desk
 from clusterft.facts.health import Health
 from clusterft.facts.image import Identity
 from clusterft.facts.links import Links
@@ -53,6 +54,7 @@ class Examination:
 
     wanted: Wanted
     survey: Survey
+    desk: Desk = Desk()
     health: Mapping[str, Health] = field(default_factory=dict)
     links: Links | None = None
     share: Share | None = None

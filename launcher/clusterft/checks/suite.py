@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from clusterft.checks.check import Check
-from clusterft.checks.layers import controller, docker, gpu, host, job, network, rendezvous, ssh, storage
+from clusterft.checks.layers import controller, docker, gpu, host, job, network, ours, rendezvous, ssh, storage
 
 CHECKS: tuple[Check, ...] = (
     *ssh.CHECKS,
     *controller.CHECKS,
+    *ours.CHECKS,
     *host.CHECKS,
     *docker.CHECKS,
     *gpu.CHECKS,

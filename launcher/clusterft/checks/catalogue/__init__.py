@@ -8,6 +8,7 @@ from clusterft.checks.catalogue import (
     host,
     job,
     network,
+    ours,
     rendezvous,
     ssh,
     storage,
@@ -16,6 +17,7 @@ from clusterft.checks.check import Entry
 
 ALL: tuple[Entry, ...] = (
     *controller.ENTRIES,
+    *ours.ENTRIES,
     *ssh.ENTRIES,
     *host.ENTRIES,
     *docker.ENTRIES,

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clusterft.facts import frames, probe
-from clusterft.facts.health import docker, gpu, host, network, storage
+from clusterft.facts.health import docker, gpu, host, network, ours, storage
 from clusterft.facts.health.asked import Asked
 
-_LAYERS = (host, docker, gpu, network, storage)
+_LAYERS = (host, docker, gpu, network, storage, ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Health:
     gpu: gpu.GpuHealth
     network: network.NetworkHealth
     storage: storage.StorageHealth
+    ours: ours.OursHealth
 
 
 def script(asked: Asked) -> str:
@@ -46,6 +47,7 @@ def parse(node: str, output: str, asked: Asked) -> Health:
         gpu=gpu.parse(said, asked),
         network=network.parse(said, asked),
         storage=storage.parse(said, asked),
+        ours=ours.parse(said, asked),
     )
 
 
