@@ -17,7 +17,7 @@ from clusterft.facts.health.asked import Asked
 from clusterft.facts.health.host_settings import Apt, Governor, Logind, Sleep
 
 _TICKS = 100  # of a second, in /proc: the same on all of Linux
-HOME, SHARED = "home", "shared"  # rooms by what they are for; the others are paths
+HOME, SHARED, DOCKER = "home", "shared", "docker"  # rooms by what they are for; the others are paths
 TMP, SCRATCH = "/tmp", "/var/tmp"
 
 # A process that waits in the kernel at three looks, without having run in between. Kernel threads may always wait.
@@ -135,6 +135,7 @@ def sections(asked: Asked) -> dict[str, str]:
 def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds. Each directory has its own, as any may lie on a share that hangs."""
     rooms = {"host.room.home": _room('"$HOME"'), "host.room.tmp": _room(TMP), "host.room.scratch": _room(SCRATCH)}
+    rooms["host.room.docker"] = _room("/var/lib/docker")
     if asked.shared:
         rooms["host.room.shared"] = _room(shlex.quote(asked.shared))
     apt = host_settings.APT_STAGE if asked.cuda else {}
@@ -143,7 +144,7 @@ def stages(asked: Asked) -> dict[str, str]:
 
 def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
     """From the sections' texts."""
-    rooms = {HOME: "home", TMP: "tmp", SCRATCH: "scratch", SHARED: "shared"}
+    rooms = {HOME: "home", TMP: "tmp", SCRATCH: "scratch", SHARED: "shared", DOCKER: "docker"}
     volumes = (_volume(name, said.get(f"host.room.{key}", "")) for name, key in rooms.items())
     ports = said["host.ports"].splitlines()
     return HostHealth(
