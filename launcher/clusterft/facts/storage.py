@@ -87,11 +87,20 @@ def mounts(text: str) -> tuple[Mount, ...] | None:
     for line in text.splitlines():
         fields = line.split(" ")
         if len(fields) == 6:
-            source, target, fstype, options = (_plain(field) for field in fields[:4])
+            source, target, fstype, options = (plain(field) for field in fields[:4])
             found.append(Mount(source, target, fstype, options))
     return tuple(found) or None
 
 
-def _plain(field: str) -> str:
+def over(mounts: tuple[Mount, ...], directory: str) -> Mount | None:
+    """The mount that a directory lies on: of the longest target, the last one, which lies on top."""
+    found = None
+    for mount in mounts:
+        if (directory + "/").startswith(mount.target.rstrip("/") + "/"):
+            found = mount if found is None or len(mount.target) >= len(found.target) else found
+    return found
+
+
+def plain(field: str) -> str:
     """The kernel writes blanks and backslashes as three octal digits."""
     return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match.group(1), 8)), field)

@@ -1,13 +1,285 @@
-"""The storage proof: what each node can do in the shared directory, as the run's user, and see of the others."""
+"""The storage proof: what each node can do in the shared directory, as the run's user, and see of the others.
+
+Owns the steps, their order and their deadlines. A node that hangs, or refuses, drops out of what comes after;
+the others go on. What was written is taken away at the end.
+"""
 
 from __future__ import annotations
 
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
 from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
-from clusterft.facts.share import Share
-from clusterft.probing.crew import Crew
+from clusterft.facts import frames, probe
+from clusterft.facts.health import storage
+from clusterft.facts.share import Share, Trial, Trouble, covering, number, sights
+from clusterft.probing import hands
+from clusterft.probing.crew import Crew, Silent
+from clusterft.probing.hands import Hand
+from clusterft.remote import Remote, Unreachable
+
+_ALL = 21.0  # seconds for everything; examining gives up at 25
+_STEP = 5.0
+_LOCK = 3.0
+_WITHIN = 6.0  # seconds for a file to be seen
+_BYTES = 8 << 20  # written by one node at most
+_TOGETHER = 32 << 20  # and by all
+_EVERYBODY = 32  # above so many nodes each looks for some of the others alone
+_LOOK = 4
 
 
 def prove(crew: Crew, survey: Survey, wanted: Wanted) -> Share:
     """All of it."""
-    return Share(wanted.shared or "")
+    names = [node.name for node in survey.cluster.active if node.name in survey.facts]
+    proof = _Proof(crew, wanted, names)
+    proof.reach()
+    try:
+        proof.try_all()
+    finally:
+        proof.end()
+    return proof.told()
+
+
+class _Proof:
+    def __init__(self, crew: Crew, wanted: Wanted, names: list[str]) -> None:
+        self._crew = crew
+        self._wanted = wanted
+        self._directory = wanted.shared or ""
+        self._names = names
+        self._word = secrets.token_hex(4)
+        self._until = time.monotonic() + _ALL
+        self._files = {name: f"n{index}" for index, name in enumerate(names)}
+        self._hands: dict[str, Hand] = {}
+        self._in: list[str] = []  # who takes part in the next step
+        self._trials: dict[str, Trial] = {}
+        self._missing: dict[str, str] = {}
+        self._nonces: dict[str, str] = {}
+        self._writers = 0
+        self._holder = ""
+        self._makers: set[str] = set()  # who made .clusterft itself
+        self._size = 0  # what each writes in this round, beside its nonce
+
+    # -- beginning and end -----------------------------------------------------
+
+    def reach(self) -> None:
+        """A look at the directory, then a hand on each node where that has come back."""
+        looks = self._fan(self._names, self._looks)
+        for name in self._names:
+            said = looks.get(name)
+            if isinstance(said, storage.Look):
+                self._judge_look(name, said)
+            else:
+                self._missing[name] = str(said)
+        taken = self._fan(self._in, self._take)
+        for name in list(self._in):
+            hand = taken.get(name)
+            if isinstance(hand, (hands.ProgramHand, hands.ShellHand)):
+                self._hands[name] = hand
+                self._greet(name, hand)
+            else:
+                self._in.remove(name)
+                self._missing[name] = str(hand)
+
+    def end(self) -> None:
+        """Who made the directory goes last, as only an empty one goes."""
+        makers = [name for name, hand in self._hands.items() if name in self._makers]
+        others = [name for name in self._hands if name not in makers]
+        for group in (others, makers):
+            self._fan(group, lambda name: self._hands[name].ask("end", _LOCK))
+
+    def told(self) -> Share:
+        """What was seen."""
+        by_shell = [name for name, trial in self._trials.items() if trial.way == "sh"]
+        notes = []
+        if by_shell:
+            nodes = " ".join(by_shell)
+            notes.append(
+                f"storage proof: {nodes} has no Python and no image yet: locks and speed were not tried there"
+            )
+        if len(self._names) > _EVERYBODY:
+            notes.append(
+                f"storage proof: each of {len(self._names)} nodes looked for the files of some of the others"
+            )
+        return Share(self._directory, self._trials, self._writers, self._holder, self._missing, tuple(notes))
+
+    # -- the steps ---------------------------------------------------------------
+
+    def try_all(self) -> None:
+        """In order; each step asks those that are still in."""
+        head, rest = self._in[:1], self._in[1:]
+        for group in (head, rest):  # as in a run, the head makes what the others write in
+            self._step("make", group, self._make_words, self._make_told)
+        count = len(self._in)
+        self._writers = count
+        each = min(_BYTES, _TOGETHER // count) if count else 0
+        for turn, size in enumerate((each, 0)):
+            for name in self._in:
+                self._nonces[name] = f"{secrets.token_hex(8)}-{turn}"
+            self._size = size
+            self._step("write", list(self._in), self._write_words, self._write_told)
+            seen = self._see_told if turn == 0 else self._renewed_told
+            self._step("see", list(self._in), self._see_words, seen, _WITHIN + 1.0)
+        self._locks()
+
+    def _locks(self) -> None:
+        able = [name for name in self._in if self._trials[name].way != "sh"]
+        if len(able) < 2 or self._left() < 2 * _LOCK:
+            return
+        holder, others = able[0], able[1:]
+        said = self._fan([holder], lambda name: self._hands[name].ask("hold", _LOCK)).get(holder)
+        if not self._took(holder, "lock", said):
+            return
+        self._holder = holder
+        self._change(holder, locks=_words(said))
+        asked = self._files[holder]
+        answers = self._fan(others, lambda name: self._hands[name].ask("try", _LOCK, holder=asked))
+        for name in others:
+            if self._took(name, "lock", answers.get(name)):
+                self._change(name, locks=_words(answers[name]))
+        self._fan([holder], lambda name: self._hands[name].ask("release", _LOCK))
+
+    def _step(
+        self,
+        step: str,
+        names: list[str],
+        words: Callable[[str], dict[str, object]],
+        told: Callable[[str, Mapping[str, Any]], None],
+        seconds: float = _STEP,
+    ) -> None:
+        seconds = min(seconds, self._left())
+        if seconds < 1:
+            return
+        answers = self._fan(names, lambda name: self._hands[name].ask(step, seconds, **words(name)))
+        for name in names:
+            if self._took(name, step, answers.get(name)):
+                told(name, answers[name])
+
+    def _make_words(self, name: str) -> dict[str, object]:
+        return {"names": [self._files[other] for other in self._names if other != name]}
+
+    def _make_told(self, name: str, said: Mapping[str, Any]) -> None:
+        if said.get("made"):
+            self._makers.add(name)
+        free, inodes = number(said.get("free")), number(said.get("inodes"))
+        self._change(
+            name,
+            free_bytes=None if free is None else int(free),
+            free_inodes=None if inodes is None else int(inodes),
+        )
+
+    def _write_words(self, name: str) -> dict[str, object]:
+        return {"nonce": self._nonces[name], "bytes": self._size}
+
+    def _write_told(self, name: str, said: Mapping[str, Any]) -> None:
+        owner = said.get("owner")
+        if isinstance(owner, list) and len(owner) == 2:
+            self._change(name, owner=(int(owner[0]), int(owner[1])))
+        if said.get("rate") is not None:
+            self._change(name, rate=number(said["rate"]), fsync=number(said.get("fsync")))
+
+    def _see_words(self, name: str) -> dict[str, object]:
+        """In the second round, nobody waits again for what was not seen in the first."""
+        first = not self._trials[name].wanted
+        others = self._others(name) if first else self._trials[name].seen
+        wanted = {self._files[other]: self._nonces[other] for other in others if other in self._in}
+        if first:
+            self._change(name, wanted=tuple(other for other in others if other in self._in))
+        return {"wanted": wanted, "within": _WITHIN}
+
+    def _see_told(self, name: str, said: Mapping[str, Any]) -> None:
+        self._change(name, seen=self._named(said))
+
+    def _renewed_told(self, name: str, said: Mapping[str, Any]) -> None:
+        self._change(name, renewed=self._named(said))
+
+    # -- what they stand on --------------------------------------------------------
+
+    def _looks(self, name: str) -> storage.Look | None:
+        word = secrets.token_hex(8)
+        script = probe.framed(word, {"look": storage.look_text(self._directory, _LOOK)}, {})
+        done = self._crew.fleet.remotes[name].run(("sh",), stdin=script.encode(), seconds=_LOOK + 6.0)
+        return storage.look(frames.framed(done.out, word, ("look",))["look"])
+
+    def _judge_look(self, name: str, seen: storage.Look) -> None:
+        way = self._crew.ways[name].kind
+        trial = Trial(name, "sh" if way == "none" else way)
+        if seen.state == "hung":
+            self._trials[name] = replace(trial, hung="look")
+        elif seen.state in ("missing", "stale", "broken"):
+            self._trials[name] = replace(
+                trial, trouble=Trouble("look", hands.error_number(seen.words), seen.words)
+            )
+        else:
+            self._in.append(name)
+
+    def _take(self, name: str) -> Hand:
+        return hands.take(self._crew, self._wanted, name, self._word, self._files[name])
+
+    def _greet(self, name: str, hand: Hand) -> None:
+        uid, gid = number(hand.hello.get("uid")), number(hand.hello.get("gid"))
+        self._trials[name] = Trial(
+            node=name,
+            way=hand.way,
+            uid=None if uid is None else int(uid),
+            gid=None if gid is None else int(gid),
+            mount=covering(hand.hello.get("mounts")),
+        )
+
+    def _others(self, name: str) -> Iterable[str]:
+        """Whose files a node looks for: all, or of many the head's and those at distances of powers of two."""
+        if len(self._names) <= _EVERYBODY:
+            return [other for other in self._names if other != name]
+        place, count = self._names.index(name), len(self._names)
+        near = [self._names[(place + 2**power) % count] for power in range(count.bit_length())]
+        return [other for other in dict.fromkeys((self._names[0], *near)) if other != name]
+
+    def _took(self, name: str, step: str, said: object) -> bool:
+        """Whether a node is still in; if not, its trial says why."""
+        if isinstance(said, dict) and "hung" in said:
+            self._change(name, hung=step)
+        elif isinstance(said, dict) and "words" in said:
+            self._change(name, trouble=Trouble(step, said.get("errno"), str(said["words"])))
+        elif isinstance(said, dict):
+            return True
+        else:
+            self._missing.setdefault(name, f"the storage proof stopped there: {said}")
+        if name in self._in:
+            self._in.remove(name)
+        return False
+
+    def _change(self, name: str, **changes: Any) -> None:
+        self._trials[name] = replace(self._trials[name], **changes)
+
+    def _named(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        names = {file: name for name, file in self._files.items()}
+        return {names[file]: sight for file, sight in sights(said.get("seen")).items() if file in names}
+
+    def _left(self) -> float:
+        return self._until - time.monotonic()
+
+    def _fan(self, names: Iterable[str], work: Callable[[str], Any]) -> dict[str, Any]:
+        """The same on some nodes at once; what kept one silent is its outcome."""
+        asked = set(names)
+
+        def one(name: str, _: Remote) -> Any:
+            if name not in asked:
+                return None
+            try:
+                return work(name)
+            except (Silent, frames.Unreadable) as error:
+                return str(error)
+
+        found = self._crew.fleet.each(one) if asked else {}
+        return {
+            name: said.what if isinstance(said, Unreachable) else said
+            for name, said in found.items()
+            if name in asked
+        }
+
+
+def _words(said: Any) -> dict[str, str]:
+    return {str(kind): str(words) for kind, words in dict(said.get("locks") or {}).items()}
