@@ -293,6 +293,7 @@ def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Only look; try no ports, files or containers.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also put links and cards to work; takes minutes.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 when there are warnings.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what is safe to mend, after asking.")] = False,
     list_checks: Annotated[bool, typer.Option("--list-checks", help="Name all checks; touch nothing.")] = False,
     explain: Annotated[str | None, typer.Option("--explain", help="Tell more of one check id.")] = None,
     as_json: _Json = False,
@@ -306,9 +307,11 @@ def doctor(
         return verb.explain(explain)
     if quick and deep:
         raise typer.BadParameter("--quick and --deep exclude each other")
+    if fix and as_json:
+        raise typer.BadParameter("--fix asks, and --json prints one document: they exclude each other")
     words = tuple(word.strip() for one in only or () for word in one.split(",") if word.strip())
     depth = verb.depth(quick=quick, deep=deep)
-    return verb.run(verb.Options(hosts, cluster, job, words, depth, strict=strict, as_json=as_json))
+    return verb.run(verb.Options(hosts, cluster, job, words, depth, strict=strict, as_json=as_json, fix=fix))
 
 
 @_app.command()

@@ -56,6 +56,10 @@ class Terminal:
             self._nat[node] = self._agreed(lines, "Let it in? Without it, this controller serves the node itself.")
         return self._nat[node]
 
+    def mends(self, shown: Iterable[str]) -> bool:
+        """Whether what doctor would mend may be done."""
+        return self._agreed(shown, "Do it?")
+
     def passphrase(self, key: str) -> str | None:
         """For an encrypted key file; None to do without."""
         return self._secret(f"Passphrase for {key} (empty: do without): ")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from clusterft import spec
-from clusterft.apply import examining, sameness, settings
+from clusterft.apply import examining, fixing, sameness, settings
 from clusterft.apply.settings import Settings
 from clusterft.checks import catalogue, highlights, report, suite
 from clusterft.checks.check import LAYERS
-from clusterft.checks.examination import Wanted
+from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.mends import mends
 from clusterft.checks.report import Report
+from clusterft.cli.ask import Terminal
 from clusterft.errors import Blocked, ClusterftError, UsageError
 from clusterft.facts.image import Identity
 from clusterft.fleet import Fleet
@@ -38,6 +40,7 @@ class Options:
     depth: examining.Depth
     strict: bool
     as_json: bool
+    fix: bool = False
 
 
 def run(options: Options) -> int:
@@ -47,17 +50,48 @@ def run(options: Options) -> int:
     cluster = _cluster(options, job)
     known = settings.load_if_sound(settings.cluster_places(cluster.name))
     where = settings.cluster_places(cluster.name)
-    with _told(quiet=options.as_json) as show:
-        show("connecting")
-        with Fleet(cluster, where.known_hosts, key=where.key) as fleet:
-            done = examining.examine(cluster, fleet, wanted(job, known), options.depth, show)
-    answer = _report(cluster, done, only)
-    if options.as_json:
-        say(sys.stdout, json.dumps(answer.to_dict()))
-    else:
-        for line in view.lines(answer):
-            say(sys.stdout, line)
+    asked = wanted(job, known)
+    with Fleet(cluster, where.known_hosts, key=where.key) as fleet:
+
+        def look() -> tuple[Examination, Report]:
+            with _told(quiet=options.as_json) as show:
+                done = examining.examine(cluster, fleet, asked, options.depth, show)
+            return done.seen, _report(cluster, done, only)
+
+        seen, answer = look()
+        _print(answer, as_json=options.as_json)
+        if options.fix:
+            answer = _fix(fleet, seen, answer, look)
     return _code(answer, strict=options.strict)
+
+
+def _fix(
+    fleet: Fleet, seen: Examination, before: Report, look: Callable[[], tuple[Examination, Report]]
+) -> Report:
+    """Show what would be done, ask, do it, look again; the report after it, which is shown too."""
+    chosen = mends(seen, before.findings)
+    say(sys.stdout, "")
+    if not chosen:
+        left = len(before.above_info())
+        say(sys.stdout, "doctor can mend none of this itself." if left else "There is nothing to mend.")
+        return before
+    if not Terminal().mends(view.offered(chosen)):
+        say(sys.stdout, "Nothing was changed.")
+        return before
+    for line in view.mended(fixing.apply(fleet, chosen)):
+        say(sys.stdout, line)
+    say(sys.stdout, "")
+    after = look()[1]
+    _print(after, as_json=False)
+    return after
+
+
+def _print(answer: Report, *, as_json: bool) -> None:
+    if as_json:
+        say(sys.stdout, json.dumps(answer.to_dict()))
+        return
+    for line in view.lines(answer):
+        say(sys.stdout, line)
 
 
 def depth(*, quick: bool, deep: bool) -> examining.Depth:

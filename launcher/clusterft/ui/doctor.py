@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from clusterft.checks.catalogue import ALL, entry
 from clusterft.checks.check import LAYERS, Entry
+from clusterft.checks.mends import Mend, Mended
 from clusterft.checks.report import Report, by_layer
 from clusterft.findings import Finding
 
@@ -44,6 +45,23 @@ def catalogue(known: Iterable[Entry] = ALL) -> Iterator[str]:
             layer = one.layer
             yield layer
         yield f"  {one.id:<22} {one.title}"
+
+
+def offered(chosen: Iterable[Mend]) -> Iterator[str]:
+    """What `--fix` would do, before it asks."""
+    yield "What can be mended without risk:"
+    for one in chosen:
+        yield f"  {one.id:<18} on {one.node or 'this machine'}:  {one.words}"
+
+
+def mended(done: Iterable[Mended]) -> Iterator[str]:
+    """What came of it."""
+    for one in done:
+        where = one.mend.node or "this machine"
+        if one.words:
+            yield f"✗ {one.mend.words} on {where}: {one.words}"
+        else:
+            yield f"✓ {one.mend.words} on {where}"
 
 
 def explained(one: Entry) -> Iterator[str]:

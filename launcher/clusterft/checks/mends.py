@@ -1,0 +1,56 @@
+"""What doctor may mend itself, when it is asked to and the user agrees: the safe and idempotent class alone. Pure.
+
+Never a firewall, a host key, a driver, a service, or anybody's data: those fixes are printed and left to a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from clusterft.checks.examination import Examination
+from clusterft.findings import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """One thing to do; `node` is empty for this machine."""
+
+    id: str  # of the finding that it mends
+    node: str
+    words: str
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What became of one; `words` are empty where it was done."""
+
+    mend: Mend
+    words: str = ""
+
+
+def mends(seen: Examination, findings: Iterable[Finding]) -> tuple[Mend, ...]:
+    """What would be done, in order; nothing for findings that a person has to mend."""
+    found: list[Mend] = []
+    for one in findings:
+        plan = _PLANS.get(one.id)
+        if plan and one.status in ("fail", "warn"):
+            found += plan(seen, one)
+    return tuple(dict.fromkeys(found))
+
+
+def _modes(seen: Examination, found: Finding) -> Iterator[Mend]:
+    if not found.nodes:
+        for one in seen.desk.loose:
+            words = f"chmod {one.wanted:o} {one.path}"
+            yield Mend(found.id, "", words, ("chmod", f"{one.wanted:o}", one.path))
+    for node in found.nodes:
+        ours = seen.health[node].ours
+        for mode, paths in (("600", ours.open_keys or ()), ("700", ours.open_places or ())):
+            for path in paths:
+                script = 'cd && chmod "$1" -- "$2"'
+                yield Mend(found.id, node, f"chmod {mode} ~/{path}", ("sh", "-c", script, "sh", mode, path))
+
+
+_PLANS: Mapping[str, Callable[[Examination, Finding], Iterable[Mend]]] = {"ctl.modes": _modes}
