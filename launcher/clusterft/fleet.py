@@ -97,6 +97,11 @@ class Fleet:
         """The connected nodes that no key opened: whoever can, installs one."""
         return frozenset(name for name, remote in self._by_ssh().items() if remote.by_password)
 
+    @property
+    def crowded(self) -> frozenset[str]:
+        """The connected nodes whose sshd had too few channels for us, so that we waited for one."""
+        return frozenset(name for name, remote in self._by_ssh().items() if remote.crowded)
+
     def trust(self, strangers: tuple[Stranger, ...]) -> None:
         """Pin what these hosts presented, and connect their nodes; behind a bastion more strangers may wait."""
         self._dialer().trust(strangers)

@@ -18,7 +18,7 @@ from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
-from clusterft.probing import box, deep, desk, health, links, share, ways
+from clusterft.probing import box, client, deep, desk, health, links, share, ways
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
 
@@ -55,6 +55,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     show("asking every node")
     survey = _survey(fleet, wanted, gathered)
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
+    here = client.look(desk.look(settings.cluster_places(cluster.name)), cluster, fleet, survey)
     unasked: dict[Thing, str] = {}
     if depth == "quick":
         unasked = dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
@@ -67,7 +68,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     seen = Examination(
         wanted=wanted,
         survey=survey,
-        desk=desk.look(settings.cluster_places(cluster.name)),
+        desk=here,
         health=_of(gathered, "health", {}),
         links=_of(gathered, "links", None),
         share=_of(gathered, "share", None),

@@ -87,11 +87,12 @@ class Dialer:
         hop = Hop(node, connection, self._known.expect(connection), self._login(connection))
         tries = logins = 0
         while True:
+            began = time.monotonic()
             try:
                 self._once(hop)
                 return hop
             except _FAILURES as error:
-                refused = refusal.of(hop, error)
+                refused = refusal.of(hop, error, time.monotonic() - began)
                 connection.client.close()
                 if hop.login.cut_off and (logins := logins + 1) < _LOGINS:
                     continue

@@ -22,6 +22,7 @@ from clusterft.remote.stream import text
 from clusterft.remote.unreachable import Unreachable
 
 _CHUNK = 1 << 16
+_AT_ONCE = 1.0  # seconds: a machine that is off costs some 3 s of asking for its card, a firewall answers at once
 
 
 class Strange(Unreachable):
@@ -57,8 +58,8 @@ class Hop:
         return hostkeys.HostKey.of(transport.get_remote_server_key())
 
 
-def of(hop: Hop, error: Exception) -> Unreachable:
-    """Why the hop could not be taken."""
+def of(hop: Hop, error: Exception, took: float | None = None) -> Unreachable:
+    """Why the hop could not be taken; `took` is the time to failure in seconds."""
     connection, login = hop.connection, f"{hop.connection.user}@{hop.connection.host}"
     if isinstance(error, BadHostKeyException):
         return hostkeys.changed(connection, error, hop.source, way.label(connection, hop.node))
@@ -79,7 +80,7 @@ def of(hop: Hop, error: Exception) -> Unreachable:
         fix = (f"on the bastion: ssh -p {connection.port} {login}; AllowTcpForwarding yes in its sshd_config",)
         words = f"the bastion opens no way to {connection.host}:{connection.port}: {error.text}"
         return Unreachable("ssh.jump", words, fix=fix)
-    return from_errno(f"{login}:{connection.port}", error)
+    return from_errno(f"{login}:{connection.port}", error, took)
 
 
 def _silent(error: Exception) -> bool:
@@ -94,6 +95,10 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
         words = f"{login}:{connection.port}: it said hello, and nothing more for {way.SECONDS:g} s"
         fix = ("large packets may be lost on the way: compare the MTU of both ends and of the switch",)
         return Unreachable("ssh.kex-hang", words, fix=fix)
+    if transport is not None and not transport.remote_version:
+        words = f"{login}:{connection.port}: it took the connection, and said nothing"
+        fix = ("look at its console: it hangs, sleeps or has no time for anything; restart it if nothing helps",)
+        return Unreachable("ssh.timeout", words, fix=fix)
     return from_errno(f"{login}:{connection.port}", TimeoutError())
 
 
@@ -113,6 +118,8 @@ def _no_login(hop: Hop, error: Exception) -> Unreachable:
         *(f"ssh-add {shlex.quote(key)}" for key in locked),
         "check user= and identity= in the hostfile, or User and IdentityFile in ~/.ssh/config",
         f"ssh-copy-id -p {connection.port} {login}   puts your key there, if a password opens it",
+        "if it is there already, sshd passes it over while others may write it; on the node: "
+        "chmod go-w ~ ~/.ssh ~/.ssh/authorized_keys",
     )
     return Unreachable("ssh.auth", words, fix=fix)
 
@@ -127,15 +134,14 @@ def _proxy_command_ended(connection: fabric.Connection) -> str | None:
     return f"the ProxyCommand ended with exit code {sock.process.returncode}: {text(said).strip()}"
 
 
-def from_errno(target: str, error: Exception) -> Unreachable:
-    """What the system said about the network."""
+def from_errno(target: str, error: Exception, took: float | None = None) -> Unreachable:
+    """What the system said about the network, after so many seconds."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ECONNREFUSED:
         fix = ("check port= in the hostfile; on the node: sudo systemctl enable --now ssh",)
         return Unreachable("ssh.refused", f"{target}: connection refused", fix=fix)
     if number in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        fix = ("power the node on; check its firewall",)
-        return Unreachable("ssh.no-route", f"{target}: no route to host", fix=fix)
+        return _no_route(target, number, took)
     if isinstance(error, TimeoutError):
         fix = ("power the node on; open its ssh port for this machine",)
         return Unreachable("ssh.timeout", f"{target}: no answer within {way.SECONDS:g} s", fix=fix)
@@ -143,3 +149,22 @@ def from_errno(target: str, error: Exception) -> Unreachable:
     if "banner" in words or isinstance(error, (EOFError, ConnectionResetError)):
         return Unreachable("ssh.maxstartups", words, fix=("try again; raise MaxStartups on the node",))
     return Unreachable("ssh.timeout", words)
+
+
+def _no_route(target: str, number: int, took: float | None) -> Unreachable:
+    after = "" if took is None else f" after {took:.1f} s"
+    if number == errno.ENETUNREACH:
+        fix: tuple[str, ...] = (
+            "this machine has no route to that network: ip route; correct addr= or bring it up",
+        )
+        return Unreachable("ssh.no-route", f"{target}: network is unreachable", fix=fix)
+    if took is None:
+        fix = ("power the node on; check its firewall",)
+    elif took < _AT_ONCE:
+        fix = (
+            "a firewall turns it away; on the node: sudo firewall-cmd --permanent --add-service=ssh && "
+            "sudo firewall-cmd --reload   or, with ufw: sudo ufw allow OpenSSH",
+        )
+    else:
+        fix = ("nothing has that address here: power the node on, check its cable and VLAN, or correct addr=",)
+    return Unreachable("ssh.no-route", f"{target}: no route to host{after}", fix=fix)

@@ -38,6 +38,7 @@ class SshRemote:
         if transport is None:
             raise Unreachable("ssh.timeout", "the connection closed as soon as it was made")
         self.hop = hop
+        self.crowded = 0  # times that sshd had no further channel for us
         self._node = node
         self._connection = hop.connection
         self._transport: paramiko.Transport = transport
@@ -91,6 +92,7 @@ class SshRemote:
                 channel.exec_command(shlex.join(argv))
                 return channel
             except ChannelException as error:
+                self.crowded += 1
                 if wait is None:
                     words = f"no further channel could be opened: {error.text}"
                     fix = ("raise MaxSessions in the node's sshd_config to its default, 10",)

@@ -1,4 +1,4 @@
-"""The checks of the controller layer: is each entry of the hostfile a machine of its own."""
+"""The checks of the controller layer: is each entry a machine of its own, and what ssh here holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,27 @@ def same_hostname(seen: Examination) -> Iterator[Finding]:
     return controller.same_hostname(seen.survey)
 
 
+def stale_mux(seen: Examination) -> Iterator[Finding]:
+    """ctl.stale-mux: the user's own ssh still has the groups of an old login; ours are new."""
+    for one in seen.desk.shared:
+        facts = seen.survey.facts.get(one.node)
+        missing = [name for name in (facts.groups if facts and facts.groups else ()) if name not in one.groups]
+        if missing:
+            yield Finding(
+                id="ctl.stale-mux",
+                status="warn",
+                nodes=(one.node,),
+                summary=f"your ssh keeps a connection from before you were in the group {', '.join(missing)}",
+                evidence=f"groups over {one.socket}: {' '.join(one.groups)}; of a new login: "
+                f"{' '.join(facts.groups or ()) if facts else ''}",
+                cause="ControlMaster: a shared connection has the groups that it began with",
+                fix=(f"on this machine: ssh -O exit {one.node}",),
+                blast_radius="other commands that share the connection",
+            )
+
+
 CHECKS: tuple[Check, ...] = (
     Check(("ctl.same-host-twice",), same_host_twice),
     Check(("ctl.same-hostname",), same_hostname),
+    Check(("ctl.stale-mux",), stale_mux),
 )

@@ -107,6 +107,7 @@ class HostHealth:
     """What could be read; None where it could not."""
 
     clock: Clock | None = None
+    noise: str = ""  # what the shell printed before it ran a command
     ntp: Mapping[str, str] | None = None  # what timedatectl says, and `daemons` that set the clock
     volumes: tuple[Volume, ...] = ()
     stuck: tuple[Stuck, ...] | None = None
@@ -149,6 +150,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
     ports = said["host.ports"].splitlines()
     return HostHealth(
         clock=_clock(asked),
+        noise=_noise(asked),
         ntp=host_settings.ntp(said["host.ntp"]),
         volumes=tuple(one for one in volumes if one),
         stuck=_stuck(said["host.stuck"]),
@@ -181,6 +183,12 @@ def _clock(asked: Asked) -> Clock | None:
     there = float(match.group(1)) + (float(f"0.{match.group(2)}") if match.group(2) else 0.5)
     error = (asked.received - asked.sent) / 2 + (0.0 if match.group(2) else 0.5)  # some date has no fractions
     return Clock(there - (asked.sent + asked.received) / 2, error)
+
+
+def _noise(asked: Asked) -> str:
+    """Whatever came before the date, on lines of its own or on the same."""
+    text = asked.clock.rstrip("\n")
+    return re.sub(r"\d{9,11}(\.\S*)?$", "", text).strip() if _clock(asked) else ""
 
 
 def _volume(directory: str, text: str) -> Volume | None:
