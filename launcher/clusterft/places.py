@@ -44,6 +44,11 @@ class ClusterPlaces:
         """What `up` was told and what came of it: image, shared dir."""
         return self.dir / "settings.json"
 
+    @property
+    def baseline(self) -> Path:
+        """What `doctor --deep` has measured before."""
+        return self.dir / "baseline.json"
+
 
 def default_cluster(home: Path) -> Path:
     """The file that names the cluster of the last `up`; no cluster's name begins with a dot."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from clusterft import facts, places
-from clusterft.apply import settings
+from clusterft.apply import baseline, settings
 from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
+from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
 from clusterft.probing import box, client, deep, desk, health, links, share, ways
@@ -65,6 +66,10 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         unasked |= {} if wanted.contained and wanted.tag else {"box": "there is no image yet: clusterft up"}
         with Crew(fleet, ways.find(fleet, survey, wanted)) as crew:
             _probe(crew, survey, wanted, unasked, gathered, show)
+    looked: Deep | None = _of(gathered, "deep", None)
+    if looked is not None:
+        baseline.remember(settings.cluster_places(cluster.name), looked)
+        unasked |= {"deep": looked.refused} if looked.refused else {}
     seen = Examination(
         wanted=wanted,
         survey=survey,
@@ -73,7 +78,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         links=_of(gathered, "links", None),
         share=_of(gathered, "share", None),
         boxes=_of(gathered, "box", {}),
-        deep=_of(gathered, "deep", None),
+        deep=looked,
         absent=gathered.absent,
         unasked=unasked,
     )
@@ -113,8 +118,9 @@ def _probe(
         _lacking(gathered, survey, thing)
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
+        before = baseline.load(settings.cluster_places(survey.cluster.name))
         last = threading.Thread(
-            target=_try, args=("deep", lambda: deep.run(crew, survey, wanted, show), gathered), daemon=True
+            target=_try, args=("deep", lambda: deep.run(crew, survey, wanted, show, before), gathered), daemon=True
         )
         last.start()
         last.join(_DEADLINES["deep"])

@@ -107,7 +107,7 @@ def find(path: Path | None, name: str | None) -> Cluster:
 def forget(where: ClusterPlaces) -> tuple[str, ...]:
     """Take it all away but the pins: a host key once compared stays compared."""
     changes = []
-    for path in (where.settings, where.hostfile, where.key, where.key.with_suffix(".pub")):
+    for path in (where.settings, where.hostfile, where.key, where.key.with_suffix(".pub"), where.baseline):
         if path.exists():
             path.unlink()
             changes.append(f"{path.name} removed")

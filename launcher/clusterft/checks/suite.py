@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from clusterft.checks.check import Check
-from clusterft.checks.layers import controller, docker, gpu, host, job, network, ours, rendezvous, ssh, storage
+from clusterft.checks.layers import (
+    controller,
+    deep,
+    docker,
+    gpu,
+    host,
+    job,
+    network,
+    ours,
+    rendezvous,
+    ssh,
+    storage,
+)
 
 CHECKS: tuple[Check, ...] = (
     *ssh.CHECKS,
@@ -16,4 +28,5 @@ CHECKS: tuple[Check, ...] = (
     *rendezvous.CHECKS,
     *storage.CHECKS,
     *job.CHECKS,
+    *deep.CHECKS,
 )
