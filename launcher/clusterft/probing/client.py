@@ -20,12 +20,16 @@ _ASKED = 2  # other nodes for each that is not reached
 _MOST = 4  # nodes that others are asked about; a switch that is off need not be asked about 64 times
 _SECONDS = 6.0
 _CLOSED = ("ssh.timeout", "ssh.no-route", "ssh.refused")
-# Whatever the node has to open connections with, all at once; of each: its number, and yes or no.
+# Whatever the node has to open connections with, all at once; of each: its number, and whether an sshd said hello.
+# A machine that hangs takes connections too, as its kernel does that.
 _DIAL = r"""
 dial() {
-  if command -v bash && command -v timeout; then timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2"
-  elif command -v nc; then nc -z -w 3 "$1" "$2"
-  else python3 -c 'import socket, sys; socket.create_connection(sys.argv[1:3], 3)' "$1" "$2"
+  if command -v bash && command -v timeout; then
+    timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1" && head -c 4 <&3 | grep -q SSH-' "$1" "$2"
+  elif command -v nc; then nc -w 3 "$1" "$2" | head -c 4 | grep -q SSH-
+  else
+    p='import socket, sys; sys.exit(socket.create_connection(sys.argv[1:3], 3).recv(4) != b"SSH-")'
+    python3 -c "$p" "$1" "$2"
   fi >/dev/null 2>&1 </dev/null
 }
 command -v bash || command -v nc || command -v python3 || exit

@@ -170,20 +170,20 @@ def _needs(seen: Examination) -> Iterator[tuple[str, rooms.Need]]:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(("os.clock",), clock, reads=("health",)),
+    Check(("os.clock",), clock, reads=_BOTH),
     Check(("os.uid",), users),
     Check(("os.ro-fs",), read_only, reads=_BOTH),
     Check(("os.disk-full",), disk_full, reads=_BOTH),
     Check(("os.inodes",), inodes, reads=_BOTH),
     Check(("os.oom",), _of_both(kernel.oom), reads=_BOTH),
     Check(("os.shm",), shm, reads=_BOTH),
-    Check(("os.hung-task",), _of_health(kernel.hung), reads=("health",)),
+    Check(("os.hung-task",), _of_health(kernel.hung), reads=_BOTH),
     Check(("os.memlock", "os.stack"), limits),
-    Check(("os.removeipc",), removeipc, reads=("health",)),
-    Check(("os.portrange",), port_range, reads=("health",)),
-    Check(("os.conntrack",), _of_health(kernel.conntrack), reads=("health",)),
+    Check(("os.removeipc",), removeipc, reads=_BOTH),
+    Check(("os.portrange",), port_range, reads=_BOTH),
+    Check(("os.conntrack",), _of_health(kernel.conntrack), reads=_BOTH),
     Check(("os.rp-filter",), _of_both(kernel.rp_filter), reads=_BOTH),
-    Check(("os.suspend",), _of_health(upkeep.suspend), reads=("health",)),
-    Check(("os.governor",), _of_health(upkeep.governor), reads=("health",)),
-    Check(("os.auto-upgrade",), _of_health(upkeep.auto_upgrade), reads=("health",), cuda=True),
+    Check(("os.suspend",), _of_health(upkeep.suspend), reads=_BOTH),
+    Check(("os.governor",), _of_health(upkeep.governor), reads=_BOTH),
+    Check(("os.auto-upgrade",), _of_health(upkeep.auto_upgrade), reads=_BOTH, cuda=True),
 )

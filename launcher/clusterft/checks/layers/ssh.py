@@ -111,11 +111,11 @@ def noisy_shell(seen: Examination) -> Iterator[Finding]:
 def _seen_by_others(one: Closed) -> str:
     if one.by:
         return (
-            f"{', '.join(one.by)} can connect to {one.address} port {one.port}: "
+            f"{', '.join(one.by)} can reach sshd at {one.address} port {one.port}: "
             "it is the way from this machine that is closed"
         )
     if one.not_by:
-        return f"{', '.join(one.not_by)} cannot connect to {one.address} port {one.port} either"
+        return f"{', '.join(one.not_by)} cannot reach sshd at {one.address} port {one.port} either"
     return ""
 
 
@@ -131,5 +131,5 @@ CHECKS: tuple[Check, ...] = (
     Check(_IDS, unreached, reads=()),
     Check(("ssh.key-perms",), key_perms, reads=()),
     Check(("ssh.maxsessions",), max_sessions),
-    Check(("ssh.noisy-shell",), noisy_shell, reads=("health",)),
+    Check(("ssh.noisy-shell",), noisy_shell, reads=("facts", "health")),
 )

@@ -1,0 +1,234 @@
+"""Faults of the controller, of SSH and of a node's system, on light nodes and on full ones: real, and mended.
+
+Each names the finding that must come of it. Used by test_doctor_host.py and by the suite of faults.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+from doctoring import AnyLab, Desk, Fault, node_of, on
+
+from lab import LightLab
+
+Act = Callable[[AnyLab, Desk], object]
+
+
+def shell(node: str, script: str) -> Act:
+    """A script on a node."""
+    return lambda lab, desk: on(lab, node, script)
+
+
+def edit(old: str, new: str) -> Act:
+    """Other words in the hostfile."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        text = desk.hosts.read_text()
+        assert old in text, text
+        desk.hosts.write_text(text.replace(old, new))
+
+    return act
+
+
+def _lines(desk: Desk, drop: str = "", add: str = "") -> None:
+    lines = [line for line in desk.hosts.read_text().splitlines() if not drop or not line.startswith(drop)]
+    desk.hosts.write_text("\n".join([*lines, *([add] if add else [])]) + "\n")
+
+
+def _stranger(lab: AnyLab, desk: Desk) -> None:
+    lines = desk.known_hosts.read_text().splitlines(keepends=True)
+    desk.known_hosts.write_text("".join(line for line in lines if not line.startswith("n2,")))
+
+
+def _met(lab: AnyLab, desk: Desk) -> None:
+    """The key that n2 presents by now is taken, as a person does who has compared it."""
+    kind, blob = (node_of(lab, "n2").state / "ssh_host_ed25519_key.pub").read_text().split()[:2]
+    lines = [line for line in lab.known_hosts.read_text().splitlines() if not line.startswith("n2,")]
+    lab.known_hosts.write_text("\n".join([*lines, f"n2,{node_of(lab, 'n2').address} {kind} {blob}"]) + "\n")
+    desk.known_hosts.write_text(lab.known_hosts.read_text())
+
+
+def _own_key(lab: AnyLab, desk: Desk) -> None:
+    """The key with which one node is reached lies open in the person's home."""
+    key = desk.root / "id_lab"
+    shutil.copy(lab.key, key)
+    key.chmod(0o644)
+    lines = desk.hosts.read_text().splitlines()
+    of_n2 = next(line for line in lines if line.startswith("n2 "))
+    _lines(desk, "n2 ", of_n2.replace(str(lab.key), str(key)))
+
+
+def _sshd(lines: str) -> Act:
+    """Other settings of n2's sshd, which reads them anew."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        assert isinstance(lab, LightLab)
+        node = lab.node("n2")
+        path = node.state / "sshd_config"
+        kept = [line for line in path.read_text().splitlines() if not line.startswith("MaxSessions")]
+        path.write_text("\n".join([lines, *kept]) + "\n")
+        first = node._first()
+        assert first is not None
+        first.signal(signal.SIGHUP)
+        time.sleep(0.5)
+
+    return act
+
+
+def _without_key(lab: AnyLab, desk: Desk) -> None:
+    on(lab, "n2", "mv ~/.ssh/authorized_keys ~/.ssh/kept")
+
+
+def _with_key(lab: AnyLab, desk: Desk) -> None:
+    """Not over SSH: nobody is let in."""
+    assert isinstance(lab, LightLab)
+    home = lab.node("n2").home / ".ssh"
+    (home / "kept").rename(home / "authorized_keys")
+
+
+def _unplug(lab: AnyLab, desk: Desk) -> None:
+    """Some time ago: what remembers the card's address would be believed for another 10 s."""
+    node = node_of(lab, "n2")
+    node.cut_link()
+    subprocess.run(["ip", "neigh", "flush", "to", node.address], check=True, timeout=10)
+
+
+def _from_here(action: str) -> Act:
+    """Only what comes from the controller is dropped."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        node = node_of(lab, "n2")
+        here = node.address.rpartition(".")[0] + ".1"
+        node._network(["iptables", "-w", action, "INPUT", "-s", here, "-p", "tcp", "--dport", "22", "-j", "DROP"])
+
+    return act
+
+
+_FREEZE = """
+f=$(mktemp /var/tmp/doctoring-XXXXXX); truncate -s 16M $f; mkfs.ext4 -q $f; mkdir -p /run/frozen
+mount -o loop $f /run/frozen; rm $f; fsfreeze -f /run/frozen
+setsid dd if=/dev/zero of=/run/frozen/x bs=4k count=1 >/dev/null 2>&1 </dev/null &
+sleep 0.5
+"""
+_THAW = "fsfreeze -u /run/frozen; sleep 0.5; umount -l /run/frozen"
+
+SSH: tuple[Fault, ...] = (
+    Fault("wrong key", "ssh.auth", _without_key, _with_key, ("ssh-copy-id -p 22 root@", "chmod go-w ~ ~/.ssh")),
+    Fault("wrong port", "ssh.refused", edit(".12 user=root port=22", ".12 user=root port=2222"),
+          edit("port=2222", "port=22"), ("check port= in the hostfile",), evidence=(":2222: connection refused",)),
+    Fault("unknown name", "ssh.dns", lambda lab, desk: _lines(desk, "n2 ", "n2.nowhere.invalid slots=1 user=root"),
+          lambda lab, desk: _lines(desk, "n2.nowhere", lab.hostfile.read_text().splitlines()[1]),
+          ("give addr= in the hostfile",), nodes=("n2.nowhere.invalid",)),
+    Fault("changed host key", "ssh.hostkey-changed", lambda lab, desk: node_of(lab, "n2").swap_host_key(), _met,
+          ("compare on the console of n2", "ssh-keygen -R"), evidence=("SHA256:",)),
+    Fault("unknown host key", "ssh.hostkey-unknown", _stranger, _met, ("compare the fingerprint", "clusterft up"),
+          evidence=("SHA256:",)),
+    Fault("cable pulled", "ssh.no-route", _unplug,
+          lambda lab, desk: node_of(lab, "n2").restore_link(), ("power the node on, check its cable",),
+          evidence=("n1, n3 cannot reach sshd at",)),
+    Fault("port 22 dropped", "ssh.timeout", lambda lab, desk: node_of(lab, "n2").block_port(22),
+          lambda lab, desk: node_of(lab, "n2").unblock_ports(), ("power the node on; open its ssh port",),
+          evidence=("no answer within 10 s", "n1, n3 cannot reach sshd at")),
+    Fault("port 22 dropped for this machine alone", "ssh.timeout", _from_here("-I"), _from_here("-D"),
+          ("on n2: sudo ufw allow from", "to any port 22 proto tcp"),
+          evidence=("n1, n3 can reach sshd at", "the way from this machine")),
+    Fault("port 22 reset", "ssh.refused", lambda lab, desk: node_of(lab, "n2").block_port(22, "reject"),
+          lambda lab, desk: node_of(lab, "n2").unblock_ports(), ("systemctl enable --now ssh",)),
+    Fault("port 22 prohibited", "ssh.no-route", lambda lab, desk: node_of(lab, "n2").block_port(22, "prohibit"),
+          lambda lab, desk: node_of(lab, "n2").unblock_ports(), ("firewall-cmd --permanent --add-service=ssh",),
+          evidence=("no route to host after 0.",)),
+    Fault("paused", "ssh.timeout", lambda lab, desk: node_of(lab, "n2").pause(),
+          lambda lab, desk: node_of(lab, "n2").resume(), ("look at its console",),
+          evidence=("took the connection, and said nothing",)),
+    Fault("shell that talks", "ssh.noisy-shell", shell("n2", "echo 'echo Welcome to n2, have a nice day' >~/.bashrc"),
+          shell("n2", "rm ~/.bashrc"), ("[[ $- == *i* ]] || return",), evidence=("have a nice day",), status="warn"),
+    Fault("key that others may read", "ssh.key-perms", _own_key,
+          lambda lab, desk: (desk.root / "id_lab").chmod(0o600), ("chmod 600 ",), evidence=("0644 ",), status="warn"),
+    Fault("few channels", "ssh.maxsessions", _sshd("MaxSessions 1"), _sshd("MaxSessions 10"), ("MaxSessions 10",),
+          status="warn"),
+)  # fmt: skip
+
+CONTROLLER: tuple[Fault, ...] = (
+    Fault("one machine twice", "ctl.same-host-twice",
+          lambda lab, desk: _lines(desk, add=lab.hostfile.read_text().splitlines()[1].replace("n2 ", "again ", 1)),
+          lambda lab, desk: _lines(desk, "again "), ("delete all but one of n2, again",), nodes=("n2", "again")),
+    Fault("one name for two machines", "ctl.same-hostname", shell("n2", "hostname n1"), shell("n2", "hostname n2"),
+          ("on n2: sudo hostnamectl set-hostname n2",), nodes=("n1", "n2"), status="warn"),
+)  # fmt: skip
+
+HOST: tuple[Fault, ...] = (
+    Fault("full disk", "os.disk-full", lambda lab, desk: node_of(lab, "n2").fill_disk(),
+          lambda lab, desk: node_of(lab, "n2").free_disk(), ("du -xh",), evidence=("0 MiB of 256 MiB free",)),
+    Fault("no inodes", "os.inodes",
+          shell("n2", "mount -t tmpfs -o nr_inodes=2000 few /var/tmp && cd /var/tmp && seq 1995 | xargs touch"),
+          shell("n2", "umount /var/tmp"), ("du -x --inodes /var/tmp",), evidence=("of 2000 inodes free",)),
+    Fault("home read-only", "os.ro-fs", shell("n2", "mount -o remount,bind,ro ~"),
+          shell("n2", "mount -o remount,bind,rw ~"), ("mount -o remount,rw /",), evidence=("ro,",),
+          also=("fs.home", "fs.squash", "fs.not-writable")),
+    Fault("small /dev/shm", "os.shm", shell("n2", "mount -o remount,size=64m /dev/shm"),
+          shell("n2", "mount -o remount,size=50% /dev/shm"), ("mount -o remount,size=50% /dev/shm",), status="warn",
+          evidence=("64 MiB",)),
+    Fault("leftovers of a run", "os.shm",
+          shell("n2", "mount -o remount,size=1g /dev/shm; head -c 30000000 /dev/zero >/dev/shm/nccl-Ab12Cd"),
+          shell("n2", "rm /dev/shm/nccl-*; mount -o remount,size=50% /dev/shm"), ("rm /dev/shm/nccl-*",),
+          evidence=("nccl-Ab12Cd 29 MiB",), status="warn"),
+    Fault("process that hangs", "os.hung-task", shell("n2", _FREEZE), shell("n2", _THAW), ("dmesg",),
+          evidence=(" dd waits in ",), status="warn"),
+    Fault("port in the range of connections", "os.portrange",
+          shell("n2", "echo 20000 60999 >/proc/sys/net/ipv4/ip_local_port_range"),
+          shell("n2", "echo 29500 >/proc/sys/net/ipv4/ip_local_reserved_ports"),
+          ("net.ipv4.ip_local_reserved_ports=29500",), status="warn", evidence=("20000 60999",)),
+    Fault("two cards in one subnet", "os.rp-filter",
+          shell("n2", "a=$(ip -o -4 addr show eth0 | awk '{print $4}'); ip link add eth1 type veth peer name eth2; ip link set eth2 up; "
+                "ip addr add ${a%.*}.213/24 dev eth1; ip link set eth1 up; "
+                "for c in all eth0 eth1; do echo 1 >/proc/sys/net/ipv4/conf/$c/rp_filter; done"),
+          shell("n2", "ip link del eth1; for c in all eth0; do echo 0 >/proc/sys/net/ipv4/conf/$c/rp_filter; done"),
+          ("net.ipv4.conf.eth1.rp_filter=2",), evidence=("eth0", "eth1"), status="warn",
+          also=("net.dup-route", "net.dup-ip", "nccl.bridge", "net.wrong-nic")),
+    Fault("no limit of the stack", "os.stack", shell("n2", "echo 'ulimit -s unlimited' >~/.bashrc"),
+          shell("n2", "rm ~/.bashrc"), ("soft stack 8192",), status="warn"),
+)  # fmt: skip
+
+LIGHT: tuple[Fault, ...] = (*SSH, *CONTROLLER, *HOST)
+
+
+def _other_user(lab: AnyLab, desk: Desk) -> None:
+    of_n2 = next(line for line in desk.hosts.read_text().splitlines() if line.startswith("n2 "))
+    _lines(desk, "n2 ", of_n2.replace("user=worker", "user=guest"))
+
+
+def _shared_login(lab: AnyLab, desk: Desk) -> None:
+    """A person's ssh keeps a connection open, and then they are made a member of a group."""
+    control = desk.root / "cm"
+    config = desk.root / ".ssh" / "config"
+    node = node_of(lab, "n2")
+    config.write_text(
+        f"Host n2\n  HostName {node.address}\n  User worker\n  IdentityFile {lab.key}\n  ControlPath {control}\n"
+    )
+    way = ["ssh", "-F", str(config), "-o", f"UserKnownHostsFile={lab.known_hosts}", "-o", "BatchMode=yes"]
+    subprocess.run([*way, "-fNM", "n2"], check=True, timeout=20, env=desk.env)
+    on(lab, "n2", "groupadd -f cards && usermod -aG cards worker")
+
+
+def _own_login(lab: AnyLab, desk: Desk) -> None:
+    config = desk.root / ".ssh" / "config"
+    subprocess.run(["ssh", "-F", str(config), "-O", "exit", "n2"], check=True, timeout=20, env=desk.env)
+    on(lab, "n2", "gpasswd -d worker cards")
+
+
+_PIECES = "/etc/systemd/logind.conf.d"
+FULL: tuple[Fault, ...] = (
+    Fault("sleeps when idle", "os.suspend",
+          shell("n2", f"mkdir -p {_PIECES}; printf '[Login]\\nIdleAction=suspend\\n' >{_PIECES}/idle.conf"),
+          shell("n2", "mkdir -p /etc/systemd/system; ln -s /dev/null /etc/systemd/system/sleep.target"),
+          ("systemctl mask sleep.target",), evidence=("IdleAction=suspend in /etc/systemd/logind.conf.d/idle.conf",),
+          status="warn"),
+    Fault("another UID", "os.uid", _other_user, edit("user=guest", "user=worker"), ("log in as users with one UID",),
+          status="warn", user="worker"),
+    Fault("ssh that remembers old groups", "ctl.stale-mux", _shared_login, _own_login, ("ssh -O exit n2",),
+          evidence=("cards",), status="warn", user="worker"),
+)  # fmt: skip
