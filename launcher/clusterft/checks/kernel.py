@@ -50,6 +50,15 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
             fix=("ps -eo rss,pid,user,args --sort=-rss | head   names who holds it",),
             blast_radius="the programs that are ended",
         )
+    elif health.kernel is None:
+        yield Finding(
+            id="os.oom",
+            status="unknown",
+            nodes=(node,),
+            summary="whether the kernel has killed something is only told to root",
+            fix=("sudo dmesg | grep 'Out of memory'",),
+            needs_root=True,
+        )
 
 
 def hung(node: str, health: HostHealth) -> Iterator[Finding]:

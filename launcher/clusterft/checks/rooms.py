@@ -131,7 +131,9 @@ def _read_only(node: str, mount: Mount, purpose: str, remounted: list[str]) -> F
         nodes=(node,),
         summary=f"{mount.target} is mounted read-only ({purpose})",
         evidence="\n".join((f"{mount.source} {mount.target} {mount.fstype} {mount.options}", *lines[-3:])),
-        cause="the kernel stopped writing after an error of the disk" if broken else "",
+        cause="the kernel stopped writing after an error of the disk"
+        if broken
+        else "mounted so by somebody, or by the kernel after an error of the disk",
         fix=(*steps, f"{remount}   (once the disk is found well)")
         if broken
         else (remount, *(steps if disk else ())),

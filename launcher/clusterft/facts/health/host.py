@@ -42,7 +42,7 @@ _KERNEL = (
 )
 # Which of NCCL's files a living process still has; asked only where there are some, as it reads all processes.
 _SHM = (
-    "echo seen; cd /dev/shm && ls -lnd nccl-* | head -n 300 && { echo ==; "
+    'echo seen; cd /dev/shm && set -- nccl-* && [ -e "$1" ] && { ls -lnd nccl-* | head -n 300; echo ==; '
     "hear 4 grep -hos '/dev/shm/nccl-[A-Za-z0-9]*' /proc/[0-9]*/maps | sort -u | head -n 600; }"
 )
 _SECTIONS = {
@@ -177,7 +177,7 @@ def _room(directory: str) -> str:
 def _clock(asked: Asked) -> Clock | None:
     """From one short round trip of its own: the look as a whole may take seconds, which would say nothing."""
     lines = asked.clock.splitlines()
-    match = re.search(r"(\d{9,11})(?:\.(\d{1,9}))?[^\d.]*$", lines[-1]) if lines else None
+    match = re.search(r"(\d{9,11})(?:\.(\d{1,9})|\.\D*)?$", lines[-1]) if lines else None
     if not match or asked.received < asked.sent:
         return None
     there = float(match.group(1)) + (float(f"0.{match.group(2)}") if match.group(2) else 0.5)
