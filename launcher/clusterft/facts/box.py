@@ -1,12 +1,130 @@
-"""What a container of the run's own image got on a node, with the mounts and limits of a run. Pure."""
+"""What a container of the run's own image got on a node, with the mounts and limits of a run. Pure.
+
+Owns how the program `agent.box` answers, and what an engine's refusal to start a container says.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from clusterft.facts import mounted
+from clusterft.facts.mounted import Mounted
+
+NO_LIMIT = -1
+
+# What a refusal is about, by the engine's and the NVIDIA toolkit's own words; the first that fits is meant.
+Refusal = Literal[
+    "no toolkit",
+    "no runtime",
+    "old driver",
+    "mismatch",
+    "no driver",
+    "no card",
+    "nvml",
+    "room",
+    "source",
+    "python",
+    "hung",
+    "other",
+]
+_WORDS: tuple[tuple[Refusal, str], ...] = (
+    ("no toolkit", r"could not select device driver|no known GPU vendor found"),
+    ("no runtime", r"unknown or invalid runtime name|[Uu]nknown runtime specified"),
+    ("no runtime", r"nvidia-container-runtime[^\n]*(?:no such file|not found)"),
+    ("old driver", r"unsatisfied condition: (?:cuda|driver)"),
+    ("mismatch", r"[Dd]river/library version mismatch"),
+    ("no driver", r"libnvidia-ml\.so[^\n]*cannot open|nvml error: driver not loaded|load library failed"),
+    ("no card", r"unknown device|device error: |no such device"),
+    ("nvml", r"nvml error|initialization error|nvidia-container-cli: "),
+    ("room", r"[Nn]o space left on device|[Dd]isk quota exceeded"),
+    ("source", r"bind source path does not exist|invalid mount config for type \"bind\""),
+    ("python", r"executable file not found in \$PATH|exec: \"python[0-9.]*\""),
+    ("hung", r"no answer in time"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Torch:
+    """What the image's torch says."""
+
+    version: str | None
+    cuda: str | None = None  # that it was built for
+    nccl: str | None = None
+    archs: tuple[str, ...] = ()  # sm_86, compute_90, ...
+    available: bool | None = None
+    count: int | None = None
+    complaints: str = ""  # what it warned of, or why it says nothing
+    missing: bool = False  # the image's python has none
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One container."""
+    """One container, or why there is none."""
 
     node: str
+    seconds: float | None = None  # from asking the engine to the program's first word
+    refused: Refusal | None = None  # the engine made none
+    words: str = ""  # its own
+    uid: int | None = None
+    gid: int | None = None
+    memlock: int | None = None  # soft limits in bytes; NO_LIMIT for none
+    stack: int | None = None
+    nofile: int | None = None
+    shm: int | None = None  # bytes
+    shm_free: int | None = None
+    sees: Mounted | None = None  # what lies under the shared dir, inside
+    pinned: bool = False  # it was asked for as with InfiniBand
+    carded: bool = False  # it was asked for with cards
+    smi_code: int | None = None
+    smi: str | None = None  # what nvidia-smi says inside; None: not asked
+    torch: Torch | None = None
+
+
+def refusal(words: str) -> Refusal:
+    """What an engine's complaint is about."""
+    return next((kind for kind, pattern in _WORDS if re.search(pattern, words)), "other")
+
+
+def shaped(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Box in the program's first answer; what is not as it should be is left out."""
+    limits, shm, table = body.get("limits"), body.get("shm"), body.get("mounts")
+    limits = limits if isinstance(limits, dict) else {}
+    pair = shm if isinstance(shm, list) and len(shm) == 2 else (None, None)
+    lines = [line for line in table if isinstance(line, str)] if isinstance(table, list) else []
+    return {
+        "uid": _whole(body.get("uid")),
+        "gid": _whole(body.get("gid")),
+        "memlock": _whole(limits.get("memlock")),
+        "stack": _whole(limits.get("stack")),
+        "nofile": _whole(limits.get("nofile")),
+        "shm": _whole(pair[0]),
+        "shm_free": _whole(pair[1]),
+        "sees": mounted.over(lines),
+    }
+
+
+def torch(body: Mapping[str, Any]) -> Torch:
+    """What the program says of torch."""
+    archs = body.get("archs")
+    problem = next((str(body[key]) for key in ("error", "missing") if body.get(key)), "")
+    return Torch(
+        version=_text(body.get("torch")),
+        cuda=_text(body.get("cuda")),
+        nccl=_text(body.get("nccl")),
+        archs=tuple(str(one) for one in archs) if isinstance(archs, list) else (),
+        available=body["available"] if isinstance(body.get("available"), bool) else None,
+        count=_whole(body.get("count")),
+        complaints="\n".join(one for one in (problem, _text(body.get("complaints"))) if one),
+        missing=bool(body.get("missing")),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

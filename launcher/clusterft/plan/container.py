@@ -16,7 +16,7 @@ from clusterft.hosts import Node
 from clusterft.spec import Mount
 
 _LOG_BYTES, _LOG_FILES = "50m", "3"  # what the engine keeps of a container's stdout
-_STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
+STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
 _NO_LIMIT = -1
 _INFINIBAND = "/dev/infiniband"
 
@@ -135,7 +135,7 @@ class ContainerPlan:
     def _limits(self) -> list[dict[str, Any]]:
         """InfiniBand pins memory; without it the limit stays, since not every engine may lift it."""
         memlock = [{"Name": "memlock", "Soft": _NO_LIMIT, "Hard": _NO_LIMIT}] if self.devices else []
-        return [*memlock, {"Name": "stack", "Soft": _STACK, "Hard": _STACK}]
+        return [*memlock, {"Name": "stack", "Soft": STACK, "Hard": STACK}]
 
 
 def name(node: Node) -> str:

@@ -1,14 +1,96 @@
-"""A container of the run's own image on every node, with the limits and mounts of a run."""
+"""A container of the run's own image on every node, with the limits and mounts of a run.
+
+The shared dir is mounted only where the node itself has looked at it in time: an engine that is asked to mount
+what hangs would hang with it, for everybody.
+"""
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
+
 from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
+from clusterft.facts import NodeFacts
+from clusterft.facts import box as answers
 from clusterft.facts.box import Box
-from clusterft.probing.crew import Crew
-from clusterft.remote import Unreachable
+from clusterft.hosts import Node
+from clusterft.plan import container
+from clusterft.probing.crew import Crew, Silent, Talk
+from clusterft.remote import Remote, Unreachable
+
+_START_SECONDS = 20.0
+_CARDS_SECONDS = 24.0  # all of it, from the start; torch is imported from a disk that may be slow
+_TORCH_SECONDS = 15
 
 
 def open_(crew: Crew, survey: Survey, wanted: Wanted) -> dict[str, Box | Unreachable | str]:
     """One each; words of a node that could make none."""
-    return {name: Box(name) for name in survey.facts}
+    nodes = {node.name: node for node in survey.cluster.active}
+
+    def one(name: str, _: Remote) -> Box | str:
+        way, facts = crew.ways.get(name), survey.facts.get(name)
+        if facts is None or way is None:
+            return "its facts are not known"
+        if way.kind != "image":
+            return "the image is not there" if way.docker else "its engine cannot be used"
+        shared = wanted.shared if any(disk.directory == wanted.shared for disk in facts.disks) else None
+        found = _one(crew, nodes[name], facts, wanted, shared)
+        if found.refused == "source":  # which is for the storage checks to tell; the rest can be seen without it
+            found = _one(crew, nodes[name], facts, wanted, None)
+        return f"the image has no python to look with: {found.words}" if found.refused == "python" else found
+
+    found: dict[str, Box | Unreachable | str] = dict(crew.fleet.each(one))
+    return found
+
+
+def _one(crew: Crew, node: Node, facts: NodeFacts, wanted: Wanted, shared: str | None) -> Box:
+    cards = container.cards(node, facts) if wanted.device == "cuda" else ()
+    devices = container.devices(facts)
+    box = Box(node.name, pinned=bool(devices), carded=bool(cards))
+    asked = {"shared": shared, "cuda": bool(cards), "seconds": _TORCH_SECONDS}
+    began = time.monotonic()
+    try:
+        talk = crew.start(
+            node.name,
+            "box",
+            (json.dumps(asked),),
+            owner=wanted.owner,
+            options=_options(cards, devices, shared),
+        )
+        body = talk.hear(_START_SECONDS)
+    except Silent as why:
+        words = str(why)
+        return replace(box, refused=answers.refusal(words), words=words, seconds=time.monotonic() - began)
+    try:
+        box = replace(box, seconds=time.monotonic() - began, **answers.shaped(body))
+        return _cards(box, talk, began) if cards else box
+    finally:
+        talk.close()
+
+
+def _cards(box: Box, talk: Talk, began: float) -> Box:
+    """What the container makes of the cards; what comes too late is not known."""
+    try:
+        smi = talk.hear(max(1.0, began + _CARDS_SECONDS - time.monotonic())).get("smi")
+        if isinstance(smi, list) and len(smi) == 2:
+            code, words = smi
+            box = replace(box, smi_code=code if isinstance(code, int) else None, smi=str(words).strip())
+        body = talk.hear(max(1.0, began + _CARDS_SECONDS - time.monotonic()))
+    except Silent:
+        return box
+    return replace(box, torch=answers.torch(body))
+
+
+def _options(cards: tuple[str, ...], devices: tuple[str, ...], shared: str | None) -> tuple[str, ...]:
+    """As `docker run` is told what the plan of a run asks of the engine."""
+    stack = f"stack={container.STACK}:{container.STACK}"
+    words = ["--ulimit", stack]
+    if devices:
+        words += ["--ulimit", "memlock=-1:-1", *(word for path in devices for word in ("--device", path))]
+    if cards:
+        words += ["--gpus", "all" if cards == ("all",) else '"device=' + ",".join(cards) + '"']
+    if shared:
+        words += ["--mount", f"type=bind,source={shared},target={shared}"]
+    return tuple(words)

@@ -6,6 +6,7 @@ at all, and the probe that asks makes do with a shell. Refuses to know what a pr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -95,6 +96,26 @@ class Talk:
         return data
 
 
+def _fed(remote: Remote, argv: tuple[str, ...], source: bytes) -> Stream:
+    """A program that has its text; Silent with the reason when it ended before it had read that."""
+    try:
+        stream = remote.stream(argv)
+    except (OSError, Unreachable) as error:
+        raise Silent(f"it could not be started: {error}") from None
+    stream.settimeout(20.0)
+    try:
+        stream.sendall(source)
+    except (OSError, Unreachable) as error:
+        with contextlib.suppress(OSError, Unreachable):
+            stream.settimeout(2.0)
+            while stream.recv(1 << 16):  # what it complained of is whole once it has ended
+                pass
+        words = stream.complaint() or str(error)
+        stream.close()
+        raise Silent(f"it could not be started: {words}") from None
+    return stream
+
+
 class Crew:
     """The programs of one doctor. Leaving it ends them all, and takes their containers away."""
 
@@ -132,8 +153,12 @@ class Crew:
         *,
         mounts: tuple[str, ...] = (),
         owner: tuple[int, int] | None = None,
+        options: tuple[str, ...] = (),
     ) -> Talk:
-        """Begin a program of `agent`; Silent if the node cannot. `mounts` are seen inside under the same path."""
+        """Begin a program of `agent`; Silent if the node cannot. `mounts` are seen inside under the same path.
+
+        `options` are more of `docker run`, and mean nothing where there is no container.
+        """
         way = self.ways.get(node)
         remote = self.fleet.remotes.get(node)
         if way is None or way.kind == "none" or remote is None:
@@ -144,14 +169,9 @@ class Crew:
                 raise Silent("doctor is over")
             self._count += 1
             name = f"clusterft-doctor-{self._word}-{self._count}" if way.kind == "image" else ""
-        argv = (*self._carried(way, name, mounts, owner), "-u", "-c", _BOOT, str(len(source)), program, *arguments)
-        try:
-            stream = remote.stream(argv)
-            stream.settimeout(20.0)
-            stream.sendall(source)
-        except (OSError, Unreachable) as error:
-            raise Silent(f"it could not be started: {error}") from None
-        talk = Talk(node, stream, name)
+        carried = self._carried(way, name, mounts, owner, options)
+        argv = (*carried, "-u", "-c", _BOOT, str(len(source)), program, *arguments)
+        talk = Talk(node, _fed(remote, argv, source), name)
         with self._turn:
             self._talks.append(talk)
             over = self._over
@@ -162,14 +182,17 @@ class Crew:
         return talk
 
     @staticmethod
-    def _carried(way: Way, name: str, mounts: tuple[str, ...], owner: tuple[int, int] | None) -> tuple[str, ...]:
+    def _carried(
+        way: Way, name: str, mounts: tuple[str, ...], owner: tuple[int, int] | None, options: tuple[str, ...]
+    ) -> tuple[str, ...]:
         if way.kind == "python":
             return way.argv
         run, image = way.argv[:-1], way.argv[-1]
         user = ("--user", f"{owner[0]}:{owner[1]}") if owner else ()
         # As --mount, not -v, with which an engine makes a directory that is not there.
         binds = tuple(word for one in mounts for word in ("--mount", f"type=bind,source={one},target={one}"))
-        return (*run, "--name", name, "--label", f"{LABEL}={name}", *user, *binds, "--entrypoint", "python", image)
+        own = ("--name", name, "--label", f"{LABEL}={name}", *user, *binds, *options, "--entrypoint", "python3")
+        return (*run, *own, image)
 
     def _clear(self, talks: list[Talk]) -> None:
         """A container ends with its stdin; one whose program sleeps in the kernel needs to be told."""

@@ -1,0 +1,108 @@
+"""What a container got: limits, shared memory, the shared dir's filesystem, cards, what the image's torch can do.
+
+argv[1]: a JSON object: {"shared": path or null, "cuda": bool, "seconds": for torch}. Says one line at once, and
+two more where there are cards to ask about. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from typing import Any
+
+_TORCH = """
+import json, sys
+said = {}
+try:
+    import torch
+    said["torch"] = torch.__version__
+    said["cuda"] = torch.version.cuda
+    try:
+        said["nccl"] = ".".join(str(one) for one in torch.cuda.nccl.version())
+    except Exception as error:
+        said["nccl"] = None
+    said["archs"] = torch.cuda.get_arch_list() or [
+        one for one in (getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or "").split()
+    ]
+    said["available"] = torch.cuda.is_available()
+    said["count"] = torch.cuda.device_count()
+except ImportError as error:
+    said["missing"] = str(error)[-500:]
+except Exception as error:
+    said["error"] = (type(error).__name__ + ": " + str(error))[-1000:]
+print("@" + json.dumps(said))
+"""
+
+
+def limits() -> dict[str, int]:
+    """Soft limits; -1 for none."""
+    names = {"memlock": resource.RLIMIT_MEMLOCK, "stack": resource.RLIMIT_STACK, "nofile": resource.RLIMIT_NOFILE}
+    return {name: resource.getrlimit(kind)[0] for name, kind in names.items()}
+
+
+def room(path: str) -> list[int] | None:
+    """Bytes of a filesystem, whole and free."""
+    try:
+        told = os.statvfs(path)
+    except OSError:
+        return None
+    return [told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize]
+
+
+def table(path: str) -> list[str]:
+    """The lines of the kernel's table of mounts that a path may lie on; the path itself is not touched."""
+    written = "".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in path).rstrip("/") + "/"
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            words = line.split(" ")
+            if len(words) > 4 and (words[4] == "/" or written.startswith(words[4] + "/")):
+                found.append(line.rstrip("\n"))
+    return found
+
+
+def heard(argv: list[str], seconds: int) -> tuple[int | None, str, str]:
+    """Exit code and words of a program; a code of null: it did not end, or is not there."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {seconds} s", ""
+    except OSError as error:
+        return None, "", str(error)
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+
+
+def of_torch(seconds: int) -> Any:
+    """In a process of its own, as its import may hang, or end the process."""
+    code, out, complaints = heard([sys.executable, "-c", _TORCH], seconds)
+    line = next((one[1:] for one in out.splitlines() if one.startswith("@{")), "")
+    said = json.loads(line) if line else {"error": f"exit code {code}: {out[-300:]}"}
+    said["complaints"] = complaints[-1500:]
+    return said
+
+
+def tell(body: object) -> None:
+    """One line."""
+    sys.stdout.write(json.dumps(body) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """All of it."""
+    asked = json.loads(sys.argv[1])
+    said: dict[str, object] = {"uid": os.getuid(), "gid": os.getgid(), "limits": limits(), "shm": room("/dev/shm")}
+    said["mounts"] = table(asked["shared"]) if asked["shared"] else []
+    tell(said)
+    if asked["cuda"]:
+        code, out, complaints = heard(["nvidia-smi", "-L"], 10)
+        tell({"smi": [code, (out + complaints)[-1500:]]})
+        tell(of_torch(asked["seconds"]))
+
+
+# It ends with its stdin, in the middle of whatever it does.
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+main()
