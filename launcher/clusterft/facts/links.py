@@ -1,10 +1,136 @@
-"""What every node could reach of every other: the port matrix. Pure."""
+"""What every node could reach of every other: the port matrix. Pure; nothing in here is a judgement."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["rendezvous", "high"]
+SPAN = (
+    64  # ports: for the rendezvous of one attempt after the other; as many again for the supervisors' own meeting
+)
+# What a kernel says, and what sshd says for it.
+_WORDS = {
+    "timed out": "timed out",
+    "connection timed out": "timed out",
+    "connection refused": "connection refused",
+    "no route to host": "no route to host",
+    "network is unreachable": "network is unreachable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """One node's try to reach a port of another."""
+
+    source: str
+    target: str
+    address: str
+    port: int
+    kind: Kind
+    listened: bool = True  # whether a program of ours waits there; else a refusal is an answer
+    forwarded: bool = False  # by the node's sshd, as it can run no program
+    error: str = ""  # empty: it came about
+    seconds: float = 0.0  # until it did, or did not
+    stranger: str = ""  # it came about, and whoever answered was not ours
+    boot: str = ""  # the boot id of who answered, and what that one is called
+    name: str = ""
+    small: float | None = None  # seconds of an echo of 1 KB, of 64 KB
+    large: float | None = None
+    lost: tuple[str, str, str] | None = None  # small or large, why, and on which way: there, back or empty
+    passes: int | None = None  # the largest MTU of those tried with which 64 KB came through; 0: none of them
+    mss: int | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether packets and answers pass; where nobody listens, a refusal is one."""
+        return not self.error or (not self.listened and self.error == "connection refused")
+
+    @property
+    def told(self) -> str:
+        """In words, as evidence."""
+        after = "at once" if self.seconds < 0.1 else f"after {self.seconds:.1f} s"
+        way = f"{self.source} → {self.target} {self.address} port {self.port}"
+        return f"{way}: {self.error} {after}" if self.error else f"{way}: open"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What one node could send to another in a moment."""
+
+    source: str
+    target: str
+    rate: float | None = None  # bytes a second
+    packets: int = 0  # small ones, one at a time, there and back
+    again: int | None = None  # of those, sent more than once
+    round_trip: float | None = None  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
     """The matrix."""
+
+    addresses: Mapping[str, str] = field(default_factory=dict)  # node -> where the others dial it
+    dials: tuple[Dial, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    busy: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # node -> port -> why it could not be had
+    macs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> neighbour's address -> its MAC
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # addresses on a network that does connect all
+    missing: Mapping[str, str] = field(default_factory=dict)  # node -> why nothing is known of it
+    notes: tuple[str, ...] = ()
+
+    def of(self, kind: Kind) -> Iterator[Dial]:
+        """The tries of one kind."""
+        return (one for one in self.dials if one.kind == kind)
+
+
+def dial(source: str, kind: Kind, said: Mapping[str, Any], *, listened: bool = True) -> Dial:
+    """What a node's program tells of one try; whatever is not as it should be is left out."""
+    lost = said.get("lost")
+    whole = isinstance(lost, list) and len(lost) == 3
+    return Dial(
+        source=source,
+        target=str(said.get("to")),
+        address=str(said.get("address")),
+        port=_whole(said.get("port")) or 0,
+        kind=kind,
+        listened=listened,
+        error=plain(str(said.get("error") or "")),
+        seconds=_seconds(said.get("seconds")) or 0.0,
+        stranger=str(said.get("stranger") or "")[:200],
+        boot=str(said.get("boot") or "")[:64],
+        name=str(said.get("name") or "")[:64],
+        small=_seconds(said.get("small")),
+        large=_seconds(said.get("large")),
+        lost=(str(lost[0]), plain(str(lost[1])), str(lost[2])) if lost and whole else None,
+        passes=_whole(said.get("passes")),
+        mss=_whole(said.get("mss")),
+    )
+
+
+def flow(source: str, target: str, said: Mapping[str, Any]) -> Flow:
+    """What a node's program tells of what it could send."""
+    own, theirs = _whole(said.get("again")), _whole(said.get("again_there"))
+    return Flow(
+        source=source,
+        target=target,
+        rate=_seconds(said.get("rate")),
+        packets=2 * (_whole(said.get("pings")) or 0),
+        again=None if own is None or theirs is None else own + theirs,
+        round_trip=_seconds(said.get("round_trip")),
+    )
+
+
+def plain(words: str) -> str:
+    """An error in the kernel's words, whoever passes them on."""
+    return _WORDS.get(words.strip().lower(), words.strip()[:200])
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40 else None
+
+
+def _seconds(value: object) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+    return float(value) if good else None  # type: ignore[arg-type]
