@@ -49,10 +49,11 @@ def merged(before: Figures, seen: Deep) -> dict[str, list[float]]:
 
 
 def measured(seen: Deep) -> dict[str, float]:
-    """Of each group the best try."""
+    """Of each group the best try; not of those that are slow."""
     found: dict[str, float] = {}
+    _, slow = acceptance.judged(seen)
     for one in seen.groups:
-        if one.busbw is not None and one.kind != "part":
+        if one.busbw is not None and one.kind != "part" and not (one.kind == "pair" and one.nodes in slow):
             key = deep.key(one.kind, one.nodes, seen.backend)
             found[key] = max(found.get(key, 0.0), one.busbw)
     return found

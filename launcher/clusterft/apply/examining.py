@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from clusterft import facts, places
 from clusterft.apply import baseline, settings
-from clusterft.checks import Survey
+from clusterft.checks import Survey, measured
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
@@ -82,7 +82,13 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         absent=gathered.absent,
         unasked=unasked,
     )
-    return Examined(seen, time.monotonic() - began)
+    return Examined(seen, time.monotonic() - began, _notes(gathered, looked))
+
+
+def _notes(gathered: _Gathered, looked: Deep | None) -> tuple[str, ...]:
+    """What the parts say of how they looked, and the table of what was measured."""
+    said = [note for part in gathered.done.values() for note in getattr(part, "notes", ())]
+    return (*said, *(measured.lines(looked) if looked else ()))
 
 
 def _survey(fleet: Fleet, wanted: Wanted, gathered: _Gathered) -> Survey:

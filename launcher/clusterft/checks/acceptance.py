@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from clusterft.facts.deep import Group
+from clusterft.facts.deep import Card, Deep, Group
 
 # Mbit/s -> GB/s of an all-reduce between nodes, one link each. Measured by others for 25, 100, 200 and 400 Gbit/s
 # (nccl#209, nccl#450, Azure's node health checks); the others are 72 % of the wire.
@@ -80,6 +80,13 @@ def inside(card: str, count: int) -> float | None:
     return None
 
 
+def inside_too_low(group: Group, cards: Iterable[Card]) -> float | None:
+    """What the cards of this node should give among themselves, if it is known and they do not."""
+    names = {card.name for card in cards if card.node in group.nodes}
+    expected = inside(names.pop(), group.ranks) if len(names) == 1 else None
+    return expected if expected and group.busbw is not None and group.busbw < expected else None
+
+
 def sharing(speed: float, ranks: int) -> float:
     """Seconds that a step of SDXL spends on its gradients, at so many GB/s of bus bandwidth."""
     return _UNET_BYTES * 2 * (ranks - 1) / ranks / (speed * 1e9)
@@ -95,15 +102,27 @@ def yardstick(groups: Iterable[Group], backend: str, wires: Mapping[str, int | N
     return Yardstick(backend, max(figures), statistics.median(figures), equal, known)
 
 
-def best(groups: Iterable[Group]) -> dict[tuple[str, ...], Group]:
-    """Of each pair the best try: whatever is slow by chance is not slow twice."""
-    found: dict[tuple[str, ...], Group] = {}
+def judged(deep: Deep) -> tuple[dict[tuple[str, ...], Group], dict[tuple[str, ...], str]]:
+    """(the best try of each pair, why those are slow that were slow twice): one slow try is chance."""
+    pairs = best(deep.groups)
+    against = yardstick(deep.groups, deep.backend, dict(deep.wires), equal=deep.equal)
+    twice = {pair for pair in pairs if sum(one.nodes == pair for one in deep.groups) > 1}
+    return pairs, {pair: why for pair, one in pairs.items() if pair in twice and (why := slow(one, against))}
+
+
+def top(groups: Iterable[Group]) -> dict[tuple[str, tuple[str, ...]], Group]:
+    """Of each group the best try: whatever is slow by chance is not slow twice."""
+    found: dict[tuple[str, tuple[str, ...]], Group] = {}
     for one in groups:
-        if one.kind == "pair":
-            known = found.get(one.nodes)
-            if known is None or (one.busbw or 0.0) > (known.busbw or 0.0):
-                found[one.nodes] = one
+        known = found.get((one.kind, one.nodes))
+        if known is None or (one.busbw or 0.0) > (known.busbw or 0.0):
+            found[one.kind, one.nodes] = one
     return found
+
+
+def best(groups: Iterable[Group]) -> dict[tuple[str, ...], Group]:
+    """The same of the pairs alone."""
+    return {nodes: one for (kind, nodes), one in top(groups).items() if kind == "pair"}
 
 
 def attempts(groups: Iterable[Group]) -> dict[tuple[str, tuple[str, ...]], tuple[float, ...]]:

@@ -116,6 +116,7 @@ class Deep:
     savings: Mapping[str, Saving] = field(default_factory=dict)
     directory: str = ""  # where the checkpoint was saved
     addresses: Mapping[str, str] = field(default_factory=dict)  # node -> how the others reach it
+    interfaces: Mapping[str, str] = field(default_factory=dict)
     wires: Mapping[str, int] = field(default_factory=dict)  # node -> Mbit/s of its interface, where it is told
     equal: bool = False  # four or more nodes of one kind
     before: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # what earlier runs measured, by `key`

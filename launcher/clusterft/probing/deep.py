@@ -184,6 +184,7 @@ class _Course:
             directory=directory,
             before=self.before,
             addresses={name: address.ip for name, address in self.site.addresses.items()},
+            interfaces={name: known for name, one in self.site.addresses.items() if (known := one.interface)},
             wires={name: speed for name, speed in self.site.wires.items() if speed},
             equal=self.site.equal,
             missing=dict(self.bench.gone),
@@ -210,6 +211,8 @@ class _Course:
         found = self._measure("node", names)
         if not self.site.cuda:
             return
+        low = [one.nodes for one in found if acceptance.inside_too_low(one, self.cards)]
+        self._measure("node", low)
         for group in found:
             if group.busbw is None and group.hung:
                 self.direct.append(self._directly(group.nodes[0]))

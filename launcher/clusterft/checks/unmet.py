@@ -1,0 +1,93 @@
+"""Ranks that never found each other in a collective, though single ports could be reached. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from clusterft.checks import acceptance
+from clusterft.checks.examination import Examination
+from clusterft.checks.measured import story
+from clusterft.facts.deep import Deep, Group
+from clusterft.findings import Finding
+
+
+def ranks(seen: Examination) -> Iterator[Finding]:
+    """net.high-ports: a node that meets nobody, two that do not meet each other, or nothing but all at once."""
+    deep = seen.deep
+    if deep is None:
+        return
+    best = acceptance.best(deep.groups)
+    dead = [one for one in best.values() if one.busbw is None and one.hung]
+    verdict = acceptance.blame(best, [one.nodes for one in dead])
+    for node in verdict.nodes:
+        peers = [name for name in deep.addresses if name != node]
+        mine = [one for one in dead if node in one.nodes]
+        yield _closed(seen, (node,), mine, "meets no other node in a collective", {node: peers})
+    for one in dead:
+        if one.nodes in verdict.links:
+            left, right = one.nodes
+            summary = f"{left} and {right} do not meet in a collective"
+            yield _closed(seen, one.nodes, [one], summary, {left: [right], right: [left]})
+    if not dead:
+        yield from _together(deep)
+    broken = [one for one in best.values() if one.busbw is None and not one.hung]
+    yield from _broken(broken)
+
+
+def _closed(
+    seen: Examination, nodes: tuple[str, ...], dead: list[Group], summary: str, peers: dict[str, list[str]]
+) -> Finding:
+    return Finding(
+        id="net.high-ports",
+        status="fail",
+        nodes=nodes,
+        summary=summary,
+        evidence="\n".join(map(story, dead)),
+        cause="besides the rendezvous, ranks use TCP ports that the system chooses, in both directions",
+        fix=tuple(_let_in(seen, node, others) for node, others in peers.items() if others),
+        needs_root=True,
+        blast_radius="the firewall: all TCP ports, for these nodes alone",
+    )
+
+
+def _let_in(seen: Examination, node: str, others: list[str]) -> str:
+    """One command for a node's own firewall."""
+    addresses = [(seen.deep.addresses if seen.deep else {}).get(other, other) for other in others]
+    facts = seen.survey.facts.get(node)
+    wall = facts.firewall if facts else None
+    if wall and wall.ufw:
+        return f"on {node}: " + " && ".join(f"sudo ufw allow from {one} to any proto tcp" for one in addresses)
+    if wall and wall.firewalld:
+        sources = " ".join(f"--add-source={one}" for one in addresses)
+        return f"on {node}: sudo firewall-cmd --zone=trusted --permanent {sources} && sudo firewall-cmd --reload"
+    return f"on {node}: sudo iptables -I INPUT -p tcp -s {','.join(addresses)} -j ACCEPT"
+
+
+def _together(deep: Deep) -> Iterator[Finding]:
+    """All nodes do not come to an end, and no pair says why."""
+    together = [one for one in deep.groups if one.kind == "all"]
+    if len(together) < 2 or not all(one.busbw is None and one.hung for one in together):
+        return
+    parts = [one for one in deep.groups if one.kind == "part"]
+    yield Finding(
+        id="net.high-ports",
+        status="fail",
+        nodes=together[0].nodes,
+        summary="all nodes together come to no end, though each pair that was tried does",
+        evidence="\n".join(map(story, (*together, *parts))),
+        cause="two nodes that were in no pair do not meet, or connections are limited in number",
+        fix=("clusterft doctor --only network   names each port that is closed",),
+        blast_radius="nothing: it only looks",
+    )
+
+
+def _broken(groups: list[Group]) -> Iterator[Finding]:
+    """Ended by something else than the network: what it was is in the words."""
+    for one in groups:
+        yield Finding(
+            id="run.straggler",
+            status="unknown",
+            nodes=one.nodes,
+            summary="a collective among them ended with an error each time",
+            evidence=story(one),
+        )
