@@ -53,4 +53,15 @@ def _modes(seen: Examination, found: Finding) -> Iterator[Mend]:
                 yield Mend(found.id, node, f"chmod {mode} ~/{path}", ("sh", "-c", script, "sh", mode, path))
 
 
-_PLANS: Mapping[str, Callable[[Examination, Finding], Iterable[Mend]]] = {"ctl.modes": _modes}
+def _shared_login(seen: Examination, found: Finding) -> Iterator[Mend]:
+    """Closes the user's shared connection; commands that use it go on over one of their own the next time."""
+    for one in seen.desk.shared:
+        if one.node in found.nodes:
+            words = f"ssh -O exit {one.node}"
+            yield Mend(found.id, "", words, ("ssh", "-O", "exit", "-S", one.socket, one.node))
+
+
+_PLANS: Mapping[str, Callable[[Examination, Finding], Iterable[Mend]]] = {
+    "ctl.modes": _modes,
+    "ctl.stale-mux": _shared_login,
+}
