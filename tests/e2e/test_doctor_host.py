@@ -1,15 +1,16 @@
-"""Doctor names faults of the controller, of SSH and of a node's system, on real nodes; mended, it is silent again."""
+"""Doctor names faults of the controller, of SSH and of a node's system, on real nodes; mended, it is silent."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import doctor_host_faults as faults
 import pytest
-from doctoring import Desk, Fault, above_info, clean, finding, statuses, suffers
+from doctoring import Desk, Fault, above_info, clean, finding, on, statuses, suffers
 
-from lab import FullLab, LightLab
+from lab import FullLab, LightLab, VmLab
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def test_what_lies_behind_a_node_that_is_lost_is_skipped(light: LightLab, tmp_pa
 @pytest.mark.lab_light
 def test_three_faults_at_once_are_all_named(light: LightLab, tmp_path: Path) -> None:
     """One finding does not hide another, on the same node or on the next."""
-    chosen = [one for one in faults.LIGHT if one.name in ("full disk", "small /dev/shm", "key that others may read")]
+    chosen = [
+        one for one in faults.LIGHT if one.name in ("full disk", "small /dev/shm", "key that others may read")
+    ]
     desk = Desk(light, tmp_path)
     for one in chosen:
         one.inject(light, desk)
@@ -71,3 +74,27 @@ def full() -> Iterator[FullLab]:
 def test_a_fault_of_a_machine_with_files_of_its_own(full: FullLab, fault: Fault, tmp_path: Path) -> None:
     full.node("n1").inside(["chmod", "1777", full.shared])
     suffers(fault, full, tmp_path)
+
+
+@pytest.mark.lab_vm
+def test_a_wrong_clock_and_a_hang_in_the_kernel_are_told_by_real_kernels(tmp_path: Path) -> None:
+    """Only a machine of its own has a clock of its own, and an NFS client that waits in state D."""
+    with VmLab.up(count=2) as lab:
+        desk = Desk(lab, tmp_path)
+        clean(desk.doctor("--quick"))
+        on(lab, "n2", "date -s @$(($(date +%s) + 90))")
+        one = finding(desk.doctor("--quick"), "os.clock", "n2")
+        assert one["status"] == "fail" and "ahead of the controller's" in one["summary"], one
+        assert one["fix"] == ["sudo timedatectl set-ntp true"]
+        on(lab, "n2", "date -s @$(($(date +%s) - 90))")
+        clean(desk.doctor("--quick"))
+        lab.node("n1").pause()
+        try:
+            on(lab, "n2", "nohup ls /shared/nothing >/dev/null 2>&1 </dev/null &")
+            time.sleep(12)
+            answer = desk.doctor("--quick")
+        finally:
+            lab.node("n1").resume()
+        finding(answer, "ssh.timeout", "n1")
+        hung = finding(answer, "os.hung-task", "n2")
+        assert " ls waits in " in hung["evidence"] and "umount -f -l" in hung["fix"][0], hung

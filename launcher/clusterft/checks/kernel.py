@@ -55,7 +55,7 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
             id="os.oom",
             status="unknown",
             nodes=(node,),
-            summary="whether the kernel has killed something is only told to root",
+            summary="the kernel's log cannot be read, and so not whether it has killed something",
             fix=("sudo dmesg | grep 'Out of memory'",),
             needs_root=True,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from clusterft.facts.health.host_settings import Apt, Governor, Logind, Sleep
 _TICKS = 100  # of a second, in /proc: the same on all of Linux
 HOME, SHARED, DOCKER = "home", "shared", "docker"  # rooms by what they are for; the others are paths
 TMP, SCRATCH = "/tmp", "/var/tmp"
+_LOCAL = {TMP: TMP, SCRATCH: SCRATCH, DOCKER: "/var/lib/docker"}  # in this order, as the last one may be missing
 
 # A process that waits in the kernel at three looks, without having run in between. Kernel threads may always wait.
 _STUCK = r"""
@@ -135,8 +136,7 @@ def sections(asked: Asked) -> dict[str, str]:
 
 def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds. Each directory has its own, as any may lie on a share that hangs."""
-    rooms = {"host.room.home": _room('"$HOME"'), "host.room.tmp": _room(TMP), "host.room.scratch": _room(SCRATCH)}
-    rooms["host.room.docker"] = _room("/var/lib/docker")
+    rooms = {"host.room.home": _room('"$HOME"'), "host.room.local": _room(" ".join(_LOCAL.values()))}
     if asked.shared:
         rooms["host.room.shared"] = _room(shlex.quote(asked.shared))
     apt = host_settings.APT_STAGE if asked.cuda else {}
@@ -145,14 +145,17 @@ def stages(asked: Asked) -> dict[str, str]:
 
 def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
     """From the sections' texts."""
-    rooms = {HOME: "home", TMP: "tmp", SCRATCH: "scratch", SHARED: "shared", DOCKER: "docker"}
-    volumes = (_volume(name, said.get(f"host.room.{key}", "")) for name, key in rooms.items())
+    volumes = (
+        *_volumes((HOME,), said["host.room.home"]),
+        *_volumes(tuple(_LOCAL), said["host.room.local"]),
+        *_volumes((SHARED,), said.get("host.room.shared", "")),
+    )
     ports = said["host.ports"].splitlines()
     return HostHealth(
         clock=_clock(asked),
         noise=_noise(asked),
-        ntp=host_settings.ntp(said["host.ntp"]),
-        volumes=tuple(one for one in volumes if one),
+        ntp=host_settings.ntp(said["host.ntp"], said["host.sleep"]),
+        volumes=volumes,
         stuck=_stuck(said["host.stuck"]),
         kernel=_kernel(said["host.kernel"]),
         shm=_shm(said["host.shm"]),
@@ -191,18 +194,21 @@ def _noise(asked: Asked) -> str:
     return re.sub(r"\d{9,11}(\.\S*)?$", "", text).strip() if _clock(asked) else ""
 
 
-def _volume(directory: str, text: str) -> Volume | None:
-    lines = text.splitlines()
-    found = [re.match(r"(?:.+?)\s+(\d{1,18})\s+\d+\s+(-?\d{1,18})\s+\S+\s+(/.*)", line) for line in lines]
-    rows = [one for one in found if one]
-    if not rows:
-        return None
-    size, free, where = int(rows[0].group(1)) * 1024, int(rows[0].group(2)) * 1024, rows[0].group(3)
-    inodes = int(rows[1].group(1)) if len(rows) == 2 else 0
-    known = inodes > 0 and len(rows) == 2
-    return Volume(
-        directory, where, size, free, inodes if known else None, int(rows[1].group(2)) if known else None
-    )
+def _volumes(names: tuple[str, ...], text: str) -> Iterator[Volume]:
+    """df -Pk, then df -Pi, of the same directories; one that is not there has no row, so it comes last."""
+    rows = [re.match(r".+?\s+(\d{1,18})\s+\d+\s+(-?\d{1,18})\s+\S+\s+(/.*)", one) for one in text.splitlines()]
+    found = [one for one in rows if one]
+    blocks, files = found[: len(found) // 2], found[len(found) // 2 :]
+    for name, of, inodes in zip(names, blocks, files, strict=False):
+        counted = int(inodes.group(1)) > 0  # a filesystem that makes inodes as it goes says 0 of 0
+        yield Volume(
+            name,
+            of.group(3),
+            int(of.group(1)) * 1024,
+            int(of.group(2)) * 1024,
+            int(inodes.group(1)) if counted else None,
+            int(inodes.group(2)) if counted else None,
+        )
 
 
 def _stuck(text: str) -> tuple[Stuck, ...] | None:

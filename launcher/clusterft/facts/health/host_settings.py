@@ -12,8 +12,8 @@ _CPU = "/sys/devices/system/cpu"
 _DAEMONS = "chronyd|ntpd|ntpsec|openntpd|systemd-timesyn|ptp4l|phc2sys|VBoxService|vmtoolsd"  # comm has 15 letters
 
 SECTIONS = {
-    "host.ntp": "echo seen; limit 3 timedatectl show -p NTP -p NTPSynchronized -p CanNTP; "
-    f"cat /proc/[0-9]*/comm | grep -xE '{_DAEMONS}' | sort -u",
+    "host.ntp": "command -v timedatectl >/dev/null && "
+    "limit 3 timedatectl show -p NTP -p NTPSynchronized -p CanNTP",
     # The file that counts, then all pieces; which of the pieces counts is for the parser.
     "host.logind": "for f in /etc/systemd/logind.conf /run/systemd/logind.conf /usr/lib/systemd/logind.conf; do "
     '[ -e "$f" ] && break; done; '
@@ -21,12 +21,13 @@ SECTIONS = {
     '/etc/systemd/logind.conf.d/*.conf; do [ -e "$f" ] && printf "file %s\\n" "$f" && '
     "grep -E '^[[:space:]]*(RemoveIPC|IdleAction|IdleActionSec)[[:space:]]*=' \"$f\"; done; "
     '[ -e "/var/lib/systemd/linger/$(id -un)" ] && echo linger',
-    "host.sleep": "echo seen; for t in sleep suspend; do "
+    "host.sleep": f"c=$(cat /proc/[0-9]*/comm | grep -xE '{_DAEMONS}|systemd-logind|gsd-power' | sort -u); "
+    "echo seen; "
+    "printf 'daemon %s\\n' $c; for t in sleep suspend; do "
     '[ "$(readlink -f /etc/systemd/system/$t.target)" = /dev/null ] && echo masked; done; '
-    "cat /proc/[0-9]*/comm | grep -qx systemd-logind && echo logind; u=$(id -u); "
-    "for c in $(grep -lx gsd-power /proc/[0-9]*/comm); do "
-    '[ "$(stat -c %u "$c")" = "$u" ] && echo desktop && for k in type timeout; do printf "$k "; '
-    "limit 3 gsettings get org.gnome.settings-daemon.plugins.power sleep-inactive-ac-$k; done; done",
+    "case $c in *gsd-power*) u=$(id -u); for p in $(grep -lx gsd-power /proc/[0-9]*/comm); do "
+    '[ "$(stat -c %u "$p")" = "$u" ] && echo desktop && for k in type timeout; do printf "$k "; '
+    "limit 3 gsettings get org.gnome.settings-daemon.plugins.power sleep-inactive-ac-$k; done; done ;; esac",
     "host.governor": f"cat {_CPU}/cpu[0-9]*/cpufreq/scaling_governor | sort | uniq -c; echo ==; "
     f"cd {_CPU}/cpu0/cpufreq && cat scaling_driver cpuinfo_min_freq cpuinfo_max_freq",
 }
@@ -82,13 +83,11 @@ class Apt:
     from_security: frozenset[str]  # of `drivers`, those whose newer versions come with security updates
 
 
-def ntp(text: str) -> dict[str, str] | None:
+def ntp(text: str, processes: str) -> dict[str, str]:
     """`timedatectl show`, and the daemons that set clocks."""
-    first, *lines = text.splitlines() or [""]
-    if first != "seen":
-        return None
-    found = dict(line.split("=", 1) for line in lines if "=" in line)
-    return {**found, "daemons": " ".join(line for line in lines if "=" not in line)}
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    running = re.findall(rf"^daemon ({_DAEMONS})$", processes, re.MULTILINE)
+    return {**found, "daemons": " ".join(running)}
 
 
 def logind(text: str) -> Logind | None:
@@ -130,7 +129,7 @@ def sleep(text: str) -> Sleep | None:
     said = dict(line.split(" ", 1) for line in lines if line.startswith(("type ", "timeout ")))
     kind = said.get("type", "").strip().strip("'")
     timeout = whole(said.get("timeout", "").replace("uint32", ""))
-    return Sleep("masked" in lines, "logind" in lines, (kind, timeout) if kind else None)
+    return Sleep("masked" in lines, "daemon systemd-logind" in lines, (kind, timeout) if kind else None)
 
 
 def governor(text: str) -> Governor | None:
