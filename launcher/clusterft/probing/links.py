@@ -1,13 +1,294 @@
-"""The port matrix: every node dials every other one, in the network that a run uses."""
+"""The port matrix: every node dials every other one, in the network and on the addresses that a run uses.
+
+Owns the order and the time of it: who opens what, two tries for all that fails, then what can be sent, in rounds
+in which no node is in two pairs. A port that somebody has already is left to them. Judges nothing.
+"""
 
 from __future__ import annotations
 
-from clusterft.checks import Survey
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from clusterft.checks import Survey, networks
 from clusterft.checks.examination import Wanted
-from clusterft.facts.links import Links
-from clusterft.probing.crew import Crew
+from clusterft.facts import links as facts
+from clusterft.facts.links import Dial, Flow, Kind, Links
+from clusterft.probing import rounds
+from clusterft.probing.crew import Crew, Silent
+from clusterft.probing.dialler import Dialler, Forwarding, Peer, Program, Seen, lost
+from clusterft.remote import Unreachable
+
+_ALL = 21.0  # seconds for the whole of it
+_FIRST, _AGAIN = 3.0, 4.0  # seconds for a connection; a lost packet is sent again after one, and after three
+_FLOW = 0.3  # seconds of sending, at most, in each direction of a pair
+_FLOWS = 9.0  # seconds for all of that
+_PINGS = 400  # small messages of a pair, one after the other
+_BESIDE = (32768, 60999)  # where ports are taken from by most kernels, if one does not say
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 def look(crew: Crew, survey: Survey, wanted: Wanted) -> Links:
     """All of it."""
-    return Links()
+    choice = networks.choose(survey)
+    known = {name: place.ip for name, place in choice.places.items()}
+    looking = _Look(crew, survey, wanted, known)
+    notes = [_chosen(choice)] if choice.network and choice.others else []
+    if len(looking.machines) < 2:
+        return Links(addresses=known, missing=looking.missing(), notes=tuple(notes))
+    try:
+        looking.open()
+        looking.dial()
+        looking.again()
+        elsewhere = looking.elsewhere()
+        looking.flow()
+    finally:
+        looking.close()
+    return Links(
+        addresses=known,
+        dials=tuple(looking.dials.values()),
+        flows=tuple(looking.flows),
+        busy={name: dict(one.busy) for name, one in looking.programs.items() if one.busy},
+        macs=looking.macs,
+        elsewhere=elsewhere,
+        missing=looking.missing(),
+        notes=(*notes, *looking.notes()),
+    )
+
+
+@dataclass(slots=True)
+class _Look:
+    crew: Crew
+    survey: Survey
+    wanted: Wanted
+    addresses: dict[str, str]
+    machines: tuple[str, ...] = ()
+    programs: dict[str, Program] = field(default_factory=dict)
+    diallers: dict[str, Dialler] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)  # node -> why it runs no program
+    gone: dict[str, str] = field(default_factory=dict)  # node -> why it has no say
+    dials: dict[tuple[str, str, int], Dial] = field(default_factory=dict)
+    flows: list[Flow] = field(default_factory=list)
+    macs: dict[str, dict[str, str]] = field(default_factory=dict)
+    until: float = 0.0
+    word: str = ""
+
+    def __post_init__(self) -> None:
+        self.until = time.monotonic() + _ALL
+        self.word = secrets.token_hex(16)
+        seen: set[str] = set()
+        for node in self.survey.cluster.active:  # one machine under two names would dial itself
+            facts = self.survey.facts.get(node.name)
+            if facts and node.name in self.addresses and (facts.boot_id or node.name) not in seen:
+                seen.add(facts.boot_id or node.name)
+                self.machines = (*self.machines, node.name)
+
+    @property
+    def rendezvous(self) -> tuple[int, ...]:
+        """Where ranks meet, and where supervisors do."""
+        first = self.wanted.port
+        return tuple(port for port in (first, first + facts.SPAN) if port < 65536)
+
+    def open(self) -> None:
+        """A program on each node that can run one, on the same ports if they are free."""
+        for name, one in _each(self.machines, lambda name: Program(self.crew, name)).items():
+            if isinstance(one, Program):
+                self.programs[name] = one
+                self.diallers[name] = one
+            else:
+                self.without[name] = lost(one)
+                remote = self.crew.fleet.remotes.get(name)
+                if remote:
+                    self.diallers[name] = Forwarding(remote, self.word)
+        wide = any(":" in self.addresses[name] for name in self.machines)
+        high = self._high()
+        opened = _each(
+            tuple(self.programs),
+            lambda name: self.programs[name].listen(self.word, self.rendezvous, high, wide=wide),
+        )
+        for name, problem in opened.items():
+            if problem is not None:
+                self.without[name] = self.gone[name] = lost(problem)
+                self.programs.pop(name)
+                self.diallers.pop(name)
+
+    def _high(self) -> list[int]:
+        """Some ports that every node's kernel would give to a program that asks for any."""
+        ranges = [one.range or _BESIDE for one in self.programs.values()]
+        low = max((one[0] for one in ranges), default=_BESIDE[0])
+        top = min((one[1] for one in ranges), default=_BESIDE[1])
+        if top - low < 16:
+            return []
+        return [low + secrets.randbelow(top - low + 1) for _ in range(4)]
+
+    def dial(self) -> None:
+        """Everybody at once."""
+        chosen = rounds.targets(self.machines)
+        asked = {
+            name: tuple(peer for to in chosen[name] if (peer := self._peer(to)) and peer.ports)
+            for name in self.diallers
+        }
+        self._ask(asked, _FIRST, again=False)
+
+    def again(self) -> None:
+        """What did not come about, once more: one lost packet is no finding."""
+        asked: dict[str, dict[str, list[int]]] = {}
+        for one in self.dials.values():
+            if not one.reached or one.lost or one.stranger:
+                asked.setdefault(one.source, {}).setdefault(one.target, []).append(one.port)
+        before = dict(self.dials)
+        self._ask(
+            {
+                name: tuple(Peer(to, self.addresses[to], tuple(ports)) for to, ports in peers.items())
+                for name, peers in asked.items()
+            },
+            _AGAIN,
+            again=True,
+        )
+        for key, now in self.dials.items():  # how soon it failed tells most the first time
+            if key in before and now.error and now.error == before[key].error:
+                self.dials[key] = replace(now, seconds=min(now.seconds, before[key].seconds))
+
+    def _peer(self, to: str) -> Peer | None:
+        """What can be dialled there without disturbing anybody."""
+        program = self.programs.get(to)
+        if program is None:
+            listening = self.survey.facts[to].listening or frozenset()
+            high = _BESIDE[0] + 7777
+            free = tuple(port for port in (*self.rendezvous, high) if port not in listening)
+            return Peer(to, self.addresses[to], free)
+        own = tuple(port for port in self.rendezvous if port not in program.busy)
+        return Peer(to, self.addresses[to], (*own, program.high) if program.high else own)
+
+    def _ask(self, asked: dict[str, tuple[Peer, ...]], seconds: float, *, again: bool) -> None:
+        able = tuple(name for name, peers in asked.items() if peers and name in self.diallers)
+        seen = _each(able, lambda name: self.diallers[name].dial(asked[name], seconds, again=again))
+        for name, one in seen.items():
+            if not isinstance(one, Seen):
+                self.gone[name] = lost(one)
+                self.diallers.pop(name)
+                self.programs.pop(name, None)
+                continue
+            self.macs.setdefault(name, {}).update(one.macs)
+            for said in one.dials:
+                self._note(name, said)
+
+    def _note(self, source: str, said: object) -> None:
+        assert isinstance(said, dict)
+        kind: Kind = "rendezvous" if said.get("port") in self.rendezvous else "high"
+        one = facts.dial(source, kind, said, listened=said.get("to") in self.programs)
+        one = replace(one, forwarded=source not in self.programs)
+        if one.target in self.addresses:
+            self.dials[source, one.target, one.port] = one
+
+    def elsewhere(self) -> dict[str, str]:
+        """Where the chosen addresses do not connect all: a network of all nodes that does, tried on one port."""
+        lost = {(one.source, one.target) for one in self.dials.values() if one.kind == "high" and not one.reached}
+        if not lost or time.monotonic() > self.until - 6.0:
+            return {}
+        nodes = [node for node in self.survey.cluster.active if node.name in self.machines]
+        for whole in networks.shared(nodes, self.survey):
+            places = {name: place.ip for name, place in whole.places.items()}
+            if places == {name: self.addresses[name] for name in places}:
+                continue
+            asked = {
+                name: tuple(
+                    Peer(to, places[to], (self.programs[to].high,))
+                    for source, to in sorted(lost)
+                    if source == name and to in self.programs
+                )
+                for name in self.diallers
+            }
+            able = tuple(name for name, peers in asked.items() if peers)
+            seen = _each(able, lambda name, asked=asked: self.diallers[name].dial(asked[name], 2.0, again=False))  # type: ignore[misc]
+            if able and all(isinstance(one, Seen) and _well(one) for one in seen.values()):
+                return places
+        return {}
+
+    def flow(self) -> None:
+        """What can be sent, in each direction by itself, while there is time."""
+        able = tuple(name for name in self.machines if name in self.programs and self.programs[name].high)
+        plan = rounds.matchings(able) if len(able) > 1 else ()
+        seconds = min(_FLOW, _FLOWS / max(1, 4 * len(plan)))
+        until = min(self.until - 2.0, time.monotonic() + _FLOWS)
+        for pairs in plan:
+            for turned in (False, True):
+                if time.monotonic() > until:
+                    return
+                ways = [(other, one) if turned else (one, other) for one, other in pairs]
+                good = tuple(way for way in ways if self._open(*way))
+                said = _each(good, lambda way: self._measure(*way, seconds))
+                self.flows += [one for one in said.values() if isinstance(one, Flow)]
+
+    def _open(self, source: str, target: str) -> bool:
+        """Whether it is worth measuring: not where large packets are lost, or nothing came about."""
+        tried = self.dials.get((source, target, self.programs[target].high))
+        back = self.dials.get((target, source, self.programs[source].high))
+        return all(one is None or (one.reached and one.large is not None) for one in (tried, back))
+
+    def _measure(self, source: str, target: str, seconds: float) -> Flow:
+        there = self.programs[target]
+        said = self.programs[source].measure(self.addresses[target], there.high, seconds, _PINGS)
+        return facts.flow(source, target, said)
+
+    def close(self) -> None:
+        """No port stays open for longer than this."""
+        for one in self.programs.values():
+            one.close()
+
+    def missing(self) -> dict[str, str]:
+        """Nodes of which this tells nothing."""
+        nowhere = {
+            name: "its address towards the other nodes is not known"
+            for name in self.survey.facts
+            if name not in self.addresses
+        }
+        return {**nowhere, **self.gone}
+
+    def notes(self) -> Iterable[str]:
+        """How it was looked, where that is not as usual."""
+        forwarded = [name for name in self.without if name not in self.gone]
+        if forwarded:
+            why = "; ".join(f"{name}: {self.without[name]}" for name in forwarded)
+            yield (
+                f"ports: judged by what sshd on {', '.join(forwarded)} can reach, as no program runs there "
+                f"({why}); their speed is not known"
+            )
+        if sampled := rounds.sampled(self.machines):
+            yield sampled
+        if len(self.programs) > rounds.FLOWS:
+            yield f"speed and loss: of {len(self.programs)} nodes each was measured with the two beside it"
+
+
+def _well(seen: Seen) -> bool:
+    return bool(seen.dials) and all(not one.get("error") and one.get("boot") for one in seen.dials)
+
+
+def _chosen(choice: networks.Choice) -> str:
+    """What training uses and why, and why not the rest, in a line."""
+    interfaces = ", ".join(sorted({place.interface or "?" for place in choice.places.values()}))
+    rest = "; ".join(f"{network} not: {why}" for network, why in list(choice.others.items())[:4])
+    return f"training uses {choice.network} ({interfaces}): {choice.why}; {rest}"
+
+
+def _each(keys: tuple[K, ...], work: Callable[[K], T]) -> dict[K, T | Exception]:
+    """All at once, in threads that hold up no exit; a node that is lost is an outcome."""
+    found: dict[K, T | Exception] = {}
+
+    def one(key: K) -> None:
+        try:
+            found[key] = work(key)
+        except (Silent, Unreachable, OSError, ValueError, TypeError, KeyError) as error:
+            found[key] = error  # also of an answer that is not what a program of ours says
+
+    threads = [threading.Thread(target=one, args=(key,), name="links", daemon=True) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {key: found.get(key, Silent("it did not answer")) for key in keys}

@@ -18,7 +18,7 @@ import paramiko
 from paramiko.ssh_exception import SSHException
 
 from clusterft.hosts import Node
-from clusterft.remote import hostkeys, refusal, way
+from clusterft.remote import forwarding, hostkeys, refusal, way
 from clusterft.remote.login import Keyring, Login
 from clusterft.remote.pulse import Pulse
 from clusterft.remote.refusal import Hop
@@ -105,7 +105,7 @@ class Dialer:
         client: paramiko.SSHClient = connection.client
 
         def transport(sock: Any, **options: Any) -> paramiko.Transport:
-            made = paramiko.Transport(sock, **options)
+            made = forwarding.Transport(sock, **options)
             hostkeys.prefer_known(made, connection)
             return made
 

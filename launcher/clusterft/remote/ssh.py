@@ -16,7 +16,7 @@ import paramiko
 from paramiko.ssh_exception import ChannelException, SSHException
 
 from clusterft.hosts import Node
-from clusterft.remote import way
+from clusterft.remote import forwarding, way
 from clusterft.remote.protocol import SILENCE_SECONDS, Completed, Unreachable
 from clusterft.remote.refusal import Hop
 from clusterft.remote.stream import Deadline, Lines, Stream, Tail, text, until_ready
@@ -78,6 +78,12 @@ class SshRemote:
     def stream(self, argv: tuple[str, ...]) -> SshStream:
         """Talk with a command on a channel of its own."""
         return SshStream(self._open(argv))
+
+    def forward(self, address: str, port: int, seconds: float) -> paramiko.Channel:
+        """A TCP connection that the node's sshd makes; forwarding.NotForwarded says why it could not."""
+        if not isinstance(self._transport, forwarding.Transport):
+            raise forwarding.NotForwarded("this connection cannot forward", tried=False)
+        return forwarding.connect(self._transport, address, port, seconds)
 
     def close(self) -> None:
         """Close the connection and all its channels; a bastion before it serves other nodes too."""
