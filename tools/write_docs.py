@@ -23,6 +23,10 @@ from clusterft.apply import record
 from clusterft.board import verdict
 from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
+from clusterft_trainer.corpus import faults, index
+from clusterft_trainer.latents import catalogue, key, packing, shard, verify, writing
+from clusterft_trainer.prep import counting
+from clusterft_trainer.prep import status as prepared
 from clusterft_trainer.supervisor import ending
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -52,6 +56,34 @@ with safe_open("rank-00000-of-00002.safetensors", "pt") as file:
 ```
 
 A file counts only with the size and checksum of the manifest, a folder only with its manifest and under its name.
+"""
+
+INDEX = """\
+`<shared>/.clusterft/index/<sources>-<rules>/`, the two names being digests of settings. `index.json` names the
+generation that counts, a folder with `index.arrow` (the rows, in the order of source and name, 16,384 to a record
+batch), `sizes.int32` (width and height of each, little-endian, to be mapped), and `left.arrow` (rows left out).
+Beside it: `report.json`, `report.txt` and `buckets.txt` for people, `journal-*` of an ingest that is under way or
+was killed: frames of 8 bytes `cftcorp1`, length and XXH3-64 (8 bytes each), and one record batch. `.new-*` is being
+written.
+"""
+
+SHARDS = """\
+`<shared>/.clusterft/latents/<recipe>/` and `text/<recipe>/`, the name being a digest of the recipe. Files are
+safetensors; `<width>x<height>-<XXH3-128 of its keys>.safetensors` holds up to 1,000 entries, one after the other
+(text states: `0x0-`). Its arrays:
+
+| array | type | |
+|-|-|-|
+| `offsets` | U64 (n + 1) | where each entry begins in `data`, and where the last one ends |
+| `sums` | U64 (n) | XXH3-64 of each entry's stored bytes |
+| `keys` | U8 (n, 16) | XXH3-128 of all that decides the entry's bytes |
+| `data` | U8 | the entries: the arrays of `arrays`, one after the other |
+"""
+
+CATALOGUE = """\
+Where each entry of a folder lies; made again by whoever sees that the shards are others. Its arrays, in the order
+of keys: `high` and `low` (U64: the key's two halves, big-endian), `places` (I64: the shard's number times 2^20,
+plus the entry's place in it).
 """
 
 
@@ -94,6 +126,7 @@ def page() -> str:
             "## checkpoints/step-*/manifest.json\n",
             table(checkpoint.Manifest),
             CHECKPOINT,
+            *_data_path(),
             "## `--json` of the commands\n",
             "### `train`, `resume` and `attach`\n",
             document(outcome.to_dict),
@@ -113,10 +146,76 @@ def page() -> str:
             table(status.Past),
             "### `logs`, a line each\n",
             document(logs.to_json),
+            "### `prep --status`\n",
+            "`schema`, and:\n",
+            document(counting.Counted.body),
+            document(prepared.body),
+            "Each of `work`:\n",
+            document(prepared.work_body),
+            "Each of `workers`:\n",
+            document(prepared.worker_body),
+            "### `verify`\n",
+            "`schema`, and:\n",
+            table(verify.Report),
+            "### `pack` and `unpack`\n",
+            "`schema`, and:\n",
+            table(packing.Report),
             "### Checks, of a command that a check stopped\n",
             table(findings.Finding),
         ]
     )
+
+
+def _data_path() -> list[str]:
+    """What ingest, prep, verify and pack leave."""
+    return [
+        "## index/*/index.json: which pictures there are\n",
+        "`schema`, and:\n",
+        table(index.Head),
+        INDEX,
+        "The columns of both `.arrow` files:\n",
+        columns(),
+        "## index/*/report.json: what is wrong with them\n",
+        document(faults.Report.body),
+        "Each that was `found`, by its name ("
+        + ", ".join(f"`{kind.name.lower()}`" for kind in faults.WORDS)
+        + "):\n",
+        document(faults.Report.kind),
+        "## Shards of a cache\n",
+        SHARDS,
+        document(shard.metadata),
+        "The recipe of latents, with `schema` and `kind`:\n",
+        table(key.Recipe),
+        "The recipe of text states, likewise:\n",
+        table(key.TextRecipe),
+        "### `catalogue.table`\n",
+        CATALOGUE,
+        document(catalogue.metadata),
+        "### `problems/*.jsonl`, a line each\n",
+        document(writing.line),
+        "### `bad.jsonl`, a line each, of what verify moved aside\n",
+        "`schema`, and:\n",
+        table(verify.Bad),
+        "## Lists beside tars\n",
+        "`pack` writes `<tar>.json` beside each tar:\n",
+        document(packing.contents),
+    ]
+
+
+def columns() -> str:
+    """A row for each column of an index."""
+    notes = comments(index.Row) | schema_comments()
+    rows = [
+        f"| `{one.name}` | {one.type}{' or null' if one.nullable else ''} | {notes.get(one.name, '')} |"
+        for one in index.SCHEMA
+    ]
+    return "| column | type | |\n|-|-|-|\n" + "\n".join(rows) + "\n"
+
+
+def schema_comments() -> dict[str, str]:
+    """The comments of columns that workers do not read."""
+    found = re.findall(r'pa\.field\("(\w+)".*\),  # (.*)$', inspect.getsource(index), re.MULTILINE)
+    return dict(found)
 
 
 def table(kind: type, name: str | None = None) -> str:
@@ -139,9 +238,12 @@ def document(writer: Callable[..., object]) -> str:
     made = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
     lines = source.splitlines()
     rows = []
-    for key, value in zip(made.keys, made.values, strict=True):
+    for name, value in zip(made.keys, made.values, strict=True):
         remark = re.search(r"  # (.*)$", lines[value.end_lineno - 1])  # type: ignore[operator]
-        rows.append(f"| `{key.value}` | {remark[1] if remark else ''} |")  # type: ignore[union-attr]
+        if name is None:  # several keys, which the comment names
+            rows.append("| {} | {} |".format(*remark[1].split(": ", 1)))  # type: ignore[index]
+            continue
+        rows.append(f"| `{name.value}` | {remark[1] if remark else ''} |")  # type: ignore[attr-defined]
     return f"{inspect.getdoc(writer)}\n\n| key | |\n|-|-|\n" + "\n".join(rows) + "\n"
 
 

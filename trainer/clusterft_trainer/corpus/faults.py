@@ -90,18 +90,26 @@ class Report:
 
     def write(self, folder: Path, problems: Problems, rows: int) -> None:
         """`report.json` for programs and `report.txt` for people."""
-        kinds = {
-            fault.name.lower(): {
-                "what": WORDS[fault],
-                "count": count,
-                "decision": decision(fault, problems),
-                "names": self.names[fault],
-            }
-            for fault, count in sorted(self.counts.items())
-        }
-        body = {"schema": SCHEMA_NUMBER, "pictures": rows, "found": kinds, "left_out": dict(self.left_out)}
-        disk.replace(folder / "report.json", json.dumps(body))
+        disk.replace(folder / "report.json", json.dumps(self.body(problems, rows)))
         disk.replace(folder / "report.txt", self.text(problems, rows))
+
+    def body(self, problems: Problems, rows: int) -> dict[str, Any]:
+        """What an ingest found, written before it refuses anything."""
+        return {
+            "schema": SCHEMA_NUMBER,
+            "pictures": rows,  # in the index
+            "found": {fault.name.lower(): self.kind(fault, problems) for fault in sorted(self.counts)},  # by fault
+            "left_out": dict(self.left_out),  # pictures that a rule of the settings keeps out, by rule
+        }
+
+    def kind(self, fault: Fault, problems: Problems) -> dict[str, Any]:
+        """One kind of fault."""
+        return {
+            "what": WORDS[fault],  # in words
+            "count": self.counts[fault],
+            "decision": decision(fault, problems),  # keep, skip or refuse
+            "names": self.names[fault],  # the first 2,000: source, name, and detail where there is one
+        }
 
     def text(self, problems: Problems, rows: int) -> str:
         """The same for people."""

@@ -203,5 +203,14 @@ def _make(path: Path, folder: Path, names: Sequence[str]) -> None:
         tables.part("low", "U64", low[first]),
         tables.part("places", "I64", every[first]),
     ]
-    told = {"schema": _SCHEMA, "state": _state(names), "recipe": recipe, "shards": json.dumps(list(names))}
-    tables.write(path, parts, told)
+    tables.write(path, parts, metadata(recipe, names))
+
+
+def metadata(recipe: str, names: Sequence[str]) -> dict[str, str]:
+    """What a catalogue says of itself, all of it text."""
+    return {
+        "schema": _SCHEMA,
+        "state": _state(names),  # XXH3-128 of the shards' names: another one means that it is made again
+        "recipe": recipe,  # JSON, as in every shard
+        "shards": json.dumps(list(names)),  # JSON: names of the files, whose numbers are in `places`
+    }

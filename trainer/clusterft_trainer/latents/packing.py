@@ -141,7 +141,16 @@ def _listed(job: Job) -> tuple[int, str]:
         places[os.fsencode(name).decode("utf-8", "replace")] = {"offset": at, "size": size}
         at += size + tarball.padding(size)
     total = at + len(END)
-    return total, json.dumps({"schema": _SCHEMA, "filesize": total, "files": places}, ensure_ascii=False)
+    return total, json.dumps(contents(total, places), ensure_ascii=False)
+
+
+def contents(total: int, places: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """What a tar holds, in the order in which it lies there."""
+    return {
+        "schema": _SCHEMA,
+        "filesize": total,  # bytes of the tar
+        "files": places,  # name -> offset of its first byte in the tar, and size
+    }
 
 
 def _finish(handle: int, draft: Path, path: Path, text: str) -> None:

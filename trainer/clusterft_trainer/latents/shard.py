@@ -153,15 +153,7 @@ def write_draft(draft: Path, form: Form, keys: np.ndarray, payloads: Sequence[An
     offsets: np.ndarray = np.zeros(len(payloads) + 1, np.uint64)
     np.cumsum(lengths, out=offsets[1:])
     sums = np.array([xxhash.xxh3_64_intdigest(one) for one in payloads], np.uint64)
-    told = {
-        "schema": SCHEMA,
-        "recipe": form.recipe,
-        "width": str(form.width),
-        "height": str(form.height),
-        "arrays": json.dumps([[a.name, a.dtype, list(a.shape)] for a in form.arrays], separators=(",", ":")),
-        "codec": form.codec,
-        "table": _table_sum(offsets, sums, keys),
-    }
+    told = metadata(form, _table_sum(offsets, sums, keys))
     parts = [
         tables.part("offsets", "U64", offsets),
         tables.part("sums", "U64", sums),
@@ -169,6 +161,20 @@ def write_draft(draft: Path, form: Form, keys: np.ndarray, payloads: Sequence[An
         tables.Part("data", "U8", (int(offsets[-1]),), payloads),
     ]
     tables.write_draft(draft, parts, told)
+
+
+def metadata(form: Form, table: str) -> dict[str, str]:
+    """What a shard says of itself, all of it text."""
+    arrays = [[a.name, a.dtype, list(a.shape)] for a in form.arrays]
+    return {
+        "schema": SCHEMA,
+        "recipe": form.recipe,  # JSON: what decides an entry's bytes beside the picture or the caption
+        "width": str(form.width),  # of the bucket in pixels; 0 for text states
+        "height": str(form.height),
+        "arrays": json.dumps(arrays, separators=(",", ":")),  # JSON: name, number format and shape of each
+        "codec": form.codec,  # none, or zstd for each entry by itself
+        "table": table,  # XXH3-64 of offsets, sums and keys in hexadecimal
+    }
 
 
 def publish(draft: Path, path: Path) -> bool:

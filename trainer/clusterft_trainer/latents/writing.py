@@ -236,10 +236,7 @@ class Writer:
 
 def _list(folder: Path, task: str, found: Sequence[Problem]) -> None:
     folder.mkdir(exist_ok=True)
-    lines = [
-        json.dumps({"key": p.key.hex(), "kind": p.kind, "name": p.name, "file": p.file, "why": p.why[:500]})
-        for p in found
-    ]
+    lines = [json.dumps(line(one)) for one in found]
     path = folder / f"{task.removesuffix(shard.SUFFIX)}.jsonl"
     draft = tables.draft_of(path)
     try:
@@ -250,6 +247,17 @@ def _list(folder: Path, task: str, found: Sequence[Problem]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def line(found: Problem) -> dict[str, str]:
+    """An entry that could not be made."""
+    return {
+        "key": found.key.hex(),
+        "kind": found.kind,  # broken: so it stays; changed: since it was read; unreadable: tried again
+        "name": found.name,  # relative to its source
+        "file": found.file,
+        "why": found.why[:500],
+    }
 
 
 def problems(folder: Path) -> list[dict[str, str]]:

@@ -52,11 +52,16 @@ class Counted:
         )
 
     def body(self) -> dict[str, Any]:
-        """For a JSON document."""
+        """What is prepared, against the sources as they were read last."""
         index = None
         if self.index is not None:
             index = {"pictures": len(self.index), "digest": self.index.digest}
-        return {"missing": self.missing, "index": index, **{n: c.body() for n, c in self.stages.items()}}
+        stages = {name: one.body() for name, one in self.stages.items()}
+        return {
+            "missing": self.missing,  # entries; null where no source has been read, or there is no model yet
+            "index": index,  # pictures, and the digest of names, captions and sizes; null where no source was read
+            **stages,  # `latents`, `text`: where wanted: entries, those missing, those broken
+        }
 
 
 def count(given: Asked) -> Counted:

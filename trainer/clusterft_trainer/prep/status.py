@@ -124,31 +124,35 @@ class Standing:
 
 
 def body(work: Sequence[Work], workers: Sequence[Worker]) -> dict[str, Any]:
-    """What of it goes into a JSON document."""
+    """Who is at work, over the whole cluster."""
     return {
-        "work": [
-            {
-                "plan": one.plan,
-                "kind": one.kind,
-                "entries": one.entries,
-                "done": one.done,
-                "over": one.over,
-                "workers": one.workers,
-                "rate": round(one.rate, 3),
-                "seconds_left": None if one.left is None else round(one.left, 1),
-            }
-            for one in work
-        ],
-        "workers": [
-            {
-                "name": one.name,
-                "alive": one.alive,
-                "plan": one.plan,
-                "entries": one.entries,
-                "rate": round(one.rate, 3),
-            }
-            for one in workers
-        ],
+        "work": [work_body(one) for one in work],  # the newest plan of each kind and set of pictures
+        "workers": [worker_body(one) for one in workers],  # those that have not said that they ended
+    }
+
+
+def work_body(one: Work) -> dict[str, Any]:
+    """A plan and what has become of it."""
+    return {
+        "plan": one.plan,
+        "kind": one.kind,  # latents or text
+        "entries": one.entries,
+        "done": one.done,
+        "over": one.over,
+        "workers": one.workers,  # alive
+        "rate": round(one.rate, 3),  # entries a second, of all of them
+        "seconds_left": None if one.left is None else round(one.left, 1),  # null where nobody is at it
+    }
+
+
+def worker_body(one: Worker) -> dict[str, Any]:
+    """A worker."""
+    return {
+        "name": one.name,  # machine, rank, process and a token
+        "alive": one.alive,  # its beat moves
+        "plan": one.plan,  # what it works at; empty for none
+        "entries": one.entries,  # that it has made
+        "rate": round(one.rate, 3),  # entries a second in its last minute
     }
 
 
