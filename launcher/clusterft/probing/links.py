@@ -17,7 +17,7 @@ from clusterft.checks import Survey, networks
 from clusterft.checks.examination import Wanted
 from clusterft.facts import links as facts
 from clusterft.facts.links import Dial, Flow, Kind, Links
-from clusterft.probing import rounds
+from clusterft.probing import pairing
 from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.dialler import Dialler, Forwarding, Peer, Program, Seen, lost
 from clusterft.remote import Unreachable
@@ -128,7 +128,7 @@ class _Look:
 
     def dial(self) -> None:
         """Everybody at once."""
-        chosen = rounds.targets(self.machines)
+        chosen = pairing.targets(self.machines)
         asked = {
             name: tuple(peer for to in chosen[name] if (peer := self._peer(to)) and peer.ports)
             for name in self.diallers
@@ -213,7 +213,7 @@ class _Look:
     def flow(self) -> None:
         """What can be sent, in each direction by itself, while there is time."""
         able = tuple(name for name in self.machines if name in self.programs and self.programs[name].high)
-        plan = rounds.matchings(able) if len(able) > 1 else ()
+        plan = pairing.matchings(able) if len(able) > 1 else []
         seconds = min(_FLOW, _FLOWS / max(1, 4 * len(plan)))
         until = min(self.until - 2.0, time.monotonic() + _FLOWS)
         for pairs in plan:
@@ -259,9 +259,9 @@ class _Look:
                 f"ports: judged by what sshd on {', '.join(forwarded)} can reach, as no program runs there "
                 f"({why}); their speed is not known"
             )
-        if sampled := rounds.sampled(self.machines):
+        if sampled := pairing.sampled(self.machines):
             yield sampled
-        if len(self.programs) > rounds.FLOWS:
+        if len(self.programs) > pairing.FLOWS:
             yield f"speed and loss: of {len(self.programs)} nodes each was measured with the two beside it"
 
 
