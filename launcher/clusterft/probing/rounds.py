@@ -1,51 +1,77 @@
-"""Who tries whom: every pair of a small cluster, a fixed choice of O(n log n) pairs of a large one. Pure.
+"""Which nodes are tried together, and when. Pure.
 
-Owns no clock and no chance: the same nodes are always paired in the same way, and what was left out is said.
+Every link where there are few; else two rounds, neighbours and then the fastest with the slowest, which tell a
+node from a link. What is still bad in all of them together is searched for by halves.
 """
 
 from __future__ import annotations
 
-ALL = 32  # nodes: up to here every ordered pair is dialled
-FLOWS = 16  # nodes: up to here every pair is measured
-Pair = tuple[str, str]
+from collections.abc import Iterable, Mapping, Sequence
+
+Pair = tuple[str, ...]
+FEW = 4  # nodes of which every pair is tried
 
 
-def targets(nodes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Whom each node dials: all others, else those 1, 2, 4, 8, ... places before and after it."""
-    count = len(nodes)
-    if count <= ALL:
-        return {node: tuple(other for other in nodes if other != node) for node in nodes}
-    steps = [1 << power for power in range(count.bit_length()) if 1 << power < count]
-    chosen = {}
-    for place, node in enumerate(nodes):
-        places = dict.fromkeys((place + sign * step) % count for step in steps for sign in (1, -1))
-        chosen[node] = tuple(nodes[one] for one in places if one != place)
-    return chosen
-
-
-def matchings(nodes: tuple[str, ...]) -> tuple[tuple[Pair, ...], ...]:
-    """Rounds of pairs in which nobody is twice: all pairs, else two rounds of neighbours."""
-    if len(nodes) > FLOWS:
-        first = tuple(zip(nodes[0::2], nodes[1::2], strict=False))
-        ring = (*nodes[1:], nodes[0])
-        return first, tuple(zip(ring[0::2], ring[1::2], strict=False))
-    seats: list[str | None] = [*nodes, *((None,) if len(nodes) % 2 else ())]
+def every(names: Sequence[str]) -> list[list[Pair]]:
+    """All pairs in rounds of disjoint ones, by the circle method; with an odd count one rests in each."""
+    ring: list[str] = [*names, *([""] if len(names) % 2 else [])]
     rounds = []
-    for _ in range(len(seats) - 1):
-        half = len(seats) // 2
-        sides = zip(seats[:half], reversed(seats[half:]), strict=True)
-        rounds.append(tuple((one, other) for one, other in sides if one and other))
-        seats = [seats[0], seats[-1], *seats[1:-1]]  # the circle method: one stays, the others move on
-    return tuple(rounds)
+    for _ in range(len(ring) - 1):
+        both = zip(ring[: len(ring) // 2], reversed(ring[len(ring) // 2 :]), strict=True)
+        rounds.append([in_order(names, pair) for pair in both if all(pair)])
+        ring = [ring[0], ring[-1], *ring[1:-1]]
+    return rounds
 
 
-def sampled(nodes: tuple[str, ...]) -> str:
-    """What the user is told of pairs that were left out; empty if there are none."""
-    count = len(nodes)
-    if count <= ALL:
-        return ""
-    dialled = sum(len(others) for others in targets(nodes).values())
-    return (
-        f"ports: of {count} nodes each has dialled the {len(targets(nodes)[nodes[0]])} that are 1, 2, 4, 8, ... "
-        f"places before and after it in the hostfile: {dialled} of {count * (count - 1)} pairs"
-    )
+def neighbours(names: Sequence[str]) -> list[Pair]:
+    """The first round; with an odd count the last one rests."""
+    return list(zip(names[::2], names[1::2], strict=False))
+
+
+def mixed(names: Sequence[str], speeds: Mapping[str, float], first: Iterable[Pair]) -> list[Pair]:
+    """The second round: the fastest with the slowest; who rested takes part, and no pair comes twice."""
+    met = set(first)
+    rested = [name for name in names if not any(name in pair for pair in met)]
+    order = [*sorted((n for n in names if n in speeds), key=lambda name: -speeds[name])]
+    order += [name for name in names if name not in order and name not in rested]
+    left = [*order[: len(order) // 2], *rested, *order[len(order) // 2 :]]
+    pairs = []
+    while len(left) > 1:
+        fast = left.pop(0)
+        slow = next((n for n in reversed(left) if in_order(names, (fast, n)) not in met), left[-1])
+        left.remove(slow)
+        pairs.append(in_order(names, (fast, slow)))
+    return [pair for pair in pairs if pair not in met]
+
+
+def disjoint(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """Rounds in which no node is in two pairs."""
+    rounds: list[list[Pair]] = []
+    for pair in pairs:
+        for one in rounds:
+            if not any(set(pair) & set(other) for other in one):
+                one.append(pair)
+                break
+        else:
+            rounds.append([pair])
+    return rounds
+
+
+def halves(names: Pair) -> tuple[Pair, Pair]:
+    """Two groups that are as large as each other, or nearly."""
+    middle = (len(names) + 1) // 2
+    return names[:middle], names[middle:]
+
+
+def across(left: Pair, right: Pair) -> list[list[Pair]]:
+    """Every link between two groups, in rounds of disjoint pairs."""
+    longer, shorter = (left, right) if len(left) >= len(right) else (right, left)
+    return [
+        [(longer[(index + turn) % len(longer)], one) for index, one in enumerate(shorter)]
+        for turn in range(len(longer))
+    ]
+
+
+def in_order(names: Sequence[str], pair: Iterable[str]) -> Pair:
+    """As the hostfile has them."""
+    return tuple(sorted(pair, key=list(names).index))
