@@ -21,12 +21,12 @@ _INSTALL = {
     "alpine": "sudo apk add docker && sudo rc-update add docker && sudo service docker start",
 }
 _START = "sudo systemctl enable --now docker"
-_TOOLKIT = (
+TOOLKIT = (
     "install the NVIDIA container toolkit: "
     "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 )
-_CONFIGURE = ("sudo nvidia-ctk runtime configure --runtime=docker", "sudo systemctl restart docker")
-_RESTARTS = "the node's containers stop when Docker restarts"
+CONFIGURE = ("sudo nvidia-ctk runtime configure --runtime=docker", "sudo systemctl restart docker")
+RESTARTS = "the node's containers stop when Docker restarts"
 
 
 def usable(survey: Survey, *, cuda: bool) -> Iterator[Finding]:
@@ -70,9 +70,9 @@ def cards(survey: Survey) -> Iterator[Finding]:
                 nodes=(name,),
                 summary="Docker cannot give cards to containers: the NVIDIA container toolkit is missing",
                 evidence=f"{evidence}; no nvidia-ctk on the PATH",
-                fix=(_TOOLKIT, *_CONFIGURE),
+                fix=(TOOLKIT, *CONFIGURE),
                 needs_root=True,
-                blast_radius=_RESTARTS,
+                blast_radius=RESTARTS,
             )
         else:
             # With the hook on its PATH the engine gives out cards even so, if it was started after the hook came.
@@ -83,9 +83,9 @@ def cards(survey: Survey) -> Iterator[Finding]:
                 nodes=(name,),
                 summary="the NVIDIA container toolkit is there, but Docker does not know it",
                 evidence=evidence,
-                fix=_CONFIGURE,
+                fix=CONFIGURE,
                 needs_root=True,
-                blast_radius=_RESTARTS,
+                blast_radius=RESTARTS,
             )
 
 
@@ -166,7 +166,7 @@ def _down(name: str, docker: Docker) -> Finding:
         evidence=docker.words,
         fix=("sudo systemctl restart docker" if silent else _START, "sudo journalctl -u docker -n 50"),
         needs_root=True,
-        blast_radius=_RESTARTS if silent else "a system service",
+        blast_radius=RESTARTS if silent else "a system service",
     )
 
 
@@ -211,7 +211,7 @@ def _fit(name: str, docker: Docker) -> Iterator[Finding]:
             evidence=f"version {docker.version}, API {docker.api}; API 1.41 is needed",
             fix=("install Docker Engine 20.10 or later: https://docs.docker.com/engine/install/",),
             needs_root=True,
-            blast_radius=_RESTARTS,
+            blast_radius=RESTARTS,
         )
     if docker.rootless:
         yield Finding(

@@ -1,7 +1,49 @@
-"""The checks of the gpu layer."""
+"""The checks of the gpu layer: which cards there are, what they say of themselves, and what the image can do."""
 
 from __future__ import annotations
 
-from clusterft.checks.check import Check
+from collections.abc import Iterator
 
-CHECKS: tuple[Check, ...] = ()
+from clusterft.checks import boxes, cards, gpu, xid
+from clusterft.checks.check import Check
+from clusterft.checks.examination import Examination, Thing
+from clusterft.findings import Finding
+
+_BOTH: tuple[Thing, ...] = ("facts", "health")
+_BOX: tuple[Thing, ...] = ("facts", "box")
+
+
+def mismatch(seen: Examination) -> Iterator[Finding]:
+    """gpu.mismatch: a driver that was upgraded under a running kernel."""
+    return gpu.mismatch(seen.survey)
+
+
+def count(seen: Examination) -> Iterator[Finding]:
+    """gpu.count: cards that are not there."""
+    return gpu.count(seen.survey)
+
+
+def mixed(seen: Examination) -> Iterator[Finding]:
+    """gpu.mixed: cards or drivers that differ."""
+    return gpu.mixed(seen.survey)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(("gpu.mismatch",), mismatch, cuda=True),
+    Check(("gpu.xid",), xid.xid, _BOTH, cuda=True),
+    Check(("gpu.count",), count, after=("gpu.mismatch",), cuda=True),
+    Check(("gpu.mixed",), mixed, after=("gpu.mismatch",), cuda=True),
+    Check(("gpu.fabric",), cards.fabric, _BOTH, cuda=True),
+    Check(("gpu.old-driver",), cards.old_driver, _BOTH, ("gpu.mismatch",), cuda=True, contained=True),
+    Check(("gpu.bf16",), cards.bf16, cuda=True),
+    Check(("gpu.ecc",), cards.ecc, _BOTH, cuda=True),
+    Check(("gpu.power-limit",), cards.power_limit, _BOTH, cuda=True),
+    Check(("gpu.throttle",), cards.throttle, _BOTH, cuda=True),
+    Check(("gpu.pcie",), cards.pcie, cuda=True),
+    Check(("gpu.busy", "gpu.display"), cards.busy, _BOTH, cuda=True),
+    Check(("dk.box",), boxes.cards, _BOX, ("dk.nogpu", "dk.runtime", "gpu.mismatch"), cuda=True, contained=True),
+    Check(("gpu.arch",), boxes.archs, _BOX, ("gpu.mismatch",), cuda=True, contained=True),
+    Check(("nccl.version",), boxes.nccl, _BOX, ("dk.image-drift",), cuda=True, contained=True),
+    # run.host-bound is answered for by --deep; this sees it only where a run suffers of it just now.
+    Check(("gpu.throttle",), cards.host_bound, _BOTH, cuda=True),
+)

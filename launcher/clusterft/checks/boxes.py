@@ -1,0 +1,327 @@
+"""Checks of a container of the run's own image, made with a run's limits, mounts and cards: what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from clusterft.checks import docker, job
+from clusterft.checks.examination import Examination
+from clusterft.facts.box import NO_LIMIT, Box
+from clusterft.facts.gpu import Gpu
+from clusterft.findings import Finding
+
+_DRIVER = "install a newer NVIDIA driver: https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/"
+_OLDER = "or build the image for an older CUDA: image: in job.yaml, then clusterft up"
+_TOO_OLD = re.compile(r"driver .*too old|Error 80[34]\b|insufficient for CUDA|forward compatibility")
+_FABRIC = re.compile(r"Error 802\b|system not yet initialized")
+
+
+def started(seen: Examination) -> Iterator[Finding]:
+    """What an engine refused to start, under the id of its reason; dk.box for any other reason."""
+    for name, box in seen.boxes.items():
+        if box.refused is not None and box.refused in _TOLD:
+            yield _TOLD[box.refused](name, box)
+        elif box.refused in ("other", "nvml"):
+            yield _box(name, box, "no container of the image can be started")
+        elif box.refused == "hung":
+            yield _box(
+                name,
+                box,
+                "Docker does not start a container of the image in time",
+                fix=("sudo systemctl restart containerd docker", "sudo journalctl -u docker -u containerd -n 50"),
+            )
+
+
+def locked(seen: Examination) -> Iterator[Finding]:
+    """os.memlock, as the container has it: InfiniBand pins the memory that it reads and writes."""
+    for name, box in seen.boxes.items():
+        if box.pinned and box.memlock is not None and box.memlock != NO_LIMIT:
+            yield Finding(
+                id="os.memlock",
+                status="fail",
+                nodes=(name,),
+                summary="a container may lock too little memory for InfiniBand, though it asks for all",
+                evidence=f"ulimit -l in the container: {box.memlock // 1024} KiB",
+                fix=(
+                    'in /etc/docker/daemon.json: "default-ulimits": {"memlock": {"Name": "memlock", "Soft": -1, '
+                    '"Hard": -1}}   then: sudo systemctl restart docker',
+                ),
+                needs_root=True,
+                blast_radius="the node's containers stop when Docker restarts",
+            )
+
+
+def mounted(seen: Examination) -> Iterator[Finding]:
+    """dk.early-mount of the engine itself: even a new container sees another filesystem than the node."""
+    for name, box in seen.boxes.items():
+        health = seen.health.get(name)
+        here = health.docker.here if health else None
+        if box.sees is None or here is None or box.sees.device == here.device:
+            continue
+        if "autofs" not in (box.sees.fstype, here.fstype):
+            yield Finding(
+                id="dk.early-mount",
+                status="fail",
+                nodes=(name,),
+                summary=f"even a new container sees another filesystem at {seen.wanted.shared} than the node does",
+                evidence=f"inside: {box.sees}\noutside: {here}",
+                cause="Docker was started before the share was mounted, and does not learn of later mounts",
+                fix=(f"on {name}: sudo systemctl restart docker",),
+                needs_root=True,
+                blast_radius="the node's containers stop when Docker restarts",
+            )
+
+
+def cards(seen: Examination) -> Iterator[Finding]:
+    """dk.nogpu, gpu.fabric, gpu.old-driver, dk.box: what a container can do with the cards that it was given."""
+    for name, box in seen.boxes.items():
+        words = box.smi or ""
+        if box.carded and box.smi_code and "Failed to initialize NVML" in words:
+            yield Finding(
+                id="dk.nogpu",
+                status="fail",
+                nodes=(name,),
+                summary="a new container cannot use the cards that it is given",
+                evidence=f"nvidia-smi inside: {words}",
+                cause="the NVIDIA container toolkit hands the cards over, and the container's cgroup forbids them",
+                fix=(
+                    "in /etc/nvidia-container-runtime/config.toml set no-cgroups = false, then: sudo systemctl "
+                    "restart docker",
+                ),
+                needs_root=True,
+                blast_radius="the node's containers stop when Docker restarts",
+            )
+        elif box.carded and box.torch and box.torch.available is False and _torch_counts(seen):
+            yield _blind(name, box)
+
+
+def archs(seen: Examination) -> Iterator[Finding]:
+    """gpu.arch: cards for which the image's torch holds no code."""
+    nodes = {node.name: node for node in seen.survey.cluster.active}
+    for name, box in seen.boxes.items():
+        facts = seen.survey.facts.get(name)
+        if not (facts and box.torch and box.torch.archs and _torch_counts(seen)):
+            continue
+        lacking = [card for card in job.used(nodes[name], facts) if not _serves(box.torch.archs, card)]
+        if lacking:
+            shown = ", ".join(f"card {one.index} ({one.name}): {one.compute_cap}" for one in lacking)
+            yield Finding(
+                id="gpu.arch",
+                status="fail",
+                nodes=(name,),
+                summary="the image's torch holds no code for its cards",
+                evidence=f"{shown}\ntorch {box.torch.version}: {' '.join(box.torch.archs)}",
+                cause="torch was built before such cards, or no longer for them",
+                fix=("an image with another torch: image: in job.yaml, then clusterft up",),
+                blast_radius="the image, on all nodes",
+            )
+
+
+def nccl(seen: Examination) -> Iterator[Finding]:
+    """nccl.version: versions that cannot talk with each other."""
+    known = {name: box.torch.nccl for name, box in seen.boxes.items() if box.torch and box.torch.nccl}
+    if len(set(known.values())) < 2 or not _torch_counts(seen):
+        return
+    usual = Counter(known.values()).most_common(1)[0][0]
+    yield Finding(
+        id="nccl.version",
+        status="fail",
+        nodes=tuple(name for name, version in known.items() if version != usual),
+        summary=f"has another NCCL in its image than the rest, which have {usual}",
+        evidence="\n".join(f"{name}: NCCL {version}" for name, version in known.items()),
+        cause="one tag, and different images under it",
+        fix=(up(seen),),
+        blast_radius="the image",
+    )
+
+
+def up(seen: Examination) -> str:
+    """The command that brings the one image to every node."""
+    return f"clusterft up --hosts {seen.survey.cluster.path} --cluster {seen.survey.cluster.name}"
+
+
+def _torch_counts(seen: Examination) -> bool:
+    """Whether a run uses the image's own python; another one may be mounted."""
+    return seen.wanted.job is None or seen.wanted.job.python is None
+
+
+def _serves(built: tuple[str, ...], card: Gpu) -> bool:
+    """Code for a card's own generation up to its version, or PTX up to it, runs there. Unknown is served."""
+    if card.compute_cap is None:
+        return True
+    major, minor = (int(part) for part in card.compute_cap.split("."))
+    for one in built:
+        match = re.fullmatch(r"(sm|compute)_(\d{1,2})(\d)([af]?)", one)
+        if match is None:
+            continue
+        theirs = (int(match.group(2)), int(match.group(3)))
+        if match.group(4):
+            fits = theirs == (major, minor)
+        elif match.group(1) == "sm":
+            fits = theirs[0] == major and theirs[1] <= minor
+        else:
+            fits = theirs <= (major, minor)
+        if fits:
+            return True
+    return False
+
+
+def _blind(name: str, box: Box) -> Finding:
+    """torch sees no card, though the container has some."""
+    words = box.torch.complaints if box.torch else ""
+    told = words or "torch.cuda.is_available() is False"
+    if _FABRIC.search(words):
+        return Finding(
+            id="gpu.fabric",
+            status="fail",
+            nodes=(name,),
+            summary="CUDA does not start: the switches between the cards are not set up",
+            evidence=told,
+            cause="the fabric manager is not running, or is of another version than the driver",
+            fix=(
+                "sudo systemctl enable --now nvidia-fabricmanager",
+                "sudo journalctl -u nvidia-fabricmanager -n 30",
+            ),
+            needs_root=True,
+            blast_radius="a system service",
+        )
+    if _TOO_OLD.search(words):
+        return _old(name, box, told)
+    if box.torch and box.torch.cuda is None:
+        return _box(
+            name,
+            box,
+            "the image's torch is built without CUDA",
+            fix=("an image whose torch has CUDA: image: in job.yaml, then clusterft up",),
+            evidence=f"torch {box.torch.version}",
+            blast="the image, on all nodes",
+        )
+    return _box(name, box, "the image's torch sees none of the cards", evidence=told)
+
+
+def _old(name: str, box: Box, evidence: str) -> Finding:
+    return Finding(
+        id="gpu.old-driver",
+        status="fail",
+        nodes=(name,),
+        summary="the NVIDIA driver is older than the image's CUDA needs",
+        evidence=evidence,
+        fix=(_DRIVER, "sudo reboot", _OLDER),
+        needs_root=True,
+        blast_radius="the whole machine",
+    )
+
+
+def _box(
+    name: str, box: Box, summary: str, *, fix: tuple[str, ...] = (), evidence: str = "", blast: str = ""
+) -> Finding:
+    return Finding(
+        id="dk.box",
+        status="fail",
+        nodes=(name,),
+        summary=summary,
+        evidence=evidence or _last(box.words),
+        fix=fix or ("sudo journalctl -u docker -n 50   (why)", "sudo systemctl restart docker"),
+        needs_root=not blast,
+        blast_radius=blast or "the node's containers stop when Docker restarts",
+    )
+
+
+def _toolkit(name: str, box: Box) -> Finding:
+    return Finding(
+        id="dk.nogpu",
+        status="fail",
+        nodes=(name,),
+        summary="Docker cannot give cards to containers: the NVIDIA container toolkit is missing",
+        evidence=_last(box.words),
+        fix=(docker.TOOLKIT, *docker.CONFIGURE),
+        needs_root=True,
+        blast_radius=docker.RESTARTS,
+    )
+
+
+def _runtime(name: str, box: Box) -> Finding:
+    return Finding(
+        id="dk.runtime",
+        status="fail",
+        nodes=(name,),
+        summary="Docker does not know the NVIDIA runtime",
+        evidence=_last(box.words),
+        fix=docker.CONFIGURE,
+        needs_root=True,
+        blast_radius=docker.RESTARTS,
+    )
+
+
+def _mismatch(name: str, box: Box) -> Finding:
+    return Finding(
+        id="gpu.mismatch",
+        status="fail",
+        nodes=(name,),
+        summary="the NVIDIA driver was upgraded, and the old module still runs",
+        evidence=_last(box.words),
+        cause="an upgrade without a reboot",
+        fix=("sudo reboot",),
+        needs_root=True,
+        blast_radius="the whole machine",
+    )
+
+
+def _libraries(name: str, box: Box) -> Finding:
+    return Finding(
+        id="dk.nogpu",
+        status="fail",
+        nodes=(name,),
+        summary="the NVIDIA container toolkit does not find the driver",
+        evidence=_last(box.words),
+        cause="the driver's libraries are not among those that the linker knows, or its module is not loaded",
+        fix=(
+            "sudo ldconfig && sudo modprobe nvidia",
+            "nvidia-container-cli info   (says whether it is found now)",
+        ),
+        needs_root=True,
+        blast_radius="nothing that runs",
+    )
+
+
+def _no_card(name: str, box: Box) -> Finding:
+    return Finding(
+        id="gpu.count",
+        status="fail",
+        nodes=(name,),
+        summary="a card of the hostfile cannot be given to a container",
+        evidence=_last(box.words),
+        fix=("correct gpus= in the hostfile; nvidia-smi -L names the cards",),
+        blast_radius="the hostfile",
+    )
+
+
+def _no_room(name: str, box: Box) -> Finding:
+    return Finding(
+        id="os.disk-full",
+        status="fail",
+        nodes=(name,),
+        summary="Docker has no room to start a container",
+        evidence=_last(box.words),
+        fix=("docker image prune -a   (removes all images without a container)",),
+        blast_radius="Docker's images",
+    )
+
+
+_TOLD: dict[str, Callable[[str, Box], Finding]] = {
+    "no toolkit": _toolkit,
+    "no runtime": _runtime,
+    "old driver": lambda name, box: _old(name, box, _last(box.words)),
+    "mismatch": _mismatch,
+    "no driver": _libraries,
+    "no card": _no_card,
+    "room": _no_room,
+}
+
+
+def _last(words: str) -> str:
+    """The end of a long complaint, without the help that docker adds."""
+    lines = [line for line in words.splitlines() if line.strip() and "--help" not in line]
+    return "\n".join(lines)[-700:].removeprefix("it ended: ").removeprefix("it could not be started: ")
