@@ -63,8 +63,8 @@ INDEX = """\
 generation that counts, a folder with `index.arrow` (the rows, in the order of source and name, 16,384 to a record
 batch), `sizes.int32` (width and height of each, little-endian, to be mapped), and `left.arrow` (rows left out).
 Beside it: `report.json`, `report.txt` and `buckets.txt` for people, `journal-*` of an ingest that is under way or
-was killed: frames of 8 bytes `cftcorp1`, length and XXH3-64 (8 bytes each), and one record batch. `.new-*` is being
-written.
+was killed: frames of 8 bytes `cftcorp1`, length and XXH3-64 (8 bytes each), and one record batch. `.new-*` is
+being written.
 """
 
 SHARDS = """\

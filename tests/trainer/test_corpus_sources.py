@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from clusterft_trainer.config.data import Problems
 from clusterft_trainer.config.sources import Columns, KohyaSource, TableSource, TaggedSource, TagRules, TarSource
 from clusterft_trainer.corpus import streamed, tags
 from clusterft_trainer.corpus.index import Index
+from clusterft_trainer.corpus.look import Reader
 from clusterft_trainer.errors import DataError
 
 pytestmark = pytest.mark.trainer
@@ -69,12 +71,13 @@ def test_kohya_keys_are_stems_or_names_or_whole_paths(tmp_path: Path) -> None:
 def test_kohya_caches_stand_for_pictures_that_are_gone(tmp_path: Path) -> None:
     root = tmp_path / "in"
     npz(root / "legacy.npz", (640, 480))
-    npz(root / "new_0801x0600_sdxl.npz")
+    npz(root / "new_0801x0600_sdxl.npz", (801, 600))
     npz(root / "both.npz", (11, 12))
     npz(root / "both_0999x0999_sdxl.npz", (999, 999))
-    npz(root / "told_0300x0200_sdxl.npz")
+    npz(root / "told_0300x0200_sdxl.npz", (300, 200))
     npz(root / "old.npz")
     npz(root / "older.npz")
+    npz(root / "renamed_0300x0200_sdxl.npz", (64, 64))
     put(root / "rotten.npz", b"PK\x03\x04 nothing")
     put(root / "legacy.png", picture())
     source = kohya(
@@ -86,6 +89,7 @@ def test_kohya_caches_stand_for_pictures_that_are_gone(tmp_path: Path) -> None:
             "told.png": {"caption": "t", "image_size": [300, 200]},
             "old": {"caption": "o", "train_resolution": [704, 512]},
             "older": {"caption": "?"},
+            "renamed": {"caption": "?"},
             "rotten": {"caption": "r"},
             "gone": {"caption": "g"},
         },
@@ -96,14 +100,57 @@ def test_kohya_caches_stand_for_pictures_that_are_gone(tmp_path: Path) -> None:
         "new": (801, 600),
         "both": (11, 12),
         "told.png": (300, 200),
-        "old": (704, 512),
     }
     both = root / "both.npz"
     assert found["both"].npz == str(both) and found["both"].hash == kohya_files.look(both).identity
     assert found["legacy"].file == str(root / "legacy.png") and found["new"].file == ""
     told = report(tmp_path / "out")["found"]
-    assert [entry["name"] for entry in told["broken"]["names"]] == ["older", "rotten"]
+    assert {entry["name"]: entry["detail"] for entry in told["broken"]["names"]} == {
+        "old": "its cache: it holds no original_size",
+        "older": "its cache: it holds no original_size",
+        "renamed": "its cache is of a picture of 64x64, its name says 300x200",
+        "rotten": "its cache: it lost its tail",
+    }
     assert [entry["name"] for entry in told["absent"]["names"]] == ["gone"]
+
+
+def test_a_picture_takes_the_place_of_a_cache_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "in"
+    names = ["torn", "oldest", "whole", "both"]
+    for k, name in enumerate(names):
+        put(root / f"{name}.png", picture(20 + k, 30, seed=k))
+        npz(root / f"{name}.npz", (640, 480))
+    put(root / "torn.npz", (root / "torn.npz").read_bytes()[:-200])
+    np.savez(root / "oldest.npz", np.zeros((4, 8, 8), np.float32))
+    put(root / "both.npz", b"")
+    put(root / "both.png", picture()[:40])
+    settle(root)
+    source = kohya(tmp_path, {name: {"caption": name, "image_size": [640, 480]} for name in names})
+    real = Reader.picture
+    for again in (False, True):
+        found = rows(indexed(tmp_path / "out", source, problems=SKIPPING))
+        assert {name: (row.width, row.npz) for name, row in found.items()} == {
+            "torn": (20, ""),
+            "oldest": (21, ""),
+            "whole": (640, str(root / "whole.npz")),
+        }
+        assert found["torn"].hash == xxhash.xxh3_128_digest((root / "torn.png").read_bytes())
+        told = report(tmp_path / "out")["found"]
+        assert (told["bad_cache"]["count"], told["bad_cache"]["decision"]) == (2, "keep")
+        assert {entry["name"]: entry["detail"] for entry in told["bad_cache"]["names"]} == {
+            "torn": "its cache: it lost its tail, or it is no file of np.savez",
+            "oldest": "its cache: it is of the oldest kind, which holds no sizes",
+        }
+        assert [entry["name"] for entry in told["broken"]["names"]] == ["both"]
+        if not again:  # what is known of pictures with bad caches is not read again
+            monkeypatch.setattr(Reader, "picture", lambda self, name: real(self, name) if "both" in name else None)
+    npz(root / "torn.npz", (640, 480))  # mended
+    settle(root)
+    found = rows(indexed(tmp_path / "out", source, problems=SKIPPING))
+    assert (found["torn"].width, found["torn"].npz) == (640, str(root / "torn.npz"))
+    assert report(tmp_path / "out")["found"]["bad_cache"]["count"] == 1
 
 
 def test_kohya_caches_can_lie_elsewhere_or_be_left_alone(tmp_path: Path) -> None:
@@ -122,7 +169,7 @@ def test_kohya_caches_can_lie_elsewhere_or_be_left_alone(tmp_path: Path) -> None
 
 def test_kohya_json_lines_of_the_newer_trainer(tmp_path: Path) -> None:
     put(tmp_path / "in/a.png", picture(20, 30))
-    npz(tmp_path / "in/b_0640x0480_sdxl.npz")
+    npz(tmp_path / "in/b_0640x0480_sdxl.npz", (640, 480))
     lines = [
         {"image_path": "a.png", "caption": "one", "tags": ["x", "y"]},
         {"image_path": "b.png", "tags": "z", "image_size": [640, 480]},
@@ -168,7 +215,7 @@ def test_a_second_run_takes_new_captions_and_reads_no_picture_again(
     first = rows(indexed(tmp_path / "out", source))
     kohya(tmp_path, {name: {"caption": "new"} for name in reversed(names)})
     monkeypatch.setattr("clusterft_trainer.corpus.look.Reader.picture", None)
-    monkeypatch.setattr("clusterft_trainer.corpus.cached.original_size", None)
+    monkeypatch.setattr("clusterft_trainer.corpus.cached.kohya.look", None)
     second = rows(indexed(tmp_path / "out", source))
     assert {row.caption for row in second.values()} == {"new"}
     assert {n: (r.width, r.hash, r.npz, r.file) for n, r in second.items()} == {

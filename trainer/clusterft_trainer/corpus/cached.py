@@ -1,12 +1,13 @@
 """A worker's part of kohya's metadata: the latent cache of a picture, or the picture.
 
 Owns the names that kohya gives caches and what they tell of a picture's size. The legacy name wins where both are
-there, as it does with kohya. Latents are not read here.
+there, as it does with kohya. Latents are not read here, but what says that they are there: of a file that lost its
+tail, or is so old that it lacks sizes, the picture takes the place, and where there is none it is broken. Behind a
+URL that is seen when it is read.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_left
 from pathlib import Path
@@ -16,9 +17,11 @@ from clusterft_trainer import kohya, npz
 from clusterft_trainer.corpus import reach
 from clusterft_trainer.corpus.columns import (
     ABSENT,
+    BAD_CACHE,
     BROKEN,
     KNOWN,
     NONE,
+    READ,
     SAME,
     UNSTAMPED,
     Collector,
@@ -114,60 +117,63 @@ def _one(finder: _Finder, name: str, hint: Hint, known: tuple[Any, ...], out: Co
     cache = finder.cache(name, hint[0])
     there = finder.picture(name)
     file = f"{finder.pictures.root}/{there[0]}" if there else ""
+    wrong = ""
     if cache is not None and finder.caches is not None:
         location = f"{finder.caches.root}/{cache[0]}"
         if cache[2] != UNSTAMPED and cache[2] == known[0]:
             out.picture(Picture(0, b"", 0, 0, UNSTAMPED), SAME)
-        else:
-            out.picture(_of_cache(location, cache, hint, there[1] if there else 0))
-        return file, location
+            return file, location
+        found = _of_cache(location, cache, hint, there[1] if there else 0)
+        if found.fault == NONE or there is None:
+            out.picture(found)
+            return file, location
+        wrong = found.detail
     if there is None:
         out.picture(Picture(0, b"", 0, 0, UNSTAMPED, ABSENT, "neither a picture nor a cache is there"))
-    elif finder.pictures.unchanged(there[0], known[0]) and known[6] == NONE and known[2].strip(b"\0"):
-        out.picture(Picture(0, b"", 0, 0, UNSTAMPED), SAME)
     else:
-        out.picture(finder.pictures.picture(there[0]))
+        out.picture(*_of_picture(finder, there[0], wrong, known))
     return file, ""
+
+
+def _of_picture(finder: _Finder, name: str, wrong: str, known: tuple[Any, ...]) -> tuple[Picture, int]:
+    """The picture itself, and whether it is as it was known; `wrong` tells why its cache does not count."""
+    fault = BAD_CACHE if wrong else NONE
+    if finder.pictures.unchanged(name, known[0]) and known[6] == fault and known[2].strip(b"\0"):
+        return Picture(0, b"", 0, 0, UNSTAMPED), SAME
+    found = finder.pictures.picture(name)
+    return (found._replace(fault=fault, detail=wrong) if wrong and found.fault == NONE else found), READ
 
 
 def _of_cache(location: str, cache: tuple[str, Size | None, bytes], hint: Hint, size: int) -> Picture:
     """A picture that only its latents tell of, the surest word first."""
-    identity, original = _seen(location)
-    told = hint[0] or cache[1] or original
-    if told is None:
-        try:
-            told = original_size(location) or hint[1]
-        except npz.Broken as error:
-            return Picture(size, b"", 0, 0, cache[2], BROKEN, f"its cache: {error}")
-    if told is None:
-        return Picture(size, b"", 0, 0, cache[2], BROKEN, "neither metadata nor cache tells its size")
-    return Picture(size, identity, *told, cache[2])
-
-
-def _seen(location: str) -> tuple[bytes, Size | None]:
-    """What stands for the picture's hash, so that imported latents are found again, and the picture's size."""
+    _, named, stamp = cache
     if reach.is_url(location):
-        return b"", None
+        try:
+            told = hint[0] or named or original_size(location) or hint[1]
+        except npz.Broken as error:
+            return Picture(size, b"", 0, 0, stamp, BROKEN, f"its cache: {error}")
+        if told is None:
+            return Picture(size, b"", 0, 0, stamp, BROKEN, "neither metadata nor cache tells its size")
+        return Picture(size, b"", *told, stamp)
     try:
         seen = kohya.look(Path(location))
-    except DataError:
-        return b"", None  # a file of an old kind, or none at all: reading its latents will tell
-    return seen.identity, seen.original
+    except DataError as error:
+        return Picture(size, b"", 0, 0, stamp, BROKEN, f"its cache: {error.__cause__}")
+    if named and cache[0].endswith("_sdxl.npz") and named != seen.original:
+        why = f"its cache is of a picture of {_sides(seen.original)}, its name says {_sides(named)}"
+        return Picture(size, b"", 0, 0, stamp, BROKEN, why)
+    return Picture(size, seen.identity, *(hint[0] or named or seen.original), stamp)
+
+
+def _sides(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def original_size(location: str) -> Size | None:
-    """What a cache says of its picture's size; None if it is older than that."""
-    if reach.is_url(location):
-        client, path = reach.client(location), reach.path_of(location)
-        size = reach.tried(location, lambda: client.size(path))
-        return _told(
-            npz.Archive(lambda at, n: reach.tried(location, lambda: client.cat_file(path, at, at + n)), size)
-        )
-    handle = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _told(npz.Archive(lambda at, n: os.pread(handle, n, at), os.fstat(handle).st_size))
-    finally:
-        os.close(handle)
+    """What a cache behind a URL says of its picture's size; None if it is older than that."""
+    client, path = reach.client(location), reach.path_of(location)
+    size = reach.tried(location, lambda: client.size(path))
+    return _told(npz.Archive(lambda at, n: reach.tried(location, lambda: client.cat_file(path, at, at + n)), size))
 
 
 def _told(archive: npz.Archive) -> Size | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 READ, SAME = 0, 1  # what became of an entry: looked at anew, or as it was known
 NONE, BROKEN, TOO_LARGE, OUTSIDE, ABSENT, NO_TEXT, NOT_UTF8, LONG_TEXT, EMPTY_TEXT = 0, 1, 2, 3, 4, 6, 7, 8, 11
+BAD_CACHE = 14
 LONGEST_CAPTION = 1 << 16
 LARGEST_FILE = 1 << 30  # bytes of one picture
 STAMP = struct.Struct("<qqQ")  # bytes, time of change, inode

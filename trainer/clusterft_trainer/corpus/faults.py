@@ -40,6 +40,7 @@ class Fault(IntEnum):
     EMPTY_TEXT = 11
     SIZE_DIFFERS = 12
     DUPLICATE = 13
+    BAD_CACHE = 14
 
 
 WORDS = {
@@ -56,6 +57,7 @@ WORDS = {
     Fault.EMPTY_TEXT: "the caption is empty",
     Fault.SIZE_DIFFERS: "the picture has another size than its metadata says",
     Fault.DUPLICATE: "the same bytes as another picture",
+    Fault.BAD_CACHE: "kohya's cache of it cannot be used, so the picture is encoded",
 }
 _OF_PICTURE = (Fault.BROKEN, Fault.TOO_LARGE, Fault.OUTSIDE, Fault.ABSENT, Fault.NAME)
 _OF_TEXT = (Fault.NO_TEXT, Fault.NOT_UTF8, Fault.LONG_TEXT, Fault.SHARED_STEM, Fault.METADATA)

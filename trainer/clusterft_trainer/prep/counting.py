@@ -56,7 +56,7 @@ class Counted:
         index = None
         if self.index is not None:
             index = {"pictures": len(self.index), "digest": self.index.digest}
-        stages = {name: one.body() for name, one in self.stages.items()}
+        stages: dict[str, Any] = {name: one.body() for name, one in self.stages.items()}
         return {
             "missing": self.missing,  # entries; null where no source has been read, or there is no model yet
             "index": index,  # pictures, and the digest of names, captions and sizes; null where no source was read
