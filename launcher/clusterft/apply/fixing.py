@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from clusterft.apply import harvest
 from clusterft.checks.mends import Mend, Mended
 from clusterft.errors import ClusterftError
 from clusterft.fleet import Fleet
@@ -18,6 +19,11 @@ def apply(fleet: Fleet, chosen: Iterable[Mend]) -> tuple[Mended, ...]:
 
 
 def _do(fleet: Fleet, mend: Mend) -> str:
+    if mend.harvest:
+        found = harvest.gather(fleet, mend.harvest, (), {mend.node}, kill=False).get(mend.node)
+        if found is None:
+            return "it is no longer there"
+        return "; ".join(harvest.told({mend.node: found})) if isinstance(found, ClusterftError) else ""
     remote = fleet.remotes.get(mend.node) if mend.node else LocalRemote()
     if remote is None:
         return f"{mend.node} is not reached"

@@ -8,7 +8,7 @@ from clusterft.checks.examination import Examination
 from clusterft.facts.health.docker import OVER, Container, DockerHealth
 from clusterft.findings import Finding
 
-_DOCTOR = "clusterft.doctor"
+DOCTOR = "clusterft.doctor"
 _ENOUGH = frozenset({"clusterft.cluster", "clusterft.node", "clusterft.owner"})  # labels that every run's has
 _OVER_SECONDS = 60.0  # by then a controller that follows its run has taken an ended container away
 _CREATED_SECONDS = 300.0  # between making a container and starting it lies the putting of files
@@ -18,6 +18,12 @@ _RUNS_ON_SECONDS = 120.0  # after the end of its run was written down
 
 def leftover(seen: Examination) -> Iterator[Finding]:
     """dk.leftover: what no run, no controller and no doctor will take away any more."""
+    for name, one, words in left_behind(seen):
+        yield _leftover(name, one, seen.health[name].docker, words)
+
+
+def left_behind(seen: Examination) -> Iterator[tuple[str, Container, str]]:
+    """Node, container, and why nobody will come for it."""
     alive = {
         (one.labels.get("clusterft.cluster"), one.run)
         for health in seen.health.values()
@@ -32,14 +38,14 @@ def leftover(seen: Examination) -> Iterator[Finding]:
                 continue  # another person's, who may still want it
             words = _left(one, docker, alive)
             if words:
-                yield _leftover(name, one, docker, words)
+                yield name, one, words
 
 
 def _left(one: Container, docker: DockerHealth, alive: set[tuple[str | None, str]]) -> str:
     """Why nobody will come for it; empty if somebody may."""
     age = None if one.since is None or docker.now is None else docker.now - one.since
-    if _DOCTOR in one.labels:
-        if one.labels[_DOCTOR] != one.name:
+    if DOCTOR in one.labels:
+        if one.labels[DOCTOR] != one.name:
             return "no doctor has made it like this"
         limit = _OVER_SECONDS if one.state in OVER else _DOCTOR_SECONDS
         return "of a doctor that was killed" if age is not None and age > limit else ""
@@ -85,7 +91,7 @@ def early_mount(seen: Examination) -> Iterator[Finding]:
         here = health.docker.here
         for one in health.docker.containers or ():
             bound = shared is not None and any(_within(shared, path) for path in one.binds)
-            if not bound or one.sees is None or here is None or _DOCTOR in one.labels:
+            if not bound or one.sees is None or here is None or DOCTOR in one.labels:
                 continue
             if one.sees.device == here.device or "autofs" in (one.sees.fstype, here.fstype):
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from clusterft.checks import containers
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
 
@@ -19,7 +20,8 @@ class Mend:
     id: str  # of the finding that it mends
     node: str
     words: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = ()
+    harvest: str = ""  # instead: a run whose container there is over, taken away once its logs are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,21 @@ def _shared_login(seen: Examination, found: Finding) -> Iterator[Mend]:
             yield Mend(found.id, "", words, ("ssh", "-O", "exit", "-S", one.socket, one.node))
 
 
+def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
+    """Doctor's own containers, and those of a run that have ended; one that still runs is for a person to judge."""
+    for node, one, _ in containers.left_behind(seen):
+        facts = seen.survey.facts.get(node)
+        engine = facts.docker.command if facts and facts.docker else ()
+        if node not in found.nodes or not engine:
+            continue
+        if containers.DOCTOR in one.labels:
+            yield Mend(found.id, node, f"docker rm -f {one.id[:12]}", (*engine, "rm", "-f", one.id))
+        elif one.run and one.state in containers.OVER:
+            yield Mend(found.id, node, f"take away {one.name}, and keep its logs", harvest=one.run)
+
+
 _PLANS: Mapping[str, Callable[[Examination, Finding], Iterable[Mend]]] = {
     "ctl.modes": _modes,
     "ctl.stale-mux": _shared_login,
+    "dk.leftover": _leftover,
 }
