@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from clusterft.checks import containers
 from clusterft.checks.examination import Examination
+from clusterft.facts.health.docker import OVER
 from clusterft.findings import Finding
 
 
@@ -64,7 +65,7 @@ def _shared_login(seen: Examination, found: Finding) -> Iterator[Mend]:
 
 
 def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
-    """Doctor's own containers, and those of a run that have ended; one that still runs is for a person to judge."""
+    """Doctor's own containers, and a run's that have ended; one that still runs is for a person to judge."""
     for node, one, _ in containers.left_behind(seen):
         facts = seen.survey.facts.get(node)
         engine = facts.docker.command if facts and facts.docker else ()
@@ -72,7 +73,7 @@ def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
             continue
         if containers.DOCTOR in one.labels:
             yield Mend(found.id, node, f"docker rm -f {one.id[:12]}", (*engine, "rm", "-f", one.id))
-        elif one.run and one.state in containers.OVER:
+        elif one.run and one.state in OVER:
             yield Mend(found.id, node, f"take away {one.name}, and keep its logs", harvest=one.run)
 
 
