@@ -48,6 +48,7 @@ class Fleet:
         self.remotes: dict[str, Remote] = {}
         self._missed: dict[str, Unreachable] = {}
         self._contacts: dict[str, str] = {}
+        self.login_seconds: dict[str, float] = {}  # node -> from the first packet to the end of the login
         self._pins = pins
         self._key = key
         self._asker = asker
@@ -175,7 +176,9 @@ class Fleet:
     def _connect(self, node: Node) -> Remote:
         if node.transport == "local":
             return LocalRemote()
+        began = time.monotonic()
         remote = self._dialer().connect(node)
+        self.login_seconds[node.name] = time.monotonic() - began
         if remote.address:
             self._contacts[node.name] = remote.address
         return remote

@@ -329,6 +329,7 @@ def test_a_hang_is_told_with_where_it_waits() -> None:
         stuck("__refrigerator"),
         stuck("wait_for_vfork_done"),
         stuck("request_wait_answer", age=3.0, name="df"),  # our own look, at a share that is slow
+        stuck("jbd2_log_wait_commit"),  # a disk that has much to write
     ],
 )
 def test_who_waits_on_purpose_or_for_us_does_not_hang(health: HostHealth) -> None:
@@ -506,6 +507,21 @@ def test_every_posix_shell_answers(shell: tuple[str, ...], tmp_path: Path) -> No
     assert read.volume("home") and read.volume("shared") and read.volume("/tmp") and read.port_range
     assert read.stuck is not None and read.ntp is not None and read.shm is not None and read.rp_filter
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_desktop_is_asked_with_the_defaults_of_its_own_distribution(tmp_path: Path) -> None:
+    """Ubuntu's are for XDG_CURRENT_DESKTOP=ubuntu alone; to a login over SSH gsettings would tell others."""
+    told = "case $3 in *type) echo \"'nothing'\" ;; *) echo 0 ;; esac"
+    text = f"#!/bin/sh\nif [ $XDG_CURRENT_DESKTOP = ubuntu:GNOME ]; then {told}; else echo \"'suspend'\"; fi\n"
+    (tmp_path / "gsettings").write_text(text)
+    (tmp_path / "gsettings").chmod(0o755)
+    shutil.copy(shutil.which("sleep") or "sleep", tmp_path / "gsd-power")
+    with subprocess.Popen([tmp_path / "gsd-power", "60"], env={"XDG_CURRENT_DESKTOP": "ubuntu:GNOME"}) as desktop:
+        try:
+            read = ask(("sh",), tmp_path, f"{tmp_path}:{os.environ['PATH']}")
+        finally:
+            desktop.kill()
+    assert read.sleep and read.sleep.desktop == ("nothing", 0)
 
 
 def test_a_node_without_any_tool_answers_too(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from clusterft.checks.examination import Examination
 def of(seen: Examination) -> Mapping[Layer, str]:
     """Layer -> a few words."""
     words: dict[Layer, str] = {}
-    offsets = [one.clock_offset for one in seen.survey.facts.values() if one.clock_offset is not None]
-    if offsets:
-        words["host"] = f"clocks ±{max(abs(one) for one in offsets) * 1000:.0f} ms"
+    clocks = [one.host.clock for one in seen.health.values() if one.host.clock]
+    if clocks:
+        words["host"] = f"clocks ±{max(abs(one.offset) + one.error for one in clocks) * 1000:.0f} ms"
+    if seen.desk.logins:
+        slowest, count = max(seen.desk.logins), len(seen.desk.logins)
+        words["ssh"] = f"{count} login{'s' * (count != 1)} within {slowest:.1f} s"
     return words

@@ -18,6 +18,11 @@ _OWN = frozenset("sh dash bash ash busybox df stat ls cat timeout sleep grep awk
 _YOUNG = 20.0  # seconds; one of those that is younger may be of this very look
 _ON_PURPOSE = ("refrigerator", "vfork", "freez", "ptrace_stop")  # paused, or waiting for a child
 _REMOTE = re.compile(r"nfs|rpc_|fuse|request_wait|ceph|cifs|smb|lustre|ll_|gpfs|beegfs|9p|p9_|gluster")
+# Where a process waits for a disk that is only slow: 5 s of that say nothing, the kernel's own 120 s do.
+_DISK = re.compile(
+    r"io_schedule|jbd2|folio_wait|wait_on_page|wait_on_buffer|wait_transaction|blk_mq|rq_qos|wbt_|balance_dirty|"
+    r"sync_inodes|wb_wait|submit_bio|xlog|xfs_|btrfs_|get_write_access|txg_|zio_|cv_wait|dm_|md_|raid"
+)
 _VIRTUAL = re.compile(r"lo$|docker|br-|veth|virbr|tailscale|wg\d|tun|tap|cni|flannel|cali|vmnet|vboxnet|zt")
 
 
@@ -64,7 +69,7 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
 def hung(node: str, health: HostHealth) -> Iterator[Finding]:
     """os.hung-task: processes that wait in the kernel and did not run for as long as we looked."""
     told = [line for line in health.kernel or () if "blocked for more than" in line.words and _recent(line)]
-    stuck = [one for one in health.stuck or () if _counts(one)]
+    stuck = [one for one in health.stuck or () if _counts(one) and (told or not _DISK.search(one.place))]
     if not stuck:
         return  # what the kernel has told of is over
     places = {one.place for one in stuck if one.place}

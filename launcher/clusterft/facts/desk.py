@@ -48,3 +48,4 @@ class Desk(NamedTuple):
     shared: tuple[SharedLogin, ...] = ()
     crowded: tuple[str, ...] = ()  # nodes whose sshd had too few channels for two commands at once
     closed: tuple[Closed, ...] = ()
+    logins: tuple[float, ...] = ()  # seconds that each login took

@@ -58,6 +58,7 @@ def look(desk: Desk, cluster: Cluster, fleet: Fleet, survey: Survey) -> Desk:
     return desk._replace(
         open_keys=tuple(OpenKey(path, mode, tuple(names)) for path, (mode, names) in keys.items()),
         shared=tuple(SharedLogin(name, *found) for name, found in logins if found),
+        logins=tuple(fleet.login_seconds.values()),
         crowded=tuple(sorted(fleet.crowded)),
         closed=_closed(nodes, fleet, survey),
     )

@@ -24,7 +24,7 @@ from paramiko.ssh_exception import (
 
 from clusterft.remote.protocol import Asker
 
-_STANDARD = ("id_ed25519", "id_ecdsa", "id_rsa")
+STANDARD_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _KINDS: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 _PROMPTS = 3  # as ssh does
 _BY_PASSWORD = {"password", "keyboard-interactive"}
@@ -223,7 +223,7 @@ class Login:
                 yield path, key
 
     def _paths(self) -> list[str]:
-        standard = [str(Path("~/.ssh").expanduser() / name) for name in _STANDARD]
+        standard = [str(Path("~/.ssh").expanduser() / name) for name in STANDARD_KEYS]
         return list(dict.fromkeys((*self._files, *(() if self._only_files else standard))))
 
     def _from_agent(self) -> dict[bytes, paramiko.AgentKey]:

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from clusterft.hosts import Node
+from clusterft.remote.login import STANDARD_KEYS
 from clusterft.remote.unreachable import Unreachable
 from clusterft.remote.way import Ways
 
@@ -53,7 +54,8 @@ def open_keys(ways: Ways, node: Node) -> tuple[tuple[str, int], ...]:
     except Unreachable:
         return ()
     found = []
-    for path in dict.fromkeys(named):
+    standard = (str(Path("~/.ssh").expanduser() / name) for name in STANDARD_KEYS)
+    for path in dict.fromkeys(named or standard):
         try:
             told = os.stat(path)
         except OSError:

@@ -21,6 +21,7 @@ HOME, SHARED, DOCKER = "home", "shared", "docker"  # rooms by what they are for;
 TMP, SCRATCH = "/tmp", "/var/tmp"
 _LOCAL = {TMP: TMP, SCRATCH: SCRATCH, DOCKER: "/var/lib/docker"}  # in this order, as the last one may be missing
 
+# None of these texts may change e, which belongs to limit.
 # A process that waits in the kernel at three looks, without having run in between. Kernel threads may always wait.
 _STUCK = r"""
 look() {

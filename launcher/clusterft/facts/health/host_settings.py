@@ -27,7 +27,10 @@ SECTIONS = {
     '[ "$(readlink -f /etc/systemd/system/$t.target)" = /dev/null ] && echo masked; done; '
     "case $c in *gsd-power*) u=$(id -u); for p in $(grep -lx gsd-power /proc/[0-9]*/comm); do "
     '[ "$(stat -c %u "$p")" = "$u" ] && echo desktop && for k in type timeout; do printf "$k "; '
-    "limit 3 gsettings get org.gnome.settings-daemon.plugins.power sleep-inactive-ac-$k; done; done ;; esac",
+    # A distribution's defaults are for its own desktop alone, which a login over SSH is not.
+    "x=$(tr '\\0' '\\n' <${p%comm}environ | grep -E '^XDG_(CURRENT_DESKTOP|DATA_DIRS|CONFIG_HOME)=[^ ]*$'); "
+    "limit 3 env $x gsettings get org.gnome.settings-daemon.plugins.power sleep-inactive-ac-$k; "
+    "done; done ;; esac",
     "host.governor": f"cat {_CPU}/cpu[0-9]*/cpufreq/scaling_governor | sort | uniq -c; echo ==; "
     f"cd {_CPU}/cpu0/cpufreq && cat scaling_driver cpuinfo_min_freq cpuinfo_max_freq",
 }
