@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from clusterft_trainer.corpus import drafts
 from clusterft_trainer.disk import DRAFT, flush, replace
 from clusterft_trainer.errors import DataError, storing
 
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROWS, _SIZES, _HEAD = "index.arrow", "sizes.int32", "index.json"
+_ROWS, _SIZES, _HEAD = "index.arrow", drafts.LOCKED, "index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ class Writer:
             self._sink = pa.OSFile(str(self.draft / _ROWS), "wb")
             self._file = pa.ipc.new_file(self._sink, SCHEMA)
             self._sizes = (self.draft / _SIZES).open("wb")
+            drafts.hold(self._sizes)
         self._rows = 0
         self._waiting: list[pa.RecordBatch] = []
         self._number = 0  # of rows in there
@@ -271,13 +273,14 @@ class Writer:
         with storing("The index", self.draft):
             self._file.close()
             self._sink.close()
-            self._sizes.close()
+            self._sizes.flush()  # it stays open, and so locked, until the draft has a name that counts
             files = sorted(p for p in self.draft.iterdir() if p.is_file())
             for path in files:
                 flush(path)
             flush(self.draft)
             lengths = {p.name: p.stat().st_size for p in files}
             generation = self._named()
+            self._sizes.close()
             body = {
                 "schema": SCHEMA_NUMBER,
                 "generation": generation,

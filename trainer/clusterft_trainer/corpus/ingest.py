@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from clusterft_trainer.config.data import Problems
 from clusterft_trainer.config.sources import Source, locations
-from clusterft_trainer.corpus import look, sources
+from clusterft_trainer.corpus import drafts, look, sources
 from clusterft_trainer.corpus.chunk import Chunk, Piece
 from clusterft_trainer.corpus.columns import SAME, Columns, Job
 from clusterft_trainer.corpus.crew import Crew
@@ -71,6 +71,7 @@ def ingest(
     remote = any("://" in place for source in given for place in locations(source).values())
     with storing("The index", out):
         out.mkdir(parents=True, exist_ok=True)
+    drafts.clear(out.parent)
     earlier = sorted(out.glob("journal-*"))
     with ExitStack() as held:
         with Crew(processes, fresh=remote) as crew:
