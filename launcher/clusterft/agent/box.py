@@ -1,6 +1,6 @@
 """What a container got: limits, shared memory, the shared dir's filesystem, cards, what the image's torch can do.
 
-argv[1]: a JSON object: {"shared": path or null, "cuda": bool, "seconds": for torch}. Says one line at once, and
+argv[3]: a JSON object: {"shared": path or null, "cuda": bool, "seconds": for torch}. Says one line at once, and
 two more where there are cards to ask about. Writes nothing.
 """
 
@@ -93,7 +93,7 @@ def tell(body: object) -> None:
 
 def main() -> None:
     """All of it."""
-    asked = json.loads(sys.argv[1])
+    asked = json.loads(sys.argv[3])  # after the length of this text and its name
     said: dict[str, object] = {"uid": os.getuid(), "gid": os.getgid(), "limits": limits(), "shm": room("/dev/shm")}
     said["mounts"] = table(asked["shared"]) if asked["shared"] else []
     tell(said)
@@ -103,6 +103,13 @@ def main() -> None:
         tell(of_torch(asked["seconds"]))
 
 
-# It ends with its stdin, in the middle of whatever it does.
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
-main()
+def attend() -> None:
+    """It ends with its stdin, in the middle of whatever it does."""
+    while os.read(0, 65536):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=attend, daemon=True).start()
+    main()

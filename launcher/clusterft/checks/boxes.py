@@ -49,7 +49,7 @@ def locked(seen: Examination) -> Iterator[Finding]:
                     '"Hard": -1}}   then: sudo systemctl restart docker',
                 ),
                 needs_root=True,
-                blast_radius="the node's containers stop when Docker restarts",
+                blast_radius="all containers of the node, which stop when Docker restarts",
             )
 
 
@@ -70,7 +70,7 @@ def mounted(seen: Examination) -> Iterator[Finding]:
                 cause="Docker was started before the share was mounted, and does not learn of later mounts",
                 fix=(f"on {name}: sudo systemctl restart docker",),
                 needs_root=True,
-                blast_radius="the node's containers stop when Docker restarts",
+                blast_radius="all containers of the node, which stop when Docker restarts",
             )
 
 
@@ -91,7 +91,7 @@ def cards(seen: Examination) -> Iterator[Finding]:
                     "restart docker",
                 ),
                 needs_root=True,
-                blast_radius="the node's containers stop when Docker restarts",
+                blast_radius="all containers of the node, which stop when Docker restarts",
             )
         elif box.carded and box.torch and box.torch.available is False and _torch_counts(seen):
             yield _blind(name, box)
@@ -225,7 +225,7 @@ def _box(
         evidence=evidence or _last(box.words),
         fix=fix or ("sudo journalctl -u docker -n 50   (why)", "sudo systemctl restart docker"),
         needs_root=not blast,
-        blast_radius=blast or "the node's containers stop when Docker restarts",
+        blast_radius=blast or "all containers of the node, which stop when Docker restarts",
     )
 
 

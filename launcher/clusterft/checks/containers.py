@@ -129,7 +129,7 @@ def nvml_lost(seen: Examination) -> Iterator[Finding]:
                         "then: sudo systemctl restart docker",
                     ),
                     needs_root=True,
-                    blast_radius="what runs in that container; the node's containers stop when Docker restarts",
+                    blast_radius="what runs in that container; a restart of Docker stops all others too",
                 )
 
 

@@ -26,7 +26,7 @@ TOOLKIT = (
     "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
 )
 CONFIGURE = ("sudo nvidia-ctk runtime configure --runtime=docker", "sudo systemctl restart docker")
-RESTARTS = "the node's containers stop when Docker restarts"
+RESTARTS = "all containers of the node, which stop when Docker restarts"
 
 
 def usable(survey: Survey, *, cuda: bool) -> Iterator[Finding]:

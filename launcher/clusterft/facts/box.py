@@ -27,6 +27,8 @@ Refusal = Literal[
     "room",
     "source",
     "python",
+    "program",
+    "slow",
     "hung",
     "other",
 ]
@@ -42,6 +44,7 @@ _WORDS: tuple[tuple[Refusal, str], ...] = (
     ("room", r"[Nn]o space left on device|[Dd]isk quota exceeded"),
     ("source", r"bind source path does not exist|invalid mount config for type \"bind\""),
     ("python", r"executable file not found in \$PATH|exec: \"python[0-9.]*\""),
+    ("program", r"Traceback \(most recent call last\)|Fatal Python error"),  # it was started, and broke
     ("hung", r"no answer in time"),
 )
 

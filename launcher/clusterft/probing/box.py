@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
@@ -21,53 +21,82 @@ from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote, Unreachable
 
 _START_SECONDS = 20.0
+_LOOK_SECONDS = 4.0
 _CARDS_SECONDS = 24.0  # all of it, from the start; torch is imported from a disk that may be slow
 _TORCH_SECONDS = 15
+_SAID = {
+    "python": "the image has no python3 to look with: {words}",
+    "program": "doctor's program broke in it, which is a bug of clusterft: {words}",
+    "source": "the shared dir cannot be mounted into a container: {words}",
+    "slow": "a container of the image runs, and its python3 has not begun in time",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One container to be made."""
+
+    node: Node
+    facts: NodeFacts
+    wanted: Wanted
+    shared: str | None
 
 
 def open_(crew: Crew, survey: Survey, wanted: Wanted) -> dict[str, Box | Unreachable | str]:
     """One each; words of a node that could make none."""
     nodes = {node.name: node for node in survey.cluster.active}
 
-    def one(name: str, _: Remote) -> Box | str:
+    def one(name: str, remote: Remote) -> Box | str:
         way, facts = crew.ways.get(name), survey.facts.get(name)
         if facts is None or way is None:
             return "its facts are not known"
         if way.kind != "image":
             return "the image is not there" if way.docker else "its engine cannot be used"
         shared = wanted.shared if any(disk.directory == wanted.shared for disk in facts.disks) else None
-        found = _one(crew, nodes[name], facts, wanted, shared)
+        request = _Request(nodes[name], facts, wanted, shared)
+        found = _one(crew, remote, request)
         if found.refused == "source":  # which is for the storage checks to tell; the rest can be seen without it
-            found = _one(crew, nodes[name], facts, wanted, None)
-        return f"the image has no python to look with: {found.words}" if found.refused == "python" else found
+            found = _one(crew, remote, replace(request, shared=None))
+        return _SAID[found.refused].format(words=found.words) if found.refused in _SAID else found
 
     found: dict[str, Box | Unreachable | str] = dict(crew.fleet.each(one))
     return found
 
 
-def _one(crew: Crew, node: Node, facts: NodeFacts, wanted: Wanted, shared: str | None) -> Box:
-    cards = container.cards(node, facts) if wanted.device == "cuda" else ()
+def _one(crew: Crew, remote: Remote, request: _Request) -> Box:
+    name, facts, wanted = request.node.name, request.facts, request.wanted
+    cards = container.cards(request.node, facts) if wanted.device == "cuda" else ()
     devices = container.devices(facts)
-    box = Box(node.name, pinned=bool(devices), carded=bool(cards))
-    asked = {"shared": shared, "cuda": bool(cards), "seconds": _TORCH_SECONDS}
-    began = time.monotonic()
+    box = Box(name, pinned=bool(devices), carded=bool(cards))
+    asked = {"shared": request.shared, "cuda": bool(cards), "seconds": _TORCH_SECONDS}
+    options = _options(cards, devices, request.shared)
+    began, release = time.monotonic(), ""
     try:
-        talk = crew.start(
-            node.name,
-            "box",
-            (json.dumps(asked),),
-            owner=wanted.owner,
-            options=_options(cards, devices, shared),
-        )
+        talk = crew.start(name, "box", (json.dumps(asked),), owner=wanted.owner, options=options)
+        release = talk.release
         body = talk.hear(_START_SECONDS)
     except Silent as why:
-        words = str(why)
-        return replace(box, refused=answers.refusal(words), words=words, seconds=time.monotonic() - began)
+        words, seconds = str(why), time.monotonic() - began
+        refused = answers.refusal(words)
+        if refused == "hung" and _runs(remote, crew.ways[name].docker, release):
+            refused = "slow"
+        return replace(box, refused=refused, words=words, seconds=seconds)
     try:
         box = replace(box, seconds=time.monotonic() - began, **answers.shaped(body))
         return _cards(box, talk, began) if cards else box
     finally:
         talk.close()
+
+
+def _runs(remote: Remote, docker: tuple[str, ...], container_name: str) -> bool:
+    """Whether the engine has done its part, and it is the program in it that is slow."""
+    if not container_name:
+        return False
+    try:
+        done = remote.run((*docker, "inspect", "-f", "{{.State.Status}}", container_name), seconds=_LOOK_SECONDS)
+    except Unreachable:
+        return False
+    return done.out.strip() == "running"
 
 
 def _cards(box: Box, talk: Talk, began: float) -> Box:
