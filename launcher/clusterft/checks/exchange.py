@@ -46,7 +46,7 @@ def _node(seen: Examination, node: str, best: Pairs, why: Mapping[tuple[str, ...
         evidence="\n".join((*map(story, mine), *(f"without it: {story(one)}" for one in others), *_resent(mine))),
         cause=f"{reason}; every step waits for the slowest node",
         fix=(
-            f"on {node}: ethtool {card} | grep -E 'Speed|Duplex'; tc qdisc show dev {card}   "
+            f"on {node}: cat /sys/class/net/{card}/speed; tc qdisc show dev {card}   "
             "then its cable, its port, and what else uses them",
             f"or train without it: take {node} out of {seen.survey.cluster.path}",
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from clusterft.checks.examination import Examination
 from clusterft.facts.deep import Saving
@@ -19,6 +20,7 @@ _BY_ERRNO = {
     errno.EACCES: "fs.squash",
     errno.EPERM: "fs.squash",
 }
+_ROOM = 1 << 20  # bytes: less than that is none
 _RACES = (errno.EEXIST, errno.ENOTEMPTY)
 _MEETING = ("store", "group")  # for the network's checks to tell
 
@@ -28,7 +30,7 @@ def through_the_share(seen: Examination) -> Iterator[Finding]:
     if not seen.deep or not seen.deep.savings:
         return
     savings, place = seen.deep.savings, seen.deep.directory
-    refused = [one for one in savings.values() if one.errno is not None]
+    refused = [replace(one, errno=_number(one)) for one in savings.values() if _number(one) is not None]
     blind = [one for one in savings.values() if one.missing]
     if refused:
         yield from (_refused(one, place, seen) for one in refused)
@@ -36,6 +38,12 @@ def through_the_share(seen: Examination) -> Iterator[Finding]:
         yield _not_shared(savings, blind, place)
     else:
         yield from _odd(savings, place)
+
+
+def _number(one: Saving) -> int | None:
+    """What the filesystem answered; torch hides that a disk is full."""
+    full = one.errno is None and one.free is not None and one.free < _ROOM
+    return errno.ENOSPC if full else one.errno
 
 
 def _refused(one: Saving, place: str, seen: Examination) -> Finding:
@@ -50,7 +58,7 @@ def _refused(one: Saving, place: str, seen: Examination) -> Finding:
         status="fail",
         nodes=(one.node,),
         summary=f"a checkpoint in {shared} fails here: it cannot {how.get(one.stage, 'use it')}",
-        evidence=one.words,
+        evidence=one.words + (f"\n{one.free:.0f} bytes are free" if one.free is not None else ""),
         cause="the shared dir is not there" if absent else "",
         fix=(f"on {one.node}: ls -ld {shared}; findmnt -T {shared}; df -h {shared}",)
         + ((f"mount it on {one.node} as on {seen.nodes[0]}: findmnt -T {shared}   there names what",) * absent),

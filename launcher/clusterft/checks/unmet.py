@@ -10,6 +10,9 @@ from clusterft.checks.measured import story
 from clusterft.facts.deep import Deep, Group
 from clusterft.findings import Finding
 
+_CONNECTED = ("first", "measure")  # gloo has all its connections by then
+_SAFE_MTU = 1400
+
 
 def ranks(seen: Examination) -> Iterator[Finding]:
     """net.high-ports: a node that meets nobody, two that do not meet each other, or nothing but all at once."""
@@ -19,13 +22,20 @@ def ranks(seen: Examination) -> Iterator[Finding]:
     best = acceptance.best(deep.groups)
     dead = [one for one in best.values() if one.busbw is None and one.hung]
     verdict = acceptance.blame(best, [one.nodes for one in dead])
+    stuck = [one for one in dead if deep.backend == "gloo" and one.stage in _CONNECTED]
     for node in verdict.nodes:
         peers = [name for name in deep.addresses if name != node]
         mine = [one for one in dead if node in one.nodes]
-        yield _closed(seen, (node,), mine, "meets no other node in a collective", {node: peers})
+        if all(one in stuck for one in mine):
+            yield _stuck((node,), mine, "reaches the other nodes, and no data gets through", deep)
+        else:
+            yield _closed(seen, (node,), mine, "meets no other node in a collective", {node: peers})
     for one in dead:
         if one.nodes in verdict.links:
             left, right = one.nodes
+            if one in stuck:
+                yield _stuck(one.nodes, [one], f"{left} and {right} connect, and no data gets through", deep)
+                continue
             summary = f"{left} and {right} do not meet in a collective"
             yield _closed(seen, one.nodes, [one], summary, {left: [right], right: [left]})
     if not dead:
@@ -47,6 +57,25 @@ def _closed(
         fix=tuple(_let_in(seen, node, others) for node, others in peers.items() if others),
         needs_root=True,
         blast_radius="the firewall: all TCP ports, for these nodes alone",
+    )
+
+
+def _stuck(nodes: tuple[str, ...], dead: list[Group], summary: str, deep: Deep) -> Finding:
+    """Connections are made of small packets alone."""
+    return Finding(
+        id="net.mtu",
+        status="fail",
+        nodes=nodes,
+        summary=summary,
+        evidence="\n".join(map(story, dead)),
+        cause="large packets are lost on the way: cards or a tunnel whose MTU is not the same at both ends",
+        fix=tuple(
+            f"on {node}: ip link show {card}; sudo ip link set {card} mtu {_SAFE_MTU}"
+            for node in nodes
+            if (card := deep.interfaces.get(node))
+        ),
+        needs_root=True,
+        blast_radius="that interface, until the next reboot",
     )
 
 

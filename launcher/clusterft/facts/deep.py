@@ -56,7 +56,7 @@ class Group:
     seconds: float | None = None
     bytes: int | None = None
     spread: float | None = None  # between the slowest and the fastest repetition, of the median
-    hung: bool = False
+    hung: bool = False  # it came to no end by its deadline, or nobody was to be reached
     stage: str = ""  # how far the slowest rank got, where there is no figure
     words: str = ""
     resent: Mapping[str, float] = field(default_factory=dict)  # node -> share of its TCP segments sent again
@@ -101,6 +101,7 @@ class Saving:
     there: tuple[str, ...] = ()
     kind: str = ""  # of the exception
     errno: int | None = None
+    free: float | None = None  # bytes that were left in the shared dir when saving failed
     words: str = ""
     late: bool = False
 
@@ -186,6 +187,7 @@ def saving(said: Said) -> Saving:
         there=_strings(seen.get("there")),
         kind=str(error.get("kind", "")),
         errno=errno if isinstance(errno, int) else None,
+        free=number(error.get("free")),
         words=_words(said) if not done else "" if done.get("same") is True else "other weights came back",
         late=said.late,
     )

@@ -32,7 +32,9 @@ _READY = 90.0  # torch and its libraries from a cold disk, on all nodes at once
 _GROUP = {"gloo": 30.0, "nccl": 60.0}
 _CARD = 60.0
 _SAVING = 120.0
-_PATIENCE = 6.0  # seconds before its deadline in which torch itself gives up, and says why
+_PATIENCE = {"gloo": 12.0, "nccl": 45.0}  # seconds after which torch itself gives up, and says why
+_EACH = 0.5  # seconds more for each rank: many of them may share a machine's cores
+_LONG = 100.0  # of a checkpoint, in which ranks import DeepSpeed while others wait
 _MOST = {"gloo": 1 << 25, "nccl": 1 << 30}  # bytes of an all-reduce
 _SLOTS = 4  # processes of a node that has no cards: they prove the way, and need cores
 _PORTS = range(96, 128)  # of the range that a run may use, the end that it comes to last
@@ -290,7 +292,7 @@ class _Course:
 
     def _checkpoint(self, shared: str) -> str:
         """One rank a node saves and loads through the shared dir."""
-        nodes = self._here
+        nodes = self._able_to_meet()
         if not nodes:
             return ""
         self.show("deep: a checkpoint through the shared dir")
@@ -317,6 +319,13 @@ class _Course:
 
     def _seconds(self, most: float) -> float:
         return max(5.0, min(most, self._left - 10.0))
+
+    def _able_to_meet(self) -> tuple[Node, ...]:
+        """Without those for whom all would wait in vain."""
+        lost = [pair for pair, one in acceptance.best(self.groups).items() if one.busbw is None]
+        bad = acceptance.blame(self._tried(), lost)
+        out = {*bad.nodes, *(pair[-1] for pair in bad.links)}
+        return tuple(node for node in self._here if node.name not in out)
 
     def _slots(self, node: Node) -> range:
         return range(node.slots if self.site.cuda else min(node.slots, _SLOTS))
@@ -370,12 +379,13 @@ class _Course:
         """So many ranks on each of these nodes, that meet on a port of their own."""
         nodes = [node for node in self.site.nodes if node.name in set(names)]
         places = [(node, slot) for node in nodes for slot in self._slots(node)[:count]]
-        until = seconds or self._seconds(_GROUP[self.site.backend])
+        more = _EACH * len(places)
+        until = seconds or self._seconds(_GROUP[self.site.backend] + more)
         together = {
             "world": len(places),
             "address": self.site.addresses[nodes[0].name].ip,
             "port": self._fresh(nodes[0].name),
-            "patience": max(3.0, until - _PATIENCE),
+            "patience": _LONG if seconds else _PATIENCE[self.site.backend] + more,
             "most": _MOST[self.site.backend],
         }
         seats = tuple(

@@ -32,15 +32,17 @@ def mixed(names: Sequence[str], speeds: Mapping[str, float], first: Iterable[Pai
     """The second round: the fastest with the slowest; who rested takes part, and no pair comes twice."""
     met = set(first)
     rested = [name for name in names if not any(name in pair for pair in met)]
-    order = [*sorted((n for n in names if n in speeds), key=lambda name: -speeds[name])]
-    order += [name for name in names if name not in order and name not in rested]
-    left = [*order[: len(order) // 2], *rested, *order[len(order) // 2 :]]
-    pairs = []
+    order = sorted((name for name in names if name not in rested), key=lambda name: -speeds.get(name, 0.0))
+    left = [*rested, *order]
+    pairs: list[Pair] = []
     while len(left) > 1:
         fast = left.pop(0)
-        slow = next((n for n in reversed(left) if in_order(names, (fast, n)) not in met), left[-1])
+        slow = next((name for name in reversed(left) if in_order(names, (fast, name)) not in met), left[-1])
         left.remove(slow)
         pairs.append(in_order(names, (fast, slow)))
+    if pairs and pairs[-1] in met:  # only these two were left: they change partners with another pair
+        (one, other), (left_one, right_one) = pairs[-1], pairs[-2]
+        pairs[-2:] = [in_order(names, (one, left_one)), in_order(names, (other, right_one))]
     return [pair for pair in pairs if pair not in met]
 
 

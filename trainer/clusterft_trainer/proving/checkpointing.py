@@ -43,7 +43,7 @@ def run(given: dict[str, Any], tell: Tell) -> None:
         tell({"stage": "start"})
         engine = _engine(bool(given["cuda"]), int(given["card"]))
         tell({"stage": "save"})
-        engine.save_checkpoint(str(place), tag=_TAG)
+        _save(engine, place, tell)
         tell({"stage": "see"})
         missing = _unseen(place)
         tell({"stage": "seen", "missing": missing, "there": _listing(place)})
@@ -129,6 +129,16 @@ def _engine(cuda: bool, card: int) -> Any:
     engine.backward(engine(torch.ones(1, 64, device=device)).square().mean())
     engine.step()
     return engine
+
+
+def _save(engine: Any, place: Path, tell: Tell) -> None:
+    """torch says of a disk that is full that it found itself at another place in the file than it thought."""
+    try:
+        engine.save_checkpoint(str(place), tag=_TAG)
+    except Exception as error:
+        room = os.statvfs(place)
+        tell({**wrong(error), "free": room.f_bavail * room.f_frsize})
+        raise
 
 
 def _unseen(place: Path) -> list[str]:

@@ -1,0 +1,189 @@
+"""Proves the program that `doctor --deep` runs on nodes: its tasks, deadlines, and that nothing stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import TRAINER, free_port
+
+from clusterft_trainer.proving import cards, checkpointing, collective
+from clusterft_trainer.rank import start_time
+
+pytestmark = pytest.mark.trainer
+
+
+class Bench:
+    """The program, spoken to as the controller does."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "PYTHONPATH": TRAINER, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clusterft_trainer.proving"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+        )
+        assert "ready" in self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """Its next line."""
+        assert self.process.stdout
+        body: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return body
+
+    def tell(self, body: dict[str, Any]) -> None:
+        """One line for it."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(body).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def start(self, task: str, ranks: int, seconds: float = 60.0, **given: Any) -> None:
+        """So many processes of a task, all of them here."""
+        port = free_port()
+        for rank in range(ranks):
+            where = {"rank": rank, "world": ranks, "address": "127.0.0.1", "port": port, "patience": seconds - 1}
+            body = {"cuda": False, "card": 0, "most": 1 << 22, **where, **given}
+            asked = {"do": "start", "group": "g", "slot": rank, "task": task, "seconds": seconds, "given": body}
+            self.tell({**asked, "env": {"GLOO_SOCKET_IFNAME": "lo"}})
+
+    def ends(self, count: int) -> tuple[dict[int, list[dict[str, Any]]], dict[int, dict[str, Any]]]:
+        """What each slot said, and how it ended."""
+        said: dict[int, list[dict[str, Any]]] = {slot: [] for slot in range(count)}
+        ended: dict[int, dict[str, Any]] = {}
+        while len(ended) < count:
+            body = self.hear()
+            if "ended" in body:
+                ended[body["slot"]] = body
+            else:
+                said[body["slot"]].append(body["said"])
+        return said, ended
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    try:
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """Its forks."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether all of them ended, after a moment."""
+    deadline = time.monotonic() + 5
+    while any(start_time(pid) is not None for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_two_ranks_reduce_and_both_tell_the_same_size(bench: Bench) -> None:
+    bench.start("collective", 2)
+    said, ended = bench.ends(2)
+    results = [ranks[-1] for ranks in said.values()]
+    assert [one["stage"] for one in said[0]] == ["store", "group", "first", "measure", "done"]
+    assert results[0]["bytes"] == results[1]["bytes"] <= 1 << 22 and all(one["seconds"] > 0 for one in results)
+    assert [one["ended"] for one in ended.values()] == [0, 0] and not any(one["late"] for one in ended.values())
+
+
+def test_a_rank_whose_peer_never_comes_is_ended_at_its_deadline(bench: Bench) -> None:
+    bench.start("collective", 1, seconds=2.0, world=2, patience=60)
+    began = time.monotonic()
+    said, ended = bench.ends(1)
+    assert time.monotonic() - began < 6 and ended[0]["late"] and ended[0]["ended"] == -9
+    assert said[0][-1] == {"stage": "store"}
+
+
+def test_torch_says_itself_why_it_gave_up(bench: Bench) -> None:
+    bench.start("collective", 1, seconds=20.0, world=2, patience=1)
+    said, ended = bench.ends(1)
+    assert ended[0]["ended"] == 70 and not ended[0]["late"]
+    assert "1/2 clients joined" in said[0][-1]["error"]
+
+
+def test_a_slot_works_by_itself(bench: Bench) -> None:
+    bench.start("card", 1)
+    said, _ = bench.ends(1)
+    assert said[0][-1]["name"] == "cpu" and said[0][-1]["flops"] > 1e8
+
+
+def test_a_checkpoint_is_saved_and_read_back_and_nothing_of_it_stays(bench: Bench, tmp_path: Path) -> None:
+    bench.start("checkpoint", 2, litter=str(tmp_path / ".clusterft" / "deep-1"))
+    said, ended = bench.ends(2)
+    assert [one[-1] for one in said.values()] == [{"stage": "done", "same": True}] * 2, ended
+    seen = next(one for one in said[1] if one["stage"] == "seen")
+    assert seen["missing"] == [] and "latest" in seen["there"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_share_that_is_not_there_is_told_and_not_made(bench: Bench, tmp_path: Path) -> None:
+    bench.start("checkpoint", 2, litter=str(tmp_path / "absent" / ".clusterft" / "deep-1"))
+    said, ended = bench.ends(2)
+    assert [one[-1]["errno"] for one in said.values()] == [2, 2] and os.listdir(tmp_path) == []
+    assert [one["ended"] for one in ended.values()] == [0, 0]
+
+
+def test_what_is_above_the_checkpoint_stays_if_it_is_not_empty(tmp_path: Path) -> None:
+    place = tmp_path / ".clusterft" / "deep-1"
+    place.mkdir(parents=True)
+    (tmp_path / ".clusterft" / "code").mkdir()
+    checkpointing.sweep({"path": str(place)}, lambda _: None)
+    assert os.listdir(tmp_path / ".clusterft") == ["code"]
+
+
+@pytest.mark.parametrize("how", ["stop", "end", "kill"])
+def test_processes_end_when_they_are_told_or_when_nobody_is_left_to_tell_them(
+    bench: Bench, tmp_path: Path, how: str
+) -> None:
+    place = tmp_path / ".clusterft" / "deep-1"
+    place.mkdir(parents=True)
+    bench.start("checkpoint", 1, world=2, patience=60, litter=str(place))
+    assert bench.hear()["said"] == {"stage": "store"}
+    forks = children(bench.process.pid)
+    assert len(forks) == 1
+    if how == "stop":
+        bench.tell({"do": "stop", "group": "g"})
+        assert bench.ends(1)[1][0]["ended"] == -9
+    elif how == "end":
+        assert bench.process.stdin
+        bench.process.stdin.close()
+        assert bench.process.wait(timeout=10) == 0 and os.listdir(tmp_path) == []
+    else:
+        bench.process.kill()
+    assert gone(forks)
+
+
+def test_the_size_follows_the_link() -> None:
+    assert collective.size(2.5e6, 1 << 30) == 1 << 20  # 20 Mbit/s
+    assert collective.size(1e9, 1 << 30) == 1 << 28
+    assert collective.size(1e12, 1 << 30) == 1 << 30
+    assert collective.repetitions(2.5e6, 1 << 20) == 7 and collective.repetitions(1e3, 1 << 20) == 3
+    assert collective.repetitions(1e12, 1 << 20) == 8
+
+
+def test_a_card_that_says_nothing_is_not_asked_for_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cards._sample("GPU-1") is None
+    for text, expected in (("312.4, 450.00, 98", [312.4, 450.0, 98.0]), ("[N/A], 450.00, 98", None), ("", None)):
+        program.write_text(f"#!/bin/sh\necho '{text}'\n")
+        program.chmod(0o755)
+        assert cards._sample("GPU-1") == expected
