@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ PYTHON = """\
 #!/bin/sh
 for word; do
     if [ "$word" = --only ]; then
-        printf '%s\\n' "$@" >"$0.read"; exit "$(cat "$0.read-code")"
+        printf '%s\\n' "$@" >"$0.read"; env >"$0.read-env"; tr '\\0' '\\n' </proc/$$/cmdline >"$0.cmdline"
+        exit "$(cat "$0.read-code")"
     elif [ "$word" = --status ]; then
         printf '%s\\n' "$@" >"$0.asked"; cat -- "$5" >"$0.config"; env >"$0.env"
         cat "$0.said" >&"$(cat "$0.where")"; exit "$(cat "$0.code")"
@@ -147,12 +149,12 @@ def test_an_answer_that_is_none_is_told_as_such(text: str, place: Place) -> None
     assert done.returncode == 3 and "does not say what is prepared" in done.stderr
 
 
-def counted(place: Place) -> Standing:
+def counted(place: Place, **secrets: str) -> Standing:
     """As before training, on a plan of this machine."""
     planned = build(CACHED.replace("shared: out", f"shared: '{place.root}/out'"), two_local(), place.root)
     node = dataclasses.replace(planned.head, python=str(place.python))
     fleet: Any = type("Fleet", (), {"remotes": {"left": LocalRemote()}})
-    return preparing.look(node, str(place.root / "out"), fleet, afresh=True)
+    return preparing.look(node, str(place.root / "out"), fleet, secrets)
 
 
 def test_before_training_the_sources_are_read_again(place: Place) -> None:
@@ -160,6 +162,29 @@ def test_before_training_the_sources_are_read_again(place: Place) -> None:
     assert counted(place).missing == 3
     words = place.asked("read").splitlines()
     assert words[5:] == ["--shared", str(place.root / "out"), "--only", "ingest"] and not Path(words[4]).exists()
+
+
+KEY = 'it\'s a\n"key" $(of) ours'
+
+
+def test_the_sources_are_read_with_the_secrets_of_the_job(place: Place) -> None:
+    (place.root / "out" / ".clusterft" / "index").mkdir(parents=True)
+    assert counted(place, AWS_SECRET_ACCESS_KEY=KEY, EMPTY="").missing == 3
+    for name in ("read-env", "env"):
+        assert f"AWS_SECRET_ACCESS_KEY={KEY}\n" in place.asked(name) and "\nEMPTY=\n" in place.asked(name)
+    words = place.asked("cmdline")
+    assert "--only" in words and "key" not in words
+    assert "HF_HUB_OFFLINE=1" in place.asked("read-env").splitlines()
+    left = [path for path in Path(tempfile.gettempdir()).glob("tmp.*/secrets.json") if KEY in path.read_text()]
+    assert left == []
+
+
+def test_what_the_trainer_says_of_a_secret_is_not_shown(place: Place) -> None:
+    (place.root / "out" / ".clusterft" / "index").mkdir(parents=True)
+    place.says("s3://b with open sesame failed.\nCheck open sesame.", code=2, where=2)
+    with pytest.raises(CannotStart) as refused:
+        counted(place, TOKEN="open sesame", SHORT="a")
+    assert refused.value.what == "s3://b with *** failed." and refused.value.remedy == "Check ***."
 
 
 def test_where_nothing_was_ever_read_nothing_is_counted(place: Place) -> None:
@@ -214,12 +239,12 @@ class Box:
         return self.said.encode()
 
 
-def boxed(directory: Path) -> Standing:
+def boxed(directory: Path, secrets: dict[str, str] | None = None) -> Standing:
     """Of a node with containers."""
     job = BOXED.replace("sources: [{builtin: shapes}]", "sources: [{folder: /data/pics}]\n    cache: {}")
     node = build(job, three_ssh(), directory).head
     fleet: Any = type("Fleet", (), {"remotes": {"gpu0": None}})
-    return preparing.look(node, "/mnt/out", fleet)
+    return preparing.look(node, "/mnt/out", fleet, secrets)
 
 
 def test_with_containers_one_of_its_own_is_asked_and_taken_away(
@@ -231,6 +256,20 @@ def test_with_containers_one_of_its_own_is_asked_and_taken_away(
     assert (box.plan.gpus, box.plan.restart, box.plan.command[-2:]) == ((), "no", ("--status", "--json"))
     assert {mount.path for mount in box.plan.binds} >= {"/mnt/out", "/data/pics"}
     assert [(str(file.path), file.mode) for file in box.put] == [("/run/clusterft/config.json", 0o600)]
+
+
+def test_a_container_finds_the_secrets_in_a_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    box = Box(monkeypatch)
+    assert boxed(tmp_path, {"TOKEN": KEY}).missing == 7
+    assert box.plan and KEY not in repr(box.plan)
+    placed = {str(file.path): file for file in box.put}
+    kept = placed["/run/clusterft/secrets.json"]
+    assert (json.loads(kept.data), kept.mode) == ({"TOKEN": KEY}, 0o600)
+    # the file's own name stands before what is to be started
+    words = box.plan.command
+    assert words[words.index("/run/clusterft/secrets.json") + 1] == "sh" and "--only" not in words[:5]
 
 
 @pytest.mark.parametrize(("code", "hangs", "words"), [(1, False, "could not be counted: {"), (0, True, "within")])
@@ -321,11 +360,11 @@ def test_a_job_without_a_cache_has_nothing_to_wait_for(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_count_do_not_keep_a_run_from_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, afresh: bool) -> None:
+    def broken(*_: object) -> None:
         raise ClusterftError("the engine is away")
 
     said: list[str] = []
     monkeypatch.setattr(prep.preparing, "look", broken)
     plan = type("Plan", (), {"head": None, "places": type("Places", (), {"shared": "/mnt"})})
-    assert prep._missing(type("Ready", (), {"plan": plan}), None, said.append) is None  # type: ignore[arg-type]
+    assert prep._missing(type("Ready", (), {"plan": plan}), None, {}, said.append) is None  # type: ignore[arg-type]
     assert said == ["! the engine is away"]

@@ -1,12 +1,15 @@
 """What is prepared of a job's data, as the trainer on one node counts it: `prep --status` in the run's own image.
 
 The count is against the sources as they were read last, and touches nothing; before training the sources are read
-again, since pictures may have come. Refuses to guess: where the trainer does not answer, its words are the error.
+again, since pictures may have come, with the job's secrets, as a run reads them: they go through stdin or a file
+of the container, never through an argv or a plan. Refuses to guess: where the trainer does not answer, its words
+are the error, without the secrets.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,15 +27,24 @@ from clusterft.runtime.process import CannotStart
 
 _SECONDS = 120  # a little more than half a minute is usual
 _TIMED_OUT = 124  # coreutils' timeout
-_CONFIG = CONTAINER / "config.json"
+_CONFIG, _SECRETS = CONTAINER / "config.json", CONTAINER / "secrets.json"
 _WORDS = 600  # characters of a complaint
 _REFUSED = 2  # settings or data, told in two lines: what, and what mends it
 _NO_SUCH_COMMAND = "python -m clusterft_trainer: error"  # an image of another version
-# The settings lie in a file of the moment; nothing in it is code.
+# Settings and secrets lie in files of the moment; nothing in them is code.
 _ASK = (
-    'umask 077; at=$(mktemp) || exit; trap \'rm -f -- "$at"\' EXIT; cat >"$at" || exit; config=$1; shift; '
-    'for word; do shift; [ "$word" = "$config" ] && word=$at; set -- "$@" "$word"; done; "$@"'
+    'umask 077; at=$(mktemp -d) || exit; trap \'rm -rf -- "$at"\' EXIT; trap "exit 143" HUP INT TERM; '
+    'IFS= read -r told || exit; printf "%s\\n" "$told" >"$at/secrets.json" || exit; '
+    'cat >"$at/config.json" || exit; '
+    "config=$1; secrets=$2; shift 2; for word; do shift; "
+    '[ "$word" = "$config" ] && word=$at/config.json; [ "$word" = "$secrets" ] && word=$at/secrets.json; '
+    'set -- "$@" "$word"; done; "$@"'
 )
+_WITH_SECRETS = (
+    "import json, os, sys; os.environ.update(json.load(open(sys.argv[1]))); os.execvp(sys.argv[2], sys.argv[2:])"
+)
+_MASK = "***"
+_TELLING = 4  # letters of a secret that may be hidden without tearing other words
 # Where nothing was ever read there is nothing to count. What is read again is not lost if that takes too long.
 _AFRESH = (
     'index=$1; shift; [ -d "$index" ] || { echo "{\\"missing\\": null}"; exit 0; }; '
@@ -48,27 +60,42 @@ class Standing:
     body: dict[str, Any]  # the trainer's own document
 
 
-def look(node: NodePlan, shared: str, fleet: Fleet, *, afresh: bool = False) -> Standing:
-    """By the settings that a plan has for this node; afresh: the sources are read again before."""
+def look(node: NodePlan, shared: str, fleet: Fleet, secrets: Mapping[str, str] | None = None) -> Standing:
+    """By the settings that a plan has for this node; with secrets, the sources are read again before."""
     config = next(file.text for file in node.files if file.path.name == "config.json")
     prep = (node.python, "-P", "-m", "clusterft_trainer", "prep", str(_CONFIG), "--shared", shared)
     asking: tuple[str, ...] = (*prep, "--status", "--json")
-    if afresh:
+    if secrets is not None:
         asking = ("sh", "-c", _AFRESH, "sh", f"{shared}/.clusterft/index", *prep)
+    if secrets:
+        asking = (node.python, "-P", "-c", _WITH_SECRETS, str(_SECRETS), *asking)
     env = {name: value for name, value in node.env.items() if not name.startswith("CLUSTERFT_")}
-    remote = fleet.remotes[node.node.name]
-    if node.container is None:
-        said = _of_process(remote, asking, env, config)
-    else:
-        said = _of_container(remote, replace(node.container, command=asking), env, config)
-    return _read(said, node.node.name)
+    remote, hidden = fleet.remotes[node.node.name], dict(secrets or {})
+    try:
+        if node.container is None:
+            said = _of_process(remote, asking, env, config, hidden)
+        else:
+            said = _of_container(remote, replace(node.container, command=asking), env, config, hidden)
+        return _read(said, node.node.name)
+    except CannotStart as error:
+        raise CannotStart(_masked(error.what, hidden), remedy=_masked(error.remedy, hidden)) from None
 
 
-def _of_process(remote: Remote, asking: tuple[str, ...], env: dict[str, str], config: str) -> str:
+def _masked(words: str, secrets: Mapping[str, str]) -> str:
+    for value in sorted(secrets.values(), key=len, reverse=True):
+        if len(value) >= _TELLING:
+            words = words.replace(value, _MASK)
+    return words
+
+
+def _of_process(
+    remote: Remote, asking: tuple[str, ...], env: dict[str, str], config: str, secrets: dict[str, str]
+) -> str:
     pairs = (f"{name}={value}" for name, value in env.items())
     limited = ("timeout", str(_SECONDS), *asking)
-    argv = ("sh", "-c", _ASK, "sh", str(_CONFIG), "env", "-i", *pairs, *limited)
-    done = remote.run(argv, stdin=config.encode("utf-8"), seconds=_SECONDS + 30.0)
+    argv = ("sh", "-c", _ASK, "sh", str(_CONFIG), str(_SECRETS), "env", "-i", *pairs, *limited)
+    given = f"{json.dumps(secrets)}\n{config}"
+    done = remote.run(argv, stdin=given.encode("utf-8"), seconds=_SECONDS + 30.0)
     if done.code == _TIMED_OUT:
         raise _too_long()
     if done.code != 0:
@@ -76,11 +103,16 @@ def _of_process(remote: Remote, asking: tuple[str, ...], env: dict[str, str], co
     return done.out
 
 
-def _of_container(remote: Remote, box: ContainerPlan, env: dict[str, str], config: str) -> str:
+def _of_container(
+    remote: Remote, box: ContainerPlan, env: dict[str, str], config: str, secrets: dict[str, str]
+) -> str:
     """In one that goes again; its name is its own, since the run's is a lock."""
     alone = replace(box, name=f"{box.name}-prepared", gpus=(), restart="no", env=box.env | env)
+    files = [Placed(_CONFIG, config.encode("utf-8"), 0o600)]
+    if secrets:
+        files.append(Placed(_SECRETS, json.dumps(secrets).encode("utf-8"), 0o600))
     with Engine(remote, docker.command(remote)) as engine:
-        identity = docker.create(engine, alone, [Placed(_CONFIG, config.encode("utf-8"), 0o600)])
+        identity = docker.create(engine, alone, files)
         try:
             docker.start(engine, identity)
             code = int(engine.api.wait(identity, timeout=_SECONDS)["StatusCode"])

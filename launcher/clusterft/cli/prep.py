@@ -95,7 +95,7 @@ def before_training(
 ) -> int | None:
     """What is missing, as a run before the one that is planned; an exit code where that one is not to follow."""
     began = time.monotonic()
-    missing = _missing(prepared, fleet, out)
+    missing = _missing(prepared, fleet, source.values, out)
     if missing == 0:
         out(f"✓ all data is prepared  {time.monotonic() - began:.1f} s")
         return None
@@ -159,10 +159,10 @@ def _words(missing: int | None) -> str:
     return "1 entry of the cache is missing" if missing == 1 else f"{missing} entries of the cache are missing"
 
 
-def _missing(prepared: Prepared, fleet: Fleet, out: Callable[[str], None]) -> int | None:
+def _missing(prepared: Prepared, fleet: Fleet, secrets: dict[str, str], out: Callable[[str], None]) -> int | None:
     """Pieces of work; None where nobody can say: the run that prepares finds out, and says what is wrong."""
     try:
-        return preparing.look(prepared.plan.head, str(prepared.plan.places.shared), fleet, afresh=True).missing
+        return preparing.look(prepared.plan.head, str(prepared.plan.places.shared), fleet, secrets).missing
     except ClusterftError as error:
         out(f"! {error.what}")
         return None
