@@ -108,6 +108,12 @@ def _from_here(action: str) -> Act:
     return act
 
 
+def _large(action: str) -> Act:
+    """As on a way whose MTU is smaller than n2 believes."""
+    rule = ["OUTPUT", "-p", "tcp", "--sport", "22", "-m", "length", "--length", "600:65535", "-j", "DROP"]
+    return lambda lab, desk: node_of(lab, "n2")._network(["iptables", "-w", action, *rule])
+
+
 _FREEZE = """
 f=$(mktemp /var/tmp/doctoring-XXXXXX); truncate -s 16M $f; mkfs.ext4 -q $f; mkdir -p /run/frozen
 mount -o loop $f /run/frozen; rm $f; fsfreeze -f /run/frozen
@@ -148,6 +154,8 @@ SSH: tuple[Fault, ...] = (
           shell("n2", "rm ~/.bashrc"), ("[[ $- == *i* ]] || return",), evidence=("have a nice day",), status="warn"),
     Fault("key that others may read", "ssh.key-perms", _own_key,
           lambda lab, desk: (desk.root / "id_lab").chmod(0o600), ("chmod 600 ",), evidence=("0644 ",), status="warn"),
+    Fault("large packets lost", "ssh.kex-hang", _large("-I"), _large("-D"), ("compare the MTU", "mtu 1500"),
+          evidence=("it said hello, and nothing more",)),
     Fault("few channels", "ssh.maxsessions", _sshd("MaxSessions 1"), _sshd("MaxSessions 10"), ("MaxSessions 10",),
           status="warn"),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,20 @@ def test_three_faults_at_once_are_all_named(light: LightLab, tmp_path: Path) -> 
             one.mend(light, desk)
     assert {one["id"] for one in above_info(answer)} == {"os.disk-full", "os.shm", "ssh.key-perms"}
     clean(desk.doctor("--quick"))
+
+
+@pytest.mark.lab_light
+@pytest.mark.long
+def test_an_sshd_whose_callers_are_too_many(tmp_path: Path) -> None:
+    """Others hold all its places for longer than we try."""
+    with LightLab.up(count=2, max_startups="2:100:2") as lab:
+        desk = Desk(lab, tmp_path)
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(socket.create_connection((lab.node("n2").address, 22), 5))
+            one = finding(desk.doctor("--quick"), "ssh.maxstartups", "n2")
+        assert "MaxStartups 100:30:200" in one["fix"][0]
+        clean(desk.doctor("--quick"))
 
 
 @pytest.fixture(scope="module")

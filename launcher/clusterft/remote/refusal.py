@@ -22,6 +22,10 @@ from clusterft.remote.stream import text
 from clusterft.remote.unreachable import Unreachable
 
 _CHUNK = 1 << 16
+_STARTUPS = (
+    "try again; if it stays, on the node: MaxStartups 100:30:200 in /etc/ssh/sshd_config, then: "
+    "sudo systemctl reload ssh"
+)
 _AT_ONCE = 1.0  # seconds: a machine that is off costs some 3 s of asking for its card, a firewall answers at once
 
 
@@ -93,7 +97,10 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
     transport = connection.client.get_transport()
     if transport is not None and transport.remote_version and not transport.initial_kex_done:
         words = f"{login}:{connection.port}: it said hello, and nothing more for {way.SECONDS:g} s"
-        fix = ("large packets may be lost on the way: compare the MTU of both ends and of the switch",)
+        fix = (
+            "large packets may be lost on the way: compare the MTU of both ends and of the switch: ip link | grep mtu",
+            "where one is larger than the way allows: sudo ip link set dev INTERFACE mtu 1500",
+        )
         return Unreachable("ssh.kex-hang", words, fix=fix)
     if transport is not None and not transport.remote_version:
         words = f"{login}:{connection.port}: it took the connection, and said nothing"
@@ -147,7 +154,7 @@ def from_errno(target: str, error: Exception, took: float | None = None) -> Unre
         return Unreachable("ssh.timeout", f"{target}: no answer within {way.SECONDS:g} s", fix=fix)
     words = f"{target}: {error or type(error).__name__}"
     if "banner" in words or isinstance(error, (EOFError, ConnectionResetError)):
-        return Unreachable("ssh.maxstartups", words, fix=("try again; raise MaxStartups on the node",))
+        return Unreachable("ssh.maxstartups", words, fix=(_STARTUPS,))
     return Unreachable("ssh.timeout", words)
 
 
