@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def refusals(config: TrainConfig) -> list[str]:
     """Why these settings cannot be trained with; empty if they can."""
-    return [*_sharding(config), *_optimizer(config), *_fused(config), *_numbers(config), *_rest(config)]
+    parts = (_sharding, _optimizer, _fused, _numbers, _cached, _rest)
+    return [sentence for part in parts for sentence in part(config)]
 
 
 def _sharding(config: TrainConfig) -> list[str]:
@@ -104,6 +105,17 @@ def _numbers(config: TrainConfig) -> list[str]:
     if config.learn.lora is not None and config.weights == "bf16":
         found.append("weights: bf16 and learn.lora: the additions are small; keep weights: fp32")
     return found
+
+
+def _cached(config: TrainConfig) -> list[str]:
+    cache, trained = config.data.cache, config.learn.trained.keys() & {"text_encoder_1", "text_encoder_2"}
+    if cache is None or not cache.text or not trained:
+        return []
+    names = " and ".join(sorted(trained))
+    return [
+        f"data.cache.text and learn of {names}: states in a cache are those of encoders that stay as they are, so "
+        "nothing would be learned there; set text: false, or leave the text encoders out of learn"
+    ]
 
 
 def _rest(config: TrainConfig) -> list[str]:
