@@ -64,12 +64,12 @@ def built(**changes: Any) -> TrainConfig:
             "has no meaning",
         ),
         (
-            {"data__cache": {"text": True}, "learn__text_encoders": {"rate": 1e-6}},
+            {"data__cache": {"text": True}, "data__captions": {}, "learn__text_encoders": {"rate": 1e-6}},
             "data.cache.text",
             "of text_encoder_1 and text_encoder_2",
         ),
         (
-            {"data__cache": {"text": True}, "learn__text_encoder_2": {"rate": 1e-6}},
+            {"data__cache": {"text": True}, "data__captions": {}, "learn__text_encoder_2": {"rate": 1e-6}},
             "data.cache.text",
             "set text: fal",
         ),
@@ -91,7 +91,7 @@ def test_a_combination_that_cannot_work_is_refused(changes: dict[str, Any], begi
         {"engine__offload": "optimizer", "engine__stage": 3},
         {"precision": "fp16", "engine": DDP},
         {"learn__lora": {"rank": 4}, "engine": FSDP},
-        {"data__cache": {"text": True}},
+        {"data__cache": {"text": True}, "data__captions": {}},
         {"data__cache": {"text": False}, "learn__text_encoders": {"rate": 1e-6}},
     ],
 )
