@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from clusterft.checks import paths
 from clusterft.checks.check import Layer
 from clusterft.checks.examination import Examination
 
@@ -17,4 +18,6 @@ def of(seen: Examination) -> Mapping[Layer, str]:
     if seen.desk.logins:
         slowest, count = max(seen.desk.logins), len(seen.desk.logins)
         words["ssh"] = f"{count} login{'s' * (count != 1)} within {slowest:.1f} s"
+    if seen.links and (pair := paths.slowest(seen.links.flows)):
+        words["network"] = pair
     return words

@@ -1,7 +1,29 @@
-"""The checks of the network layer."""
+"""The checks of the network layer: is each node where it is dialled, who reaches it, what does the way carry."""
 
 from __future__ import annotations
 
+from clusterft.checks import addresses, paths, reach
 from clusterft.checks.check import Check
 
-CHECKS: tuple[Check, ...] = ()
+_AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")  # what then fails is not the node's firewall
+
+CHECKS: tuple[Check, ...] = (
+    Check(("net.dup-ip",), addresses.dup_ip),
+    Check(("nccl.bridge",), addresses.bridge),
+    Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),
+    Check(("net.wrong-nic",), addresses.wrong_nic, after=("net.dup-ip", "nccl.bridge")),
+    Check(
+        ("net.wrong-nic",),
+        addresses.wrong_nic_dialled,
+        reads=("facts", "links"),
+        after=("net.dup-ip", "nccl.bridge", "net.wrong-nic", "dk.subnet"),
+    ),
+    Check(("net.high-ports",), reach.high_ports, reads=("facts", "links"), after=_AWAY),
+    Check(("net.master-port",), reach.master_port, reads=("facts", "links"), after=(*_AWAY, "net.high-ports")),
+    Check(("net.mtu",), paths.mtu, reads=("facts", "links"), after=_AWAY),
+    Check(("net.loss",), paths.loss, reads=("facts", "links"), after=_AWAY),
+    Check(("net.linkspeed",), paths.linkspeed, reads=("facts", "health")),
+    Check(("net.linkspeed",), paths.linkspeed_measured, reads=("facts", "links"), after=(*_AWAY, "net.mtu")),
+    Check(("net.public-addr",), addresses.public_addr),
+    Check(("net.dup-route",), addresses.dup_route),
+)

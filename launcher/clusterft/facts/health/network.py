@@ -29,7 +29,8 @@ echo "sockets $n"
   done; }}
 """
 _RULES = r"""
-echo seen; command -v iptables >/dev/null && echo iptables
+echo seen; command -v iptables >/dev/null && echo iptables && limit 5 iptables -S INPUT | head -n 200 &&
+  limit 5 iptables -S OUTPUT | head -n 200
 command -v nft >/dev/null && r=$(limit 5 nft list ruleset) && echo nft && printf '%s\n' "$r" |
   awk '/^table / { t = $2 " " $3 } /^[ \t]*chain / { c = $2 }
     / hook (input|output) / { print "chain", t, c, $0 }' |
@@ -78,6 +79,7 @@ class NetworkHealth:
     running: bool | None = None  # whether a run of clusterft is at work on the node
     chains: tuple[Chain, ...] | None = None  # only root may know
     iptables: bool | None = None  # whether the command is there
+    refusing: frozenset[str] | None = None  # INPUT, OUTPUT: those in which iptables drops or rejects something
 
 
 def sections(asked: Asked) -> dict[str, str]:
@@ -110,6 +112,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> NetworkHealth:
         running="/proc/" in running if running.startswith("seen") else None,
         chains=tuple(_chains(rules)) if "nft" in rules else None,
         iptables="iptables" in rules if "seen" in rules else None,
+        refusing=_refusing(said["net.rules"]),
     )
 
 
@@ -124,6 +127,14 @@ def _neighbours(text: str) -> tuple[Neighbour, ...] | None:
 def _listeners(text: str) -> tuple[Listener, ...]:
     rows = re.findall(r"^process (\d{1,10}) ?(.*)$", text, re.MULTILINE)
     return tuple(Listener(whole(pid) or 0, command.strip()) for pid, command in rows)
+
+
+def _refusing(text: str) -> frozenset[str] | None:
+    """-P INPUT DROP, -A OUTPUT ... -j REJECT; a chain of one's own may do it too, which is not followed."""
+    if not re.search(r"^-P (INPUT|OUTPUT) ", text, re.MULTILINE):
+        return None
+    rows = re.findall(r"^-(?:P|A) (INPUT|OUTPUT) (?:.*-j )?(?:DROP|REJECT)\b", text, re.MULTILINE)
+    return frozenset(rows)
 
 
 def _chains(lines: list[str]) -> list[Chain]:

@@ -1,0 +1,370 @@
+"""Is the address by which the others dial a node really that node's, and does it lead there. Pure.
+
+What answered tells most: a boot id that is another machine's, or one's own. A neighbour's MAC alone proves
+nothing, as clouds and some radios answer for others; it counts only where the connection failed as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from clusterft.checks import networks
+from clusterft.checks.examination import Examination
+from clusterft.checks.survey import Survey
+from clusterft.facts import Address, NodeFacts
+from clusterft.facts.links import Dial
+from clusterft.findings import Finding
+from clusterft.hosts import Node
+
+_AWAY = 1.0  # seconds: a firewall refuses at once, a host that is not there takes three
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A try that an address explains: who else answered, if that is known, and under which MAC."""
+
+    dial: Dial
+    kind: Literal["answered", "mac", "nowhere"]
+    who: str = ""
+    mac: str = ""
+
+
+def dup_ip(seen: Examination) -> Iterator[Finding]:
+    """net.dup-ip, by what the nodes say of themselves: one address on real interfaces of two machines."""
+    told: set[str] = set()
+    for node, ip in dialled(seen).items():
+        owners = [name for name in seen.survey.facts if _own(seen.survey.facts[name], ip)]
+        boots = {seen.survey.facts[name].boot_id for name in owners}
+        if len(owners) < 2 or len(boots) < 2 or ip in told or node not in owners:
+            continue
+        told.add(ip)
+        lines = [f"{name}: {ip} on {_own(seen.survey.facts[name], ip)}" for name in owners]
+        others = tuple(name for name in owners if name != node)
+        yield _duplicate(node, ip, others, "\n".join(lines), _removal(seen, others, ip))
+
+
+def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
+    """net.dup-ip, by who answered: a machine that is not the node, on the node's own address."""
+    bad: dict[str, list[Trouble]] = {}
+    for one in troubles(seen):
+        ip = one.dial.address
+        if not _own(seen.survey.facts[one.dial.target], ip):
+            continue  # not its own to begin with: another check's
+        known = _own(seen.survey.facts[one.who], ip) if one.who in seen.survey.facts else ""
+        if one.kind == "mac" or (one.kind == "answered" and not one.who) or known:
+            bad.setdefault(one.dial.target, []).append(one)
+    for node, ones in bad.items():
+        ip = ones[0].dial.address
+        others = tuple(dict.fromkeys(one.who for one in ones if one.who and one.who != node))
+        steps = _removal(seen, others, ip) if others else _search(seen, ones[0])
+        yield _duplicate(node, ip, others, "\n".join(_evidence(seen, ones)), steps)
+
+
+def wrong_nic(seen: Examination) -> Iterator[Finding]:
+    """net.wrong-nic, by the facts: the address given for a node is another node's."""
+    for node in seen.survey.cluster.active:
+        ip, facts = dialled(seen).get(node.name), seen.survey.facts.get(node.name)
+        if ip is None or facts is None or not facts.addresses or networks.holder(facts, ip):
+            continue
+        for other, theirs in seen.survey.facts.items():
+            if theirs.boot_id != facts.boot_id and _own(theirs, ip):
+                yield _misplaced(
+                    seen, (node.name,), f"{ip}, by which {node.name} is dialled, is an address of {other}",
+                    f"{other}: {ip} on {_own(theirs, ip)}; {node.name} has {_listed(facts)}",
+                )  # fmt: skip
+                break
+
+
+def wrong_nic_dialled(seen: Examination) -> Iterator[Finding]:
+    """net.wrong-nic, by trying: an address to which there is no way, from some node or from all."""
+    lost = [one for one in troubles(seen) if one.kind == "nowhere" or (one.kind == "answered" and one.who)]
+    lost = [one for one in lost if not _own_elsewhere(seen, one)]
+    if seen.links is None or not lost:
+        return
+    pairs = {(one.dial.source, one.dial.target) for one in lost}
+    reached = {one.target for one in seen.links.dials if (one.source, one.target) not in pairs and one.reached}
+    by_node: dict[str, list[Trouble]] = {}
+    for one in lost:
+        # If others do get there, it is the sender that is not in that network.
+        by_node.setdefault(one.dial.source if one.dial.target in reached else one.dial.target, []).append(one)
+    for node, ones in by_node.items():
+        ip = dialled(seen).get(node, "")
+        at_fault = all(one.dial.target == node for one in ones)
+        summary = f"the others do not reach {node} at {ip}" if at_fault else f"{node} does not reach the others"
+        yield _misplaced(seen, (node,), summary, "\n".join(_evidence(seen, ones)))
+
+
+def bridge(seen: Examination) -> Iterator[Finding]:
+    """nccl.bridge: a node is dialled at an address of a bridge or VPN that other nodes have as well."""
+    for name, ip in dialled(seen).items():
+        at = networks.holder(seen.survey.facts[name], ip) if name in seen.survey.facts else None
+        if at is None or not networks.virtual(at.interface):
+            continue
+        same = [
+            other for other, facts in seen.survey.facts.items() if other != name and networks.holder(facts, ip)
+        ]
+        if same:
+            yield Finding(
+                id="nccl.bridge",
+                status="fail",
+                nodes=(name,),
+                summary=f"is dialled at {ip}, which other nodes have too: they reach themselves",
+                evidence=f"{at.interface} on {', '.join((name, *same))}; it is {networks.virtual(at.interface)}",
+                cause="bridges get the same address on every machine",
+                fix=proper(seen, (name,)),
+                blast_radius="the hostfile",
+            )
+
+
+def public_addr(seen: Examination) -> Iterator[Finding]:
+    """net.public-addr: the rendezvous store asks nobody who they are."""
+    if len(seen.nodes) < 2:
+        return
+    found = {name: ip for name, ip in dialled(seen).items() if (own := _ip(ip)) and own.is_global}
+    if found:
+        names = tuple(found)
+        yield Finding(
+            id="net.public-addr",
+            status="warn",
+            nodes=names,
+            summary="are dialled by public addresses: whoever reaches the rendezvous port may take part",
+            evidence="\n".join(f"{name}: {ip}" for name, ip in found.items()),
+            cause="the rendezvous store of PyTorch has no authentication",
+            fix=(
+                *proper(seen, names),
+                f"or let only these in, on port {seen.wanted.port} and above: {', '.join(found.values())}",
+            ),
+            blast_radius="the hostfile, or the nodes' firewalls",
+        )
+
+
+def dup_route(seen: Examination) -> Iterator[Finding]:
+    """net.dup-route: two cards of one node in one subnet; what is for one may leave by the other."""
+    for name, facts in seen.survey.facts.items():
+        if facts.addresses is None:
+            yield Finding("net.dup-route", "unknown", (name,), "its addresses could not be read")
+            continue
+        by_network: dict[object, dict[str, Address]] = {}
+        for one in networks.real(facts):
+            by_network.setdefault(one.network, {}).setdefault(one.interface, one)
+        for network, cards in by_network.items():
+            if len(cards) > 1 and _matters(seen, name, tuple(cards)):
+                keep = _kept(seen, name, tuple(cards))
+                others = [one for card, one in cards.items() if card != keep]
+                yield Finding(
+                    id="net.dup-route",
+                    status="warn",
+                    nodes=(name,),
+                    summary=f"{' and '.join(cards)} are in one subnet, {network}: packets may take either",
+                    evidence="\n".join(f"{card}: {one.ip}/{one.prefix}" for card, one in cards.items()),
+                    cause="the kernel has two equal routes, and answers for either address on either card",
+                    fix=(
+                        *(
+                            f"on {name}: sudo ip addr del {one.ip}/{one.prefix} dev {one.interface}"
+                            for one in others
+                        ),
+                        "and take it out of the node's network configuration, or give it a subnet of its own",
+                    ),
+                    needs_root=True,
+                    blast_radius="connections to the address that goes",
+                )
+
+
+def dialled(seen: Examination) -> dict[str, str]:
+    """Where the others dial each node."""
+    if seen.links and seen.links.addresses:
+        return dict(seen.links.addresses)
+    return {name: place.ip for name, place in networks.choose(seen.survey).places.items()}
+
+
+def misled(seen: Examination) -> set[tuple[str, str]]:
+    """(source, target) of tries that an address explains."""
+    return {(one.dial.source, one.dial.target) for one in troubles(seen)}
+
+
+def troubles(seen: Examination) -> list[Trouble]:
+    """All of them."""
+    found = (_trouble(seen, one) for one in (seen.links.dials if seen.links else ()))
+    return [one for one in found if one]
+
+
+def proper(seen: Examination, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The hostfile's lines with addresses that do lead there, as far as they are known."""
+    survey = seen.survey
+    better = dict(seen.links.elsewhere) if seen.links else {}
+    wanted = tuple(better) if better else names
+    if not better:
+        plain = replace(survey.cluster, nodes=tuple(replace(node, addr=None) for node in survey.cluster.nodes))
+        better = {name: place.ip for name, place in networks.choose(_on(survey, plain)).places.items()}
+    now = dialled(seen)
+    lines = [
+        f"in {survey.cluster.path}, line {node.line}: {node.name} slots={node.slots} addr={better[node.name]}"
+        for node in survey.cluster.active
+        if node.name in wanted and node.name in better and better[node.name] != now.get(node.name)
+    ]
+    if lines:
+        return tuple(lines)
+    return tuple(
+        f"in {survey.cluster.path}, line {node.line}: addr=ADDRESS, one that the others reach; "
+        f"on {node.name}: ip -o addr"
+        for node in survey.cluster.active
+        if node.name in names
+    )
+
+
+def _on(survey: Survey, cluster: object) -> Survey:
+    return replace(survey, cluster=cluster)  # type: ignore[arg-type]
+
+
+def _trouble(seen: Examination, one: Dial) -> Trouble | None:
+    facts = seen.survey.facts.get(one.target)
+    if facts is None:
+        return None
+    if one.boot and facts.boot_id and one.boot != facts.boot_id:
+        who = next((name for name, each in seen.survey.facts.items() if each.boot_id == one.boot), "")
+        return Trouble(one, "answered", who)
+    if one.stranger == "it answers something else" and one.listened:
+        return Trouble(one, "answered")
+    if one.reached or not one.error:
+        return None
+    foreign = _foreign(seen, one)
+    if foreign:
+        return Trouble(one, "mac", _carrier(seen, foreign), foreign)
+    own = networks.holder(facts, one.address)
+    away = one.error == "no route to host" and one.seconds >= _AWAY
+    strange = bool(facts.addresses) and (own is None or bool(networks.virtual(own.interface)))
+    if one.error == "network is unreachable" or away or (strange and _ip(one.address) is not None):
+        return Trouble(one, "nowhere")
+    return None
+
+
+def _foreign(seen: Examination, one: Dial) -> str:
+    """The MAC that the sender takes for the target's, if it is none of its own, nor of a proxy for several."""
+    macs = seen.links.macs.get(one.source, {}) if seen.links else {}
+    mac, facts = macs.get(one.address), seen.survey.facts[one.target]
+    own = {card.mac for card in facts.links or () if card.mac}
+    if mac is None or not own or mac in own or list(macs.values()).count(mac) > 1:
+        return ""
+    return mac
+
+
+def _carrier(seen: Examination, mac: str) -> str:
+    return next(
+        (name for name, each in seen.survey.facts.items() if any(card.mac == mac for card in each.links or ())), ""
+    )
+
+
+def _own(facts: NodeFacts, ip: str) -> str:
+    """The real interface on which a node has this address; empty if it has it on none."""
+    return next((one.interface for one in networks.real(facts) if one.ip == ip), "")
+
+
+def _own_elsewhere(seen: Examination, one: Trouble) -> bool:
+    """Whether it is told as a duplicate, or as a bridge."""
+    target = seen.survey.facts[one.dial.target]
+    at = networks.holder(target, one.dial.address)
+    shared = any(
+        networks.holder(each, one.dial.address)
+        for name, each in seen.survey.facts.items()
+        if name != one.dial.target and each.boot_id != target.boot_id
+    )
+    if at is None:
+        return shared and one.kind == "answered"  # told by the facts
+    return shared
+
+
+def _matters(seen: Examination, name: str, cards: tuple[str, ...]) -> bool:
+    """A laptop on cable and radio at once is well, as long as it sends by the cable."""
+    health = seen.health.get(name)
+    radio = (health.network.wireless if health else None) or frozenset()
+    wired = [card for card in cards if card not in radio]
+    routed = {interface for _, interface, _ in seen.survey.facts[name].routes}
+    return len(wired) > 1 or (len(wired) < len(cards) and bool(routed & radio & set(cards)))
+
+
+def _kept(seen: Examination, name: str, cards: tuple[str, ...]) -> str:
+    at = networks.holder(seen.survey.facts[name], dialled(seen).get(name, ""))
+    return at.interface if at and at.interface in cards else cards[0]
+
+
+def _duplicate(node: str, ip: str, others: tuple[str, ...], evidence: str, fix: tuple[str, ...]) -> Finding:
+    whom = " and ".join(others) or "another machine"
+    return Finding(
+        id="net.dup-ip",
+        status="fail",
+        nodes=(node, *others),
+        summary=f"{ip}, the address of {node}, is in use by {whom} too",
+        evidence=evidence,
+        cause="two machines were given one address",
+        fix=fix,
+        needs_root=True,
+        blast_radius="connections to that address",
+    )
+
+
+def _removal(seen: Examination, names: tuple[str, ...], ip: str) -> tuple[str, ...]:
+    steps = []
+    for name in names:
+        at = networks.holder(seen.survey.facts[name], ip)
+        if at:
+            steps.append(f"on {name}: sudo ip addr del {ip}/{at.prefix} dev {at.interface}")
+    return (*steps, "and give it an address of its own in its network configuration")
+
+
+def _search(seen: Examination, one: Trouble) -> tuple[str, ...]:
+    facts = seen.survey.facts[one.dial.source]
+    card = next((link.interface for link in networks.real(facts)), "eth0")
+    at = f" at {one.mac}" if one.mac else ""
+    return (
+        f"find the machine{at} that has {one.dial.address} too, and give it another address: "
+        f"on {one.dial.source}: sudo arping -c 3 -I {card} {one.dial.address}",
+        f"then, on {one.dial.source}: sudo ip neigh flush to {one.dial.address}",
+    )
+
+
+def _evidence(seen: Examination, ones: list[Trouble]) -> Iterator[str]:
+    for one in ones[:_SHOWN]:
+        told = one.dial.told
+        if one.kind == "answered":
+            told += f", and it is {one.who or one.dial.name or 'a machine that is none of the nodes'} that answers"
+        elif one.kind == "mac":
+            own = [card.mac for card in seen.survey.facts[one.dial.target].links or () if card.mac]
+            told += f"; {one.dial.source} finds it at {one.mac}, and {one.dial.target} has {', '.join(own[:4])}"
+        yield told
+    if len(ones) > _SHOWN:
+        yield f"and {len(ones) - _SHOWN} more"
+
+
+def _misplaced(seen: Examination, names: tuple[str, ...], summary: str, evidence: str) -> Finding:
+    given = [node for node in seen.survey.cluster.active if node.name in names and node.addr]
+    return Finding(
+        id="net.wrong-nic",
+        status="fail",
+        nodes=names,
+        summary=summary,
+        evidence=evidence,
+        cause=_why(given),
+        fix=proper(seen, names),
+        blast_radius="the hostfile",
+    )
+
+
+def _why(given: list[Node]) -> str:
+    if given:
+        return f"addr={given[0].addr} in the hostfile is no address by which the others reach it"
+    return "the network that was chosen does not connect all nodes"
+
+
+def _listed(facts: NodeFacts) -> str:
+    return ", ".join(f"{one.ip} on {one.interface}" for one in list(networks.real(facts))[:4]) or "no such address"
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

@@ -1,0 +1,179 @@
+"""Can every node reach every other one on the ports of a run; if not, on whose side it is blocked. Pure.
+
+A port counts as closed after two tries. Whoever nobody reaches, or some do not, is named; a sender only where its
+own rules for what goes out are known to refuse something, as a firewall on the way in is far more common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from clusterft.checks import addresses, walls
+from clusterft.checks.examination import Examination
+from clusterft.checks.walls import Opening, Side
+from clusterft.facts.links import SPAN, Dial, Kind
+from clusterft.findings import Finding
+
+_SIDES: tuple[Side, ...] = ("in", "out")
+_SHOWN = 12  # lines of evidence
+_AT_ONCE = 1.0  # seconds: a host that is not there takes three
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """One node's side of the tries that failed."""
+
+    node: str
+    side: Side
+    dials: tuple[Dial, ...]
+    works: tuple[str, ...]  # others that do get through
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The other ends."""
+        ends = (one.source if self.side == "in" else one.target for one in self.dials)
+        return tuple(dict.fromkeys(ends))
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing came back at all."""
+        return all(one.error == "timed out" for one in self.dials)
+
+
+def high_ports(seen: Examination) -> Iterator[Finding]:
+    """net.high-ports: what NCCL and gloo open lies anywhere above 1024."""
+    for same in _alike(seen, blamed(seen, "high"), None):
+        yield _finding(seen, "net.high-ports", "high ports", same, None)
+
+
+def master_port(seen: Examination) -> Iterator[Finding]:
+    """net.master-port: where ranks and supervisors meet; of all nodes, as any may come to lead."""
+    head = seen.nodes[0]
+    first = seen.wanted.port
+    ports = (first, min(first + 2 * SPAN - 1, 65535))
+    for same in _alike(seen, blamed(seen, "rendezvous"), ports):
+        now = any(head in (one.node, *one.peers) and _to(one, head) for one in same)
+        yield _finding(seen, "net.master-port", _named(same), same, ports, later="" if now else head)
+
+
+def blamed(seen: Examination, kind: Kind) -> list[Blame]:
+    """By node, in the hostfile's order; what a wrong address explains is left out."""
+    if seen.links is None:
+        return []
+    elsewhere = addresses.misled(seen)
+    tried = [one for one in seen.links.of(kind) if not one.stranger and (one.source, one.target) not in elsewhere]
+    bad = [one for one in tried if not one.reached]
+    sides: dict[tuple[str, Side], list[Dial]] = {}
+    for one in bad:
+        outward = _outward(seen, one, tried)
+        sides.setdefault((one.source, "out") if outward else (one.target, "in"), []).append(one)
+    found = []
+    for node in seen.nodes:
+        for side in _SIDES:
+            mine = sides.get((node, side))
+            if mine:
+                peers = {one.source if side == "in" else one.target for one in mine}
+                rest = (one.source for one in tried if one.target == node and one.reached and side == "in")
+                works = tuple(peer for peer in dict.fromkeys(rest) if peer not in peers)
+                found.append(Blame(node, side, tuple(mine), works))
+    return found
+
+
+def _outward(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:
+    """Whether it is the sender's own doing: it reaches nobody on such a port, and others do."""
+    own = [one for one in tried if one.source == failed.source]
+    others = [one for one in tried if one.target == failed.target and one.source != failed.source]
+    if any(one.reached for one in own) or not any(one.reached for one in others):
+        return False
+    health = seen.health.get(failed.source)
+    return bool(health and health.network.refusing and "OUTPUT" in health.network.refusing)
+
+
+def _alike(seen: Examination, found: list[Blame], ports: tuple[int, int] | None) -> list[tuple[Blame, ...]]:
+    """Nodes that the same line mends, and that nobody reaches, are told of together."""
+    groups: dict[object, list[Blame]] = {}
+    for one in found:
+        everyone = one.side == "in" and not one.works
+        key = (everyone, one.silent, _lines(seen, one, ports)) if everyone else one
+        groups.setdefault(key, []).append(one)
+    return [tuple(group) for group in groups.values()]
+
+
+def _lines(seen: Examination, one: Blame, ports: tuple[int, int] | None) -> tuple[str, ...]:
+    # All others, not only those that failed: the same line then serves whoever leads.
+    peers = one.peers if one.works else tuple(name for name in seen.nodes if name != one.node)
+    return walls.lines(
+        seen, Opening(one.node, walls.others(seen, one.node, peers), ports, one.side), silent=one.silent
+    )
+
+
+def _finding(
+    seen: Examination,
+    identity: str,
+    what: str,
+    same: tuple[Blame, ...],
+    ports: tuple[int, int] | None,
+    later: str = "",
+) -> Finding:
+    nodes = tuple(one.node for one in same)
+    first = same[0]
+    dials = [dial for one in same for dial in one.dials]
+    told = [one.told for one in dials[:_SHOWN]]
+    rest = [f"and {len(dials) - _SHOWN} more"] if len(dials) > _SHOWN else []
+    steps = _lines(seen, first, ports)
+    where = f"on {nodes[0]}" if len(nodes) == 1 else f"on each of {', '.join(nodes)}"
+    return Finding(
+        id=identity,
+        status="warn" if later else "fail",
+        nodes=nodes,
+        summary=_summary(what, same)
+        + (f"; it matters once {later} is lost and another node leads" if later else ""),
+        evidence="\n".join([*told, *rest]),
+        cause=_cause(first, dials),
+        fix=(
+            *(f"{where}: {step}" if step.startswith("sudo ") else step for step in steps),
+            *(walls.few_ports() if ports is None else ()),
+        ),
+        needs_root=True,
+        blast_radius="the node's firewall",
+    )
+
+
+def _summary(what: str, same: tuple[Blame, ...]) -> str:
+    if len(same) > 1:
+        return f"new connections to {what} on them do not come about"
+    one = same[0]
+    if one.side == "out":
+        return f"new connections from {one.node} to {what} on {names(one.peers)} do not come about"
+    return f"new connections from {names(one.peers)} to {what} on {one.node} do not come about"
+
+
+def _cause(blame: Blame, dials: Iterable[Dial]) -> str:
+    """In the words of the run's own look before it starts."""
+    errors = {one.error for one in dials}
+    quick = all(one.seconds < _AT_ONCE for one in dials)
+    if blame.side == "out":
+        return f"rules on {blame.node} itself that keep it from connecting"
+    how = "a firewall that lets only some ports through"
+    if errors == {"timed out"}:
+        how += ", and drops the rest in silence"
+    elif errors <= {"no route to host", "connection refused"} and quick:
+        how += ", and refuses the rest at once"
+    return how + (f"; {names(blame.works)} can" if blame.works else "")
+
+
+def _named(same: tuple[Blame, ...]) -> str:
+    ports = sorted({dial.port for one in same for dial in one.dials})
+    return f"port {names(tuple(str(port) for port in ports))}"
+
+
+def _to(blame: Blame, head: str) -> bool:
+    return any(one.target == head for one in blame.dials)
+
+
+def names(nodes: tuple[str, ...]) -> str:
+    """n1, n2 and n3."""
+    if len(nodes) > 8:
+        return f"{', '.join(nodes[:6])} and {len(nodes) - 6} more"
+    return nodes[0] if len(nodes) == 1 else ", ".join(nodes[:-1]) + " and " + nodes[-1]
