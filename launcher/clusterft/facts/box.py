@@ -43,7 +43,7 @@ _WORDS: tuple[tuple[Refusal, str], ...] = (
     ("nvml", r"nvml error|initialization error|nvidia-container-cli: "),
     ("room", r"[Nn]o space left on device|[Dd]isk quota exceeded"),
     ("source", r"bind source path does not exist|invalid mount config for type \"bind\""),
-    ("python", r"executable file not found in \$PATH|exec: \"python[0-9.]*\""),
+    ("python", r"exec: \"python[0-9.]*\""),
     ("program", r"Traceback \(most recent call last\)|Fatal Python error"),  # it was started, and broke
     ("hung", r"no answer in time"),
 )

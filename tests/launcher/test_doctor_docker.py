@@ -1,0 +1,482 @@
+"""Proves doctor's judgement of engines, images, containers of ours and containers of the image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterft.checks import report, suite
+from clusterft.checks.examination import Examination, Wanted
+from clusterft.facts import DockerGroup, box, health
+from clusterft.facts.box import Box, Torch
+from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth
+from clusterft.facts.health import docker as docker_health
+from clusterft.facts.health.docker import Container, DockerHealth, Record
+from clusterft.facts.health.gpu import Card, GpuHealth
+from clusterft.facts.health.ours import OursHealth
+from clusterft.facts.image import Identity
+from clusterft.facts.mounted import Mounted, over
+from clusterft.findings import Finding
+
+THREE = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
+NAMES = ("a", "b", "c")
+NOW = 1_800_000_000.0
+IMAGE = Identity("sha256:aa", ("sha256:1", "sha256:2"), "amd64", "linux", "", 1)
+NFS = Mounted("0:52", "/mnt/out", "nfs4", "nas:/out")
+ROOT = Mounted("259:2", "/", "ext4", "/dev/nvme0n1p2")
+LABELS = {
+    "clusterft.cluster": "rack",
+    "clusterft.run": "moon-1",
+    "clusterft.node": "b",
+    "clusterft.owner": "1000",
+    "clusterft.config-digest": "aa",
+}
+WORD = "5eed5eed5eed5eed"
+
+
+def engine(**changes: Any) -> DockerHealth:
+    """One that has the image and sees the share."""
+    whole: dict[str, Any] = {"now": NOW, "image": IMAGE, "missing": False, "containers": (), "here": NFS}
+    return DockerHealth(**{**whole, **changes})
+
+
+def node_health(name: str, docker: DockerHealth, gpu: GpuHealth) -> Health:
+    """Of the layers that are judged here."""
+    return Health(name, HostHealth(), docker, gpu, NetworkHealth(), StorageHealth(), OursHealth())
+
+
+def container(**changes: Any) -> Container:
+    """One of a run of ours, under way."""
+    whole: dict[str, Any] = {
+        "id": "c0" * 32,
+        "name": "clusterft-b-all",
+        "state": "running",
+        "labels": LABELS,
+        "since": NOW - 7200,
+        "binds": ("/mnt/out",),
+        "sees": NFS,
+    }
+    return Container(**{**whole, **changes})
+
+
+def seen(
+    b: DockerHealth | None = None,
+    *,
+    boxes: Mapping[str, Box] | None = None,
+    wanted: Mapping[str, Any] | None = None,
+    gpu: GpuHealth | None = None,
+    **facts: Any,
+) -> Examination:
+    """Three healthy nodes, but for what is said of b."""
+    told = {name: node_health(name, engine(), gpu or GpuHealth()) for name in NAMES}
+    if b is not None:
+        told["b"] = node_health("b", b, gpu or GpuHealth())
+    known = (scenes.facts(name, **(facts if name == "b" else {})) for name in NAMES)
+    made = {name: Box(name, seconds=0.4, uid=1000, gid=1000, sees=NFS) for name in NAMES}
+    return Examination(
+        Wanted(**{"device": "cpu", "shared": "/mnt/out", "tag": "x:1", **(wanted or {})}),
+        scenes.survey(THREE, *known),
+        health=told,
+        boxes={**made, **(boxes or {})},
+    )
+
+
+def judged(of: Examination) -> list[Finding]:
+    """All above info, of these layers alone."""
+    mine = ("dk.", "gpu.", "nccl.version", "os.memlock", "os.disk-full")
+    found = report.judge(of, suite.CHECKS)
+    return [one for one in found if one.status in ("fail", "warn") and one.id.startswith(mine)]
+
+
+def only(of: Examination) -> Finding:
+    """The one finding."""
+    found = judged(of)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_healthy_engines_give_no_finding() -> None:
+    assert judged(seen()) == []
+    assert judged(seen(engine(containers=(container(),)))) == [], "a run that is under way is none either"
+
+
+def test_a_login_older_than_its_group_and_one_without_are_told_apart() -> None:
+    docker = scenes.docker(state="denied", words="permission denied")
+    stale = only(seen(docker=docker, docker_group=DockerGroup(998, listed=True, held=False)))
+    assert (stale.id, stale.nodes) == ("dk.perm", ("b",)) and "ssh -O exit" in stale.fix[0]
+    without = only(seen(docker=docker, docker_group=DockerGroup(998, listed=False, held=False)))
+    assert without.fix[0].startswith("sudo usermod -aG docker me") and "root" in without.fix[0]
+
+
+def test_behind_an_engine_that_is_down_nothing_is_said_of_it() -> None:
+    of = seen(DockerHealth(), docker=scenes.docker(state="down", words="Cannot connect"))
+    assert only(of).id == "dk.down"
+    rest = [one for one in report.judge(of, suite.CHECKS) if one.id == "dk.leftover" and "b" in one.nodes]
+    assert [(one.status, one.summary) for one in rest] == [("skipped", "(dk.down)")]
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def test_an_image_that_lacks_or_differs_is_named_with_the_command_that_brings_it() -> None:
+    missing = only(seen(engine(image=None, missing=True)))
+    assert (missing.id, missing.status, missing.nodes) == ("dk.image-missing", "fail", ("b",))
+    assert missing.fix == ("clusterft up --hosts rack --cluster rack",)
+    other = replace(IMAGE, layers=("sha256:1", "sha256:3"))
+    drift = only(seen(engine(image=other)))
+    assert (drift.id, drift.nodes, drift.evidence) == ("dk.image-drift", ("b",), "layer 2 of 2 differs")
+
+
+def test_without_a_record_the_many_are_the_measure_and_with_one_that_is() -> None:
+    other = replace(IMAGE, config_digest="sha256:bb")
+    of = seen()
+    odd_head = {**of.health, "a": node_health("a", engine(image=other), GpuHealth())}
+    assert only(replace(of, health=odd_head)).nodes == ("a",)
+    brought = replace(of.wanted, image=other)
+    assert only(replace(of, wanted=brought)).nodes == NAMES
+
+
+def test_without_a_tag_nothing_good_is_said_of_images() -> None:
+    found = {one.id: one.status for one in report.judge(seen(wanted={"tag": None}), suite.CHECKS)}
+    assert found["dk.image-drift"] == found["dk.image-missing"] == "skipped"
+
+
+def test_an_image_that_could_not_be_looked_at_is_unknown() -> None:
+    found = report.judge(seen(engine(image=None, missing=None)), suite.CHECKS)
+    assert [one.status for one in found if one.id == "dk.image-drift" and "b" in one.nodes] == ["unknown"]
+
+
+# -- containers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"state": "exited", "since": NOW - 61, "code": 0}, True),
+        ({"state": "exited", "since": NOW - 20, "code": 0}, False),  # its controller may be at it
+        ({"state": "exited", "since": None}, False),
+        ({"state": "created", "since": NOW - 61}, False),
+        ({"state": "created", "since": NOW - 301}, True),
+        ({"state": "paused"}, False),
+        ({"state": "restarting"}, False),
+        ({"labels": {"clusterft.run": "old"}}, True),  # no run of ours is labelled so
+        ({"labels": {**LABELS, "clusterft.owner": "1007"}, "state": "exited"}, False),  # another person's
+        ({"labels": {**LABELS, "clusterft.config-digest": ""}}, False),  # opened by hand
+        ({"labels": {"clusterft.doctor": "clusterft-b-all"}, "since": NOW - 300}, False),  # a doctor at work
+        ({"labels": {"clusterft.doctor": "clusterft-b-all"}, "since": NOW - 1300}, True),
+        ({"labels": {"clusterft.doctor": "other"}, "since": NOW - 3}, True),
+    ],
+    ids=str,
+)
+def test_what_is_left_behind_and_what_is_not(change: dict[str, Any], left: bool) -> None:
+    found = judged(seen(engine(containers=(container(**change),))))
+    assert [(one.id, one.status, one.nodes) for one in found] == (
+        [("dk.leftover", "warn", ("b",))] if left else []
+    )
+    if left:
+        assert "on b: docker rm -f c0c0c0c0c0c0" in found[0].fix[-1]
+        assert ("clusterft stop moon-1 --now" in found[0].fix[0]) == (
+            "clusterft.node" in change.get("labels", LABELS)
+        )
+
+
+def test_an_ended_container_of_a_run_that_lives_elsewhere_is_not_left_behind() -> None:
+    of = seen(engine(containers=(container(state="exited", since=NOW - 900),)))
+    lives = node_health(
+        "c", engine(containers=(container(labels={**LABELS, "clusterft.node": "c"}),)), GpuHealth()
+    )
+    assert judged(replace(of, health={**of.health, "c": lives})) == []
+
+
+@pytest.mark.parametrize(("over", "left"), [(NOW - 121, True), (NOW - 60, False), (None, False)])
+def test_a_container_that_outlives_its_run_is_left_behind(over: float | None, left: bool) -> None:
+    records = {"moon-1": Record(known=True, over=over)}
+    found = judged(seen(engine(containers=(container(),), records=records)))
+    assert [one.id for one in found] == ["dk.leftover"] * left
+
+
+def test_a_container_that_sees_beneath_the_mount_is_told_with_both_sides() -> None:
+    found = only(seen(engine(containers=(container(sees=ROOT),))))
+    assert (found.id, found.status, found.nodes) == ("dk.early-mount", "fail", ("b",))
+    assert "nas:/out" in found.evidence and "/dev/nvme0n1p2" in found.evidence
+    assert found.fix == (
+        "clusterft stop moon-1, then clusterft resume moon-1",
+        "or on b: docker restart c0c0c0c0c0c0",
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sees": None},
+        {"sees": ROOT, "binds": ("/data",)},  # it has no share at all
+        {"sees": ROOT, "binds": ("/mnt/outer",)},
+        {"sees": replace(ROOT, fstype="autofs")},  # which comes and goes
+        {"sees": replace(NFS, target="/mnt/out/sub")},
+    ],
+    ids=str,
+)
+def test_nothing_is_guessed_of_mounts(change: dict[str, Any]) -> None:
+    assert judged(seen(engine(containers=(container(**change),)))) == []
+
+
+LOST = "Failed to initialize NVML: Unknown Error"
+CARD = Card(0, "GPU-0000-0", "NVIDIA GeForce RTX 3090", "00000000:01:00.0", "580.65.06")
+
+
+def test_cards_lost_in_a_container_alone_are_told_and_not_those_lost_outside_too() -> None:
+    blind = engine(containers=(container(cards=True, smi=LOST),))
+    here = GpuHealth(cards=(CARD,), driver=True, xids=())
+    cuda = {"wanted": {"device": "cuda"}, "gpus": (scenes.card(0),)}
+    found = [one for one in judged(seen(blind, gpu=here, **cuda)) if one.id == "dk.nvml-lost"]
+    assert [one.nodes for one in found] == [("b",)] and "cgroupfs" in found[0].fix[-1]
+    outside = replace(here, cards=())
+    assert not [one for one in judged(seen(blind, gpu=outside, **cuda)) if one.id == "dk.nvml-lost"]
+    well = engine(containers=(container(cards=True, smi="GPU 0: NVIDIA GeForce RTX 3090 (UUID: GPU-1)"),))
+    assert not [one for one in judged(seen(well, gpu=here, **cuda)) if one.id == "dk.nvml-lost"]
+
+
+# -- a container of the image ------------------------------------------------------------------
+
+REFUSALS = json.loads((scenes.GOLDEN / "doctor" / "docker" / "refusals.json").read_text())
+
+
+@pytest.mark.parametrize("one", REFUSALS, ids=lambda one: f"{one['kind']}: {one['from']}")
+def test_a_refusal_is_read_from_the_engines_own_words(one: dict[str, str]) -> None:
+    assert box.refusal(one["words"]) == one["kind"]
+    assert box.refusal(f"it ended: {one['words']}") == one["kind"]
+
+
+NAMED = {
+    "no toolkit": ("dk.nogpu", "nvidia-ctk runtime configure"),
+    "no runtime": ("dk.runtime", "nvidia-ctk runtime configure"),
+    "old driver": ("gpu.old-driver", "newer NVIDIA driver"),
+    "mismatch": ("gpu.mismatch", "sudo reboot"),
+    "no driver": ("dk.nogpu", "ldconfig"),
+    "no card": ("gpu.count", "gpus="),
+    "room": ("os.disk-full", "docker image prune"),
+    "nvml": ("dk.box", "journalctl -u docker"),
+    "other": ("dk.box", "journalctl -u docker"),
+    "hung": ("dk.box", "restart containerd docker"),
+}
+
+
+@pytest.mark.parametrize("one", [one for one in REFUSALS if one["kind"] in NAMED], ids=lambda one: one["kind"])
+def test_a_refused_container_is_a_finding_under_the_id_of_its_reason(one: dict[str, str]) -> None:
+    refused = Box("b", refused=one["kind"], words=one["words"])  # type: ignore[arg-type]
+    found = only(seen(boxes={"b": refused}))
+    identity, fix = NAMED[one["kind"]]
+    assert (found.id, found.status, found.nodes) == (identity, "fail", ("b",))
+    assert fix in "\n".join(found.fix) and found.evidence and "--help" not in found.evidence
+
+
+def test_an_engine_that_sees_other_mounts_than_its_node_must_be_restarted() -> None:
+    found = only(seen(boxes={"b": Box("b", sees=ROOT)}))
+    assert (found.id, found.nodes) == ("dk.early-mount", ("b",))
+    assert found.fix == ("on b: sudo systemctl restart docker",)
+
+
+def test_too_little_locked_memory_counts_only_with_infiniband() -> None:
+    found = only(seen(boxes={"b": Box("b", pinned=True, memlock=65536)}))
+    assert (found.id, found.nodes) == ("os.memlock", ("b",)) and "64 KiB" in found.evidence
+    assert judged(seen(boxes={"b": Box("b", pinned=True, memlock=-1)})) == []
+    assert judged(seen(boxes={"b": Box("b", pinned=False, memlock=65536)})) == []
+
+
+TORCH = Torch("2.4.0", "12.4", "2.20.5", ("sm_80", "sm_86", "sm_90", "compute_90"), True, 1)
+
+
+def boxed(torch: Torch, name: str = "b", **changes: Any) -> Box:
+    """One with cards."""
+    return Box(name, carded=True, smi_code=0, smi="GPU 0: ...", torch=torch, **changes)
+
+
+def with_cards(b: Box, cap: str = "8.6", **wanted: Any) -> Examination:
+    """All have the same card."""
+    card = replace(scenes.card(0), compute_cap=cap)
+    of = seen(boxes={"b": b}, wanted={"device": "cuda", **wanted})
+    known = {name: replace(facts, gpus=(card,)) for name, facts in of.survey.facts.items()}
+    return replace(of, survey=replace(of.survey, facts=known))
+
+
+def test_a_healthy_box_with_cards_gives_no_finding() -> None:
+    assert judged(with_cards(boxed(TORCH))) == []
+
+
+@pytest.mark.parametrize(
+    ("archs", "cap", "serves"),
+    [
+        (("sm_80", "sm_86"), "8.9", True),  # code runs on later cards of its generation
+        (("sm_86",), "8.0", False),
+        (("sm_80", "sm_90"), "12.0", False),
+        (("sm_80", "compute_90"), "12.0", True),  # PTX is compiled there
+        (("sm_90a",), "9.0", True),
+        (("sm_100a", "compute_100a"), "12.0", False),
+        (("sm_75", "compute_75"), "6.1", False),
+        (("sm_120",), "12.0", True),
+        ((), "12.0", True),
+    ],
+)
+def test_code_for_a_card(archs: tuple[str, ...], cap: str, serves: bool) -> None:
+    found = judged(with_cards(boxed(replace(TORCH, archs=archs)), cap))
+    assert [(one.id, one.nodes) for one in found] == ([] if serves else [("gpu.arch", ("b",))])
+
+
+BLIND = [
+    ("CUDA initialization: Unexpected error from cudaGetDeviceCount(). ... Error 802: system not yet initialized",
+     "12.4", "gpu.fabric"),
+    ("The NVIDIA driver on your system is too old (found version 11040)", "12.4", "gpu.old-driver"),
+    ("Error 804: forward compatibility was attempted on non supported HW", "12.4", "gpu.old-driver"),
+    ("", None, "dk.box"),
+    ("Error 999: unknown error", "12.4", "dk.box"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "cuda", "identity"), BLIND)
+def test_torch_without_cards_is_told_by_its_words(words: str, cuda: str | None, identity: str) -> None:
+    blind = replace(TORCH, available=False, count=0, cuda=cuda, complaints=words, archs=())
+    found = only(with_cards(boxed(blind)))
+    assert (found.id, found.status, found.nodes) == (identity, "fail", ("b",)) and found.fix
+
+
+def test_an_nccl_of_ones_own_is_told() -> None:
+    of = with_cards(boxed(replace(TORCH, nccl="2.19.3")))
+    others = {name: boxed(TORCH, name) for name in ("a", "c")}
+    found = only(replace(of, boxes={**of.boxes, **others}))
+    assert (found.id, found.nodes) == ("nccl.version", ("b",)) and "2.19.3" in found.evidence
+
+
+def test_a_program_that_answers_nonsense_breaks_nothing() -> None:
+    assert box.shaped({"limits": [], "shm": [1], "mounts": {"x": 1}, "uid": True})["uid"] is None
+    assert box.torch({"archs": 3, "available": "yes", "torch": 2}).version is None
+
+
+# -- the look ----------------------------------------------------------------------------------
+
+MOUNTINFO = """\
+22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw,errors=remount-ro
+95 22 0:52 / /mnt/out rw,relatime shared:50 - nfs4 nas:/out rw,vers=4.2,rsize=1048576,hard
+96 22 0:60 / /mnt/o\\040t rw - tmpfs none rw
+"""
+
+
+def test_the_nearest_mount_and_the_last_on_a_place_count() -> None:
+    lines = MOUNTINFO.splitlines()
+    assert over(lines[:2]) == NFS
+    assert over([*lines[:2], "97 22 0:61 / /mnt/out rw master:3 propagate_from:2 - tmpfs none rw"]) == Mounted(
+        "0:61", "/mnt/out", "tmpfs", "none"
+    )
+    assert over(lines[:1]) == ROOT and over(["nonsense"]) is None and over([]) is None
+
+
+SHELLS = [("sh",), ("dash",), ("bash", "--posix"), ("busybox", "sh")]
+
+
+def look(shell: tuple[str, ...], tmp_path: Path, docker: str, **asked: Any) -> DockerHealth:
+    """The look here, with a docker command of a test's own."""
+    (tmp_path / "docker").write_text("#!/bin/sh\n" + docker)
+    (tmp_path / "docker").chmod(0o755)
+    question = health.Asked(WORD, shared=str(tmp_path), tag="x:1", cuda=False, **asked)
+    done = subprocess.run(
+        shell,
+        input=health.script(question).encode(),
+        capture_output=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr == b""
+    return health.parse("here", done.stdout.decode(), question).docker
+
+
+IMAGE_SAID = json.dumps(
+    {
+        "Config": {"Env": ["PATH=/bin", "NVIDIA_REQUIRE_CUDA=cuda>=12.4 brand=tesla,driver>=470"]},
+        "RootFS": {"Layers": ["sha256:1"]},
+        "Architecture": "amd64",
+        "Os": "linux",
+    }
+)
+CONTAINER_SAID = json.dumps(
+    {
+        "id": "ab" * 32,
+        "name": "/box",
+        "created": "2026-11-26T09:44:07.495336731Z",
+        "state": {"Status": "running", "StartedAt": "2026-11-26T11:44:08.1+02:00", "ExitCode": 0},
+        "labels": {"clusterft.run": "moon-1"},
+        "cards": [{"Count": -1}],
+        "runtime": "runc",
+        "mounts": [{"Type": "bind", "Destination": "/mnt/out"}],
+    }
+)
+ENGINE = f"""\
+case $1 in
+  version) echo 28.5.2 ;;
+  image) echo 'WARNING: something'; echo '{IMAGE_SAID}' ;;
+  ps) echo "{"ab" * 32} running clusterft.run=moon-1,clusterft.cluster=rack"
+      echo "{"cd" * 32} running some=other" ;;
+  inspect) case $3 in *Pid*) echo 1 ;; *) [ $# = 6 ] || exit 1; echo '{CONTAINER_SAID}' ;; esac ;;
+  exec) printf '22 1 259:2 / / rw - ext4 /dev/x rw\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_every_shell_reads_the_same(shell: tuple[str, ...], tmp_path: Path) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is not installed")
+    (tmp_path / "moon-1").mkdir()
+    (tmp_path / "moon-1" / "outcome.json").write_text("{}")
+    found = look(shell, tmp_path, ENGINE)
+    assert found.now and found.missing is False and found.image and found.image.layers == ("sha256:1",)
+    assert found.requires == "cuda>=12.4 brand=tesla,driver>=470"
+    assert found.containers is not None and len(found.containers) == 1
+    (one,) = found.containers
+    assert (one.name, one.run, one.state, one.cards, one.binds) == (
+        "box",
+        "moon-1",
+        "running",
+        True,
+        ("/mnt/out",),
+    )
+    assert one.since == 1795686248.0 and one.sees == Mounted("259:2", "/", "ext4", "/dev/x")
+    assert found.here and found.records and found.records["moon-1"].over
+
+
+def test_an_engine_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
+    found = look(("sh",), tmp_path, "exec sleep 60\n")
+    assert found == DockerHealth()
+
+
+def test_without_containers_the_engine_is_left_alone(tmp_path: Path) -> None:
+    assert look(("sh",), tmp_path, f"touch {tmp_path}/asked\n", contained=False) == DockerHealth()
+    assert not (tmp_path / "asked").exists()
+
+
+@given(st.text(max_size=400))
+def test_no_answer_breaks_the_parser(text: str) -> None:
+    names = ("docker.now", "docker.image", "docker.containers", "docker.here", "docker.inside", "docker.records")
+    said = {**dict.fromkeys(names, text), "docker.now": "1800000000"}
+    found = docker_health.parse(said, health.Asked(WORD, tag="x:1"))
+    assert isinstance(found, DockerHealth)
+
+
+def test_a_hostile_answer_of_the_engine_is_left_out() -> None:
+    lines = [
+        '{"id": 3}',
+        '{"id":"x","labels":{},"state":{"Status":"gone"}}',
+        "{" * 5000,
+        '{"id":"x","labels":[],"state":{}}',
+    ]
+    said = {"docker.now": "5", "docker.containers": "\n".join(lines), "docker.image": '{"Architecture": 1}'}
+    found = docker_health.parse(said, health.Asked(WORD, tag="x:1"))
+    assert found.containers == () and found.missing is None
