@@ -155,6 +155,7 @@ class Fault:
     options: tuple[str, ...] = ("--quick",)
     also: tuple[str, ...] = ()  # ids that may be told as well, as they come of the same fault
     user: str = "root"
+    runtime: str = "process"
 
     def __str__(self) -> str:
         return self.name
@@ -175,7 +176,7 @@ def told(fault: Fault, answer: Answer) -> None:
 
 def suffers(fault: Fault, lab: AnyLab, root: Path) -> Answer:
     """Inject, examine, mend, examine again: the answer in between. It is mended whatever happens."""
-    desk = Desk(lab, root, hosts=lab.access.hostfile_for(fault.user).read_text())
+    desk = Desk(lab, root, hosts=lab.access.hostfile_for(fault.user).read_text(), runtime=fault.runtime)
     fault.inject(lab, desk)
     try:
         answer = desk.doctor(*fault.options)

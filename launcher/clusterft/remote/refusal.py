@@ -98,7 +98,7 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
     if transport is not None and transport.remote_version and not transport.initial_kex_done:
         words = f"{login}:{connection.port}: it said hello, and nothing more for {way.SECONDS:g} s"
         fix = (
-            "large packets may be lost on the way: compare the MTU of both ends and of the switch: ip link | grep mtu",
+            "large packets may be lost on the way: compare the MTU of both ends and the switch: ip link",
             "where one is larger than the way allows: sudo ip link set dev INTERFACE mtu 1500",
         )
         return Unreachable("ssh.kex-hang", words, fix=fix)

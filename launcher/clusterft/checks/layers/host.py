@@ -88,7 +88,11 @@ def users(seen: Examination) -> Iterator[Finding]:
 
 
 def disk_full(seen: Examination) -> Iterator[Finding]:
-    """os.disk-full of all directories of a run."""
+    """os.disk-full of all directories of a run; those that did not answer are unknown."""
+    for name, facts, health in _each(seen):
+        for key, directory in (("home", facts.home), (SHARED, seen.wanted.shared)):
+            if directory and health.volume(key) is None:
+                yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
     for name, need in _needs(seen):
         yield from rooms.disk_full(name, need)
 
