@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clusterft.checks import paths
+from clusterft.checks import shared_dir
 from clusterft.checks.check import Layer
 from clusterft.checks.examination import Examination
 
@@ -20,4 +21,6 @@ def of(seen: Examination) -> Mapping[Layer, str]:
         words["ssh"] = f"{count} login{'s' * (count != 1)} within {slowest:.1f} s"
     if seen.links and (pair := paths.slowest(seen.links.flows)):
         words["network"] = pair
+    if seen.share and (figures := shared_dir.figures(seen, seen.share)):
+        words["storage"] = figures
     return words

@@ -1,7 +1,28 @@
-"""The checks of the storage layer."""
+"""The checks of the storage layer: is the shared directory one directory, and does it do what a run asks of it."""
 
 from __future__ import annotations
 
+from clusterft.checks import shared_dir, sharing
 from clusterft.checks.check import Check
+from clusterft.checks.examination import Thing
 
-CHECKS: tuple[Check, ...] = ()
+_BOTH: tuple[Thing, ...] = ("facts", "health")
+_PROOF: tuple[Thing, ...] = ("facts", "health", "share")
+# What does not answer, or is not there, gets no second name.
+_GONE = ("fs.hung", "fs.export", "fs.stale", "fs.not-shared")
+
+CHECKS: tuple[Check, ...] = (
+    Check(("fs.hung",), sharing.hung, reads=_BOTH),
+    Check(("fs.export",), sharing.export, reads=_BOTH, after=("fs.hung",)),
+    Check(("fs.stale",), sharing.stale, reads=_BOTH, after=("fs.hung", "fs.export")),
+    Check(("fs.not-shared",), sharing.not_shared, reads=_BOTH, after=("fs.hung", "fs.export", "fs.stale")),
+    Check(("fs.not-shared",), sharing.apart, reads=_PROOF, after=_GONE),
+    Check(("fs.type",), shared_dir.kind, reads=_BOTH, after=_GONE),
+    Check(("fs.squash",), shared_dir.squash, reads=_BOTH, after=_GONE),
+    Check(("fs.not-writable",), shared_dir.not_writable, reads=_PROOF, after=_GONE),
+    Check(("os.disk-full",), shared_dir.quota, reads=("facts",), after=_GONE),
+    Check(("fs.attrcache",), shared_dir.attrcache, reads=_PROOF, after=_GONE),
+    Check(("fs.attrcache",), shared_dir.cached_long, reads=_BOTH, after=_GONE),
+    Check(("fs.lock",), shared_dir.lock, reads=_PROOF, after=_GONE),
+    Check(("fs.slow",), shared_dir.slow, reads=_PROOF, after=_GONE),
+)

@@ -1,0 +1,336 @@
+"""Checks of what the run's user can do in the shared directory on each node, and how fast. Pure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from clusterft.checks import nfs
+from clusterft.checks.examination import Examination
+from clusterft.facts.share import Share, Trial
+from clusterft.findings import Finding
+
+_DENIED = (errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Those that another finding tells of: full, read-only by its mount, gone, stale.
+_TOLD = (*_FULL, errno.ESTALE, errno.ENOENT, errno.ENOTDIR)
+_NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk fuse.exfat vboxsf prl_fs drvfs".split())
+_NO_RENAME = frozenset("fuse.s3fs fuse.gcsfuse fuse.goofys fuse.rclone fuse.mount-s3 fuse.blobfuse".split())
+_LATE = 2.0  # seconds until a file is seen, its directory listed
+_SLOW_RATE, _SLOW_SYNC = 10e6, 1.0  # bytes and seconds; far below what any disk or link gives that is well
+_LONG_CACHE = 60  # seconds; what NFS takes without being told
+
+
+def squash(seen: Examination) -> Iterator[Finding]:
+    """fs.squash: the run's user may not write; by proof, else by what the SSH user's shell says."""
+    for node in seen.health:
+        trial = _trial(seen, node)
+        if trial is None:
+            if seen.share is None and _unwritable(seen, node) and not _frozen(seen, node):
+                yield _denied(seen, node, None)
+        elif trial.trouble and trial.trouble.errno in _DENIED:
+            yield _denied(seen, node, trial)
+
+
+def _denied(seen: Examination, node: str, trial: Trial | None) -> Finding:
+    shared, mount = seen.wanted.shared or "", nfs.mounted(seen, node)
+    facts, health = seen.survey.facts[node], seen.health[node]
+    look = health.storage.look
+    user = trial.uid if trial and trial.uid is not None else facts.uid
+    group = trial.gid if trial and trial.uid is not None else facts.gid
+    said = [trial.trouble.words] if trial and trial.trouble else [f"test -w {shared}: no"]
+    said += [f"{look.mode} {look.owner[0]}:{look.owner[1]} {shared}"] if look and look.owner else []
+    said += [f"{mount.source} on {mount.target} type {mount.fstype}"] if mount else []
+    remote = nfs.is_nfs(mount)
+    others = trial is not None and seen.wanted.contained and trial.way != "image" and not _as_owner(seen, trial)
+    cause, fix = _owned(seen, node, user, group, squashed=remote and user == 0)
+    return Finding(
+        id="fs.squash",
+        status="unknown" if others else "fail",
+        nodes=(node,),
+        summary=f"{shared} cannot be written by {user}:{group}, "
+        + (
+            "the SSH user; whether the run's user can, is tried once the image is there"
+            if others
+            else "the run's user"
+        ),
+        evidence="\n".join(said),
+        cause=cause,
+        fix=fix,
+        needs_root=True,
+        blast_radius=f"who owns {shared}, and as whom runs work",
+    )
+
+
+def _owned(
+    seen: Examination, node: str, user: int | None, group: int | None, *, squashed: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Why this user may not, and what gives the directory to one that may on all nodes."""
+    shared = seen.wanted.shared or ""
+    of = nfs.origin(seen)
+    on = f"on {of.host or of.server}" if of else "on any node"
+    path = of.exported or of.path if of else shared
+    if squashed:
+        setting = "user: UID:GID in job.yaml" if seen.wanted.contained else f"user= in {seen.survey.cluster.path}"
+        return "the server takes root for nobody (root_squash), and the directory is not nobody's", (
+            f"let runs work as one user with the same UID:GID on all nodes: {setting}",
+            f"{on}: sudo chown UID:GID {path}   (of that user; no_root_squash would trust every root)",
+        )
+    differ = {(one.uid, one.gid) for one in seen.survey.facts.values()}
+    first: tuple[str, ...] = ()
+    if len(differ) > 1 and not (seen.wanted.job and seen.wanted.job.user):
+        first = (f"log in as users with one UID:GID on all nodes: user= in {seen.survey.cluster.path}",)
+    return "it belongs to another user", (*first, f"{on}: sudo chown {user}:{group} {path}")
+
+
+def not_writable(seen: Examination) -> Iterator[Finding]:
+    """fs.not-writable: an error of the filesystem itself; by proof alone."""
+    for node, trial in _trials(seen):
+        trouble = trial.trouble
+        if trouble is None or trouble.errno in (*_DENIED, *_TOLD):
+            continue
+        if trouble.step in ("see", "lock") or (trouble.errno == errno.EROFS and _frozen(seen, node)):
+            continue
+        mount = nfs.mounted(seen, node)
+        of = nfs.origin(seen)
+        lent = trouble.errno == errno.EROFS and nfs.is_nfs(mount)
+        if lent and of:
+            steps: tuple[str, ...] = (
+                f"on {of.host or of.server}: change ro to rw for {of.exported or of.path} in /etc/exports, "
+                "then: sudo exportfs -ra",
+            )
+        elif trouble.errno == errno.ENOTCONN:
+            target = mount.target if mount else seen.wanted.shared
+            steps = (f"sudo umount -l {target}, then mount it again: what served it has ended",)
+        else:
+            steps = (f"findmnt -T {seen.wanted.shared}; sudo dmesg | tail -n 50   tell what is wrong with it",)
+        yield Finding(
+            id="fs.not-writable",
+            status="fail",
+            nodes=(node,),
+            summary=f"{seen.wanted.shared} cannot be written",
+            evidence=trouble.words + (f"\n{mount.source} on {mount.target} type {mount.fstype}" if mount else ""),
+            cause="its server lends it to be read only" if lent else "",
+            fix=steps,
+            needs_root=True,
+            blast_radius=seen.wanted.shared or "",
+        )
+
+
+def quota(seen: Examination) -> Iterator[Finding]:
+    """os.disk-full: there is room, and none for the run's user."""
+    for node, trial in _trials(seen):
+        trouble = trial.trouble
+        if trouble is None or trouble.errno not in _FULL:
+            continue
+        disk = next((one for one in seen.survey.facts[node].disks if one.directory == seen.wanted.shared), None)
+        if disk is None or disk.free_bytes < seen.wanted.shared_bytes or disk.free_inodes == 0:
+            continue  # told of as the disk that it is
+        yield Finding(
+            id="os.disk-full",
+            status="fail",
+            nodes=(node,),
+            summary=f"{trial.uid}:{trial.gid}, the run's user, has no room in {seen.wanted.shared}",
+            evidence=f"{trouble.words}\n{disk.free_bytes >> 20} MiB free for others on {disk.mounted_on}",
+            cause="a quota, or blocks that are kept for root",
+            fix=(f"quota -s -u {trial.uid}   tells the limits; remove files, or have the limit raised",),
+            blast_radius=seen.wanted.shared or "",
+        )
+
+
+def lock(seen: Examination) -> Iterator[Finding]:
+    """fs.lock: what one node has locked, another one may lock too, or none can lock at all."""
+    share = seen.share
+    if share is None or not share.holder:
+        return
+    for node, trial in _trials(seen):
+        wrong = {
+            kind: said
+            for kind, said in trial.locks.items()
+            if said != ("had" if node == share.holder else "refused")
+        }
+        if not wrong:
+            continue
+        local = set(wrong.values()) == {"had"}
+        mount = nfs.mounted(seen, node)
+        said = [
+            f"{kind}: given to {share.holder} and {node} at once" if words == "had" else f"{kind}: {words}"
+            for kind, words in wrong.items()
+        ]
+        said += [f"{mount.source} on {mount.target} type {mount.fstype} ({mount.options})"] if mount else []
+        yield Finding(
+            id="fs.lock",
+            status="warn",
+            nodes=(node,),
+            summary=f"locks in {seen.wanted.shared} "
+            + ("do not reach the other nodes" if local else "cannot be had"),
+            evidence="\n".join(said),
+            cause="each node locks for itself alone" if local else "the server's lock service does not answer",
+            fix=_locking(seen, node),
+            needs_root=True,
+            blast_radius="the mount on the node, and what uses it",
+        )
+
+
+def _locking(seen: Examination, node: str) -> tuple[str, ...]:
+    mount = nfs.mounted(seen, node)
+    if mount and nfs.is_nfs(mount):
+        fresh = f"sudo mount -t nfs -o vers=4.2 {mount.source} {mount.target}"
+        return (
+            f"sudo umount {mount.target} && {fresh}   (version 4 has locks of its own; no nolock, no local_lock)",
+        )
+    return (
+        "keep caches that are locked (HF_HOME, TRITON_CACHE_DIR) on a disk of the node: env: in job.yaml",
+        "or choose a directory on NFS 4 for shared:",
+    )
+
+
+def attrcache(seen: Examination) -> Iterator[Finding]:
+    """fs.attrcache, by proof: a file of another node is seen late, though its directory was listed."""
+    for node, trial in _trials(seen):
+        late = {
+            other: sight.seconds
+            for sights in (trial.seen, trial.renewed)
+            for other, sight in sights.items()
+            if sight.seconds > _LATE
+        }
+        never = [one for one in trial.seen if trial.renewed and one not in trial.renewed]
+        if late or never:
+            said = [f"a file that {other} wrote was seen after {seconds:.1f} s" for other, seconds in late.items()]
+            said += [f"a file that {other} replaced was seen as it was before for 6 s" for other in never]
+            yield _cached(seen, node, said)
+
+
+def cached_long(seen: Examination) -> Iterator[Finding]:
+    """fs.attrcache, by the mount's options: told to keep what it knows for longer than NFS does by itself."""
+    for node in seen.health:
+        mount = nfs.mounted(seen, node)
+        words = [one for one in mount.options.split(",") if _keeps(one)] if mount and nfs.is_nfs(mount) else []
+        trial = _trial(seen, node)
+        fast = trial is not None and trial.seen and all(not one.listed for one in trial.seen.values())
+        if mount and words and not (fast and "nocto" not in words):
+            yield _cached(seen, node, [f"{mount.source} on {mount.target}: {','.join(words)}"])
+
+
+def _keeps(option: str) -> bool:
+    name, _, value = option.partition("=")
+    numbers = name in ("acregmin", "acregmax", "acdirmin", "acdirmax", "actimeo")
+    return option == "nocto" or (numbers and value.isdecimal() and int(value) > _LONG_CACHE)
+
+
+def _cached(seen: Examination, node: str, said: list[str]) -> Finding:
+    mount = nfs.mounted(seen, node)
+    if mount and nfs.is_nfs(mount):
+        kept = ("vers=", "nfsvers=", "port=", "sec=krb5")
+        options = ",".join((*(one for one in mount.options.split(",") if one.startswith(kept)), "actimeo=1"))
+        fix: tuple[str, ...] = (
+            f"sudo umount {mount.target} && sudo mount -t nfs -o {options} {mount.source} {mount.target}",
+            f"and the same options for {mount.target} in /etc/fstab",
+        )
+    else:
+        what = f"{mount.source}, {mount.fstype}" if mount else "it"
+        fix = (f"mount {what} with a cache of attributes of a second at most",)
+    return Finding(
+        id="fs.attrcache",
+        status="warn",
+        nodes=(node,),
+        summary=f"{seen.wanted.shared}: what another node writes is seen late",
+        evidence="\n".join(said),
+        cause="the mount keeps what it knows of files and directories for long",
+        fix=fix,
+        needs_root=True,
+        blast_radius="the mount on the node, and what uses it",
+    )
+
+
+def kind(seen: Examination) -> Iterator[Finding]:
+    """fs.type: a filesystem on which renames, permissions or locks are not what training relies on."""
+    for node in seen.health:
+        mount = nfs.mounted(seen, node)
+        if mount is None or mount.fstype not in _NO_POSIX | _NO_RENAME:
+            continue
+        lacks = "safe renames" if mount.fstype in _NO_RENAME else "permissions, safe renames or locks"
+        yield Finding(
+            id="fs.type",
+            status="warn",
+            nodes=(node,),
+            summary=f"{seen.wanted.shared} lies on {mount.fstype}, which lacks {lacks}",
+            evidence=f"{mount.source} on {mount.target} type {mount.fstype}",
+            fix=("choose a directory on ext4, xfs or NFS for shared:",),
+            blast_radius="job.yaml",
+        )
+
+
+def slow(seen: Examination) -> Iterator[Finding]:
+    """fs.slow: so slow that something is wrong; all wrote at once, so that each had a part of what there is."""
+    share = seen.share
+    if share is None:
+        return
+    for node, trial in _trials(seen):
+        rate = None if trial.rate is None else trial.rate * max(1, share.writers)
+        said = []
+        if rate is not None and rate < _SLOW_RATE:
+            said.append(f"writing: {rate / 1e6:.1f} MB/s, the better of two tries")
+        if trial.fsync is not None and trial.fsync > _SLOW_SYNC:
+            said.append(f"fsync of a small file: {trial.fsync:.1f} s, the best of three")
+        if said:
+            yield _slow(seen, node, said)
+
+
+def _slow(seen: Examination, node: str, said: list[str]) -> Finding:
+    mount = nfs.mounted(seen, node)
+    away = mount.source if mount and mount.shared else seen.wanted.shared
+    return Finding(
+        id="fs.slow",
+        status="warn",
+        nodes=(node,),
+        summary=f"{seen.wanted.shared} is very slow: checkpoints will hold the run up",
+        evidence="\n".join(said),
+        cause="its disk or the way to it is busy, failing, or of another kind than meant",
+        fix=(f"see what is busy where {away} lies: iostat -x 2   and the network towards it",),
+        blast_radius="nothing",
+    )
+
+
+def figures(seen: Examination, share: Share) -> str:
+    """In a few words: from where, and how soon a file is seen on the other nodes."""
+    times = [sight.seconds for trial in share.trials.values() for sight in trial.seen.values()]
+    mounts = [mount for mount in (nfs.mounted(seen, node) for node in share.trials) if mount and mount.shared]
+    words = []
+    if mounts:
+        version = next((one[5:] for one in mounts[0].options.split(",") if one.startswith("vers=")), "")
+        words.append(f"{'nfs' if version else mounts[0].fstype}{version} {mounts[0].source}")
+    if times:
+        words.append(f"{max(max(times) * 1000, 1):.0f} ms to be seen")
+    return ", ".join(words)
+
+
+def _trials(seen: Examination) -> Iterator[tuple[str, Trial]]:
+    for node, trial in (seen.share.trials if seen.share else {}).items():
+        if node in seen.survey.facts and not trial.hung:
+            yield node, trial
+
+
+def _trial(seen: Examination, node: str) -> Trial | None:
+    return seen.share.trials.get(node) if seen.share else None
+
+
+def _as_owner(seen: Examination, trial: Trial) -> bool:
+    return seen.wanted.owner is None or (trial.uid, trial.gid) == seen.wanted.owner
+
+
+def _unwritable(seen: Examination, node: str) -> bool:
+    """By the shell's own test, where the SSH user is the run's user."""
+    facts, look = seen.survey.facts.get(node), seen.health[node].storage.look
+    if facts is None or look is None or look.state not in ("ok", "denied"):
+        return False
+    disk = next((one for one in facts.disks if one.directory == seen.wanted.shared), None)
+    owner = seen.wanted.owner if seen.wanted.contained else None
+    same = owner is None or (facts.uid, facts.gid) == owner
+    return same and disk is not None and not disk.writable
+
+
+def _frozen(seen: Examination, node: str) -> bool:
+    """Mounted to be read only, which os.ro-fs tells."""
+    mount = nfs.mounted(seen, node)
+    return mount is not None and "ro" in mount.options.split(",")

@@ -1,0 +1,375 @@
+"""Checks of whether the shared directory is there, answers, and is one directory on all nodes. Pure.
+
+What a node could do in it is judged by `shared_dir`; the lines that mount it come from `nfs`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from clusterft.checks import nfs
+from clusterft.checks.examination import Examination
+from clusterft.checks.nfs import Origin
+from clusterft.facts import Mount
+from clusterft.facts.health.storage import Dialled
+from clusterft.facts.share import Trial
+from clusterft.findings import Finding
+
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO)
+_STEPS = {
+    "look": "ls and cd",
+    "make": "making a directory",
+    "write": "writing a small file",
+    "see": "reading the others' files",
+    "lock": "locking a file",
+}
+
+
+def hung(seen: Examination) -> Iterator[Finding]:
+    """fs.hung: whoever touches it waits. It counts when a later try has hung as well, if there was one."""
+    for node in seen.health:
+        trial, looked = _trial(seen, node), _state(seen, node) == "hung"
+        stuck = bool(trial and trial.hung)
+        if stuck or (looked and trial is None):
+            yield _hung(seen, node, trial.hung if trial else "look")
+
+
+def _hung(seen: Examination, node: str, step: str) -> Finding:
+    mount = nfs.mounted(seen, node)
+    said = [f"{_STEPS.get(step, step)} in {seen.wanted.shared} did not come back within 5 s"]
+    said += [f"{mount.source} on {mount.target} type {mount.fstype} ({mount.options})"] if mount else []
+    cause, fix = _server_away(seen, node, mount) if mount and nfs.is_nfs(mount) else _stuck(mount)
+    dialled = _dialled(seen, node, mount)
+    if dialled and dialled.outcome != "open":
+        said.append(f"port 2049 of {dialled.server}: {dialled.words or 'no answer'}")
+    return Finding(
+        id="fs.hung",
+        status="fail",
+        nodes=(node,),
+        summary=f"{seen.wanted.shared} does not answer: whatever touches it waits",
+        evidence="\n".join(said),
+        cause=cause,
+        fix=fix,
+        needs_root=True,
+        blast_radius="all that uses this directory; what waits for it goes on, or ends if it is unmounted",
+    )
+
+
+def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple[str, ...]]:
+    """Why an NFS server is not heard, and what brings it back."""
+    server, dialled = nfs.server_of(mount), _dialled(seen, node, mount)
+    host = nfs.host_of(seen, server)
+    known = seen.survey.facts.get(host)
+    last = f"if {host or server} cannot come back, give the directory up: sudo umount -f -l {mount.target}"
+    if host and known is None:
+        return f"{host}, which serves it, does not answer either", (f"bring {host} back first", last)
+    health = seen.health.get(host)
+    served = health.storage.served if health else None
+    stopped = (served is not None and served.threads == 0) or (
+        known is not None and known.listening is not None and 2049 not in known.listening
+    )
+    if host and stopped:
+        return f"the NFS server on {host} is stopped", (nfs.starting(seen, host), last)
+    if dialled and dialled.outcome == "refused":
+        return f"the NFS server on {server} is stopped", (
+            f"on {server}: sudo systemctl enable --now nfs-server",
+            last,
+        )
+    if dialled and dialled.outcome in ("silent", "failed"):
+        if host:
+            return f"something between keeps port 2049 of {host} from {node}", (
+                nfs.opening(seen, host, node),
+                last,
+            )
+        return f"{server} is off, or a firewall keeps its port 2049 from {node}", (
+            f"bring {server} back: ping {server}; on it: sudo systemctl status nfs-server",
+            last,
+        )
+    return f"its server {server} does not answer", (
+        f"on {host or server}: sudo systemctl restart nfs-server; sudo dmesg | tail",
+        last,
+    )
+
+
+def _stuck(mount: Mount | None) -> tuple[str, tuple[str, ...]]:
+    if mount and mount.fstype.startswith("fuse"):
+        return "the program that serves it hangs, or has lost its own server", (
+            f"bring its server back: {mount.source}; then see: ls {mount.target}",
+            f"or let go of it, and mount it again: sudo umount -f -l {mount.target}",
+        )
+    if mount and mount.shared:
+        return "its server does not answer", (
+            f"bring its server back: {mount.source}; then see: ls {mount.target}",
+            f"or let go of it, and mount it again: sudo umount -f -l {mount.target}",
+        )
+    return "its disk, or what serves it, does not answer", ("sudo dmesg | tail -n 50   names the disk; mend it",)
+
+
+def export(seen: Examination) -> Iterator[Finding]:
+    """fs.export: the server, a node, does not lend it to one that has no mount of it, or a useless one."""
+    of = nfs.origin(seen)
+    if of is None or not of.host:
+        return
+    refused = tuple(
+        node
+        for node in seen.health
+        if node != of.host and nfs.admitted(seen, node, of) is False and _useless(seen, node, of)
+    )
+    if not refused:
+        return
+    waiting = all(nfs.in_file(seen, node, of) for node in refused)
+    health = seen.health[of.host].storage.served
+    lent = health.loaded if health and health.loaded is not None else health.written if health else ()
+    lines = [f"{one.path} {' '.join(f'{name}({options})' for name, options in one.clients)}" for one in lent]
+    steps = [nfs.lending(seen, of, refused)]
+    for node in refused:
+        mount = nfs.mounted(seen, node)
+        there = nfs.again(seen, node, mount) if mount and nfs.is_nfs(mount) else nfs.bringing(seen, node, of)
+        steps += [f"on {node}: {line}" for line in there]
+    yield Finding(
+        id="fs.export",
+        status="fail",
+        nodes=refused,
+        summary=f"{of.host}, which serves {of.exported}, does not lend it to {' '.join(refused)}",
+        evidence="\n".join((f"{of.host} lends:", *lines)) if lines else f"{of.host} lends nothing",
+        cause="/etc/exports has been changed and not read again" if waiting else "its exports do not name them",
+        fix=tuple(dict.fromkeys(steps)),
+        needs_root=True,
+        blast_radius=f"who may mount {of.exported} from {of.host}",
+    )
+
+
+def stale(seen: Examination) -> Iterator[Finding]:
+    """fs.stale: the node holds on to a directory that its server no longer knows."""
+    for node in seen.health:
+        mount = nfs.mounted(seen, node)
+        if not _is_stale(seen, node) or mount is None:
+            continue
+        yield Finding(
+            id="fs.stale",
+            status="fail",
+            nodes=(node,),
+            summary=f"{seen.wanted.shared} is a stale handle: its server has another directory there by now",
+            evidence=f"{_words(seen, node)}\n{mount.source} on {mount.target} type {mount.fstype}",
+            cause="the exported directory was made anew, moved, or exported under another fsid",
+            fix=nfs.again(seen, node, mount),
+            needs_root=True,
+            blast_radius=f"what uses {mount.target} on the node; containers that have it must be started again",
+        )
+
+
+def not_shared(seen: Examination) -> Iterator[Finding]:
+    """fs.not-shared, by one look: the directory is not there, or not mounted where the others have it mounted."""
+    if len(_machines(seen)) < 2:
+        return
+    of = nfs.origin(seen)
+    having = [node for node in seen.health if _remote(seen, node)]
+    missing = [node for node in seen.health if _state(seen, node) == "missing"]
+    for node in seen.health:
+        mount = nfs.mounted(seen, node)
+        if node in missing and len(missing) == len(seen.health) and mount and mount.shared:
+            continue  # below a share that all have, the first run makes it
+        line = nfs.in_fstab(seen, node)
+        meant = line is not None and _is_share(line.fstype) and not (mount and mount.target == line.target)
+        serves = (of is not None and of.host == node) or _may_serve(seen, node)
+        if node in missing or ((meant or having) and mount and not mount.shared and not serves):
+            yield _absent(seen, node, of, meant=meant)
+
+
+def _absent(seen: Examination, node: str, of: Origin | None, *, meant: bool) -> Finding:
+    mount, line, shared = nfs.mounted(seen, node), nfs.in_fstab(seen, node), seen.wanted.shared
+    there = _state(seen, node) != "missing"
+    said = [_words(seen, node)] if not there else []
+    said += (
+        [f"here it lies on {mount.source}, {mount.fstype}, mounted on {mount.target}"] if mount and there else []
+    )
+    said += [f"/etc/fstab: {' '.join(line)}"] if meant and line else []
+    said += [of.told] if of and not (of.told.startswith(f"{node},")) else []
+    cause, first = _why_not(seen, node, of, meant=meant)
+    return Finding(
+        id="fs.not-shared",
+        status="fail",
+        nodes=(node,),
+        summary=f"{shared} is not mounted" if there or meant else f"{shared} does not exist",
+        evidence="\n".join(said),
+        cause=cause,
+        fix=first or (tuple(nfs.bringing(seen, node, of)) if of and of.host != node else _recipe(seen, (node,))),
+        needs_root=True,
+        blast_radius=f"what lies in {shared} on the node by now, which a mount hides",
+    )
+
+
+def _why_not(seen: Examination, node: str, of: Origin | None, *, meant: bool) -> tuple[str, tuple[str, ...]]:
+    """What keeps a mount that is meant from being there, and what goes before the mount; both may be empty."""
+    if of is None or not (meant or of):
+        return "", ()
+    if spoken := _wrong_version(seen, node, of):
+        return spoken
+    dialled = next((one for one in seen.health[node].storage.dialled if one.outcome != "open"), None)
+    if dialled is None or not meant:
+        return "it was not mounted here" if not meant else "it is in /etc/fstab, and was not mounted", ()
+    mount = Mount(of.source, of.target, "nfs", "")
+    cause, steps = _server_away(seen, node, mount)
+    return cause, (steps[0], *nfs.bringing(seen, node, of))
+
+
+def _wrong_version(seen: Examination, node: str, of: Origin) -> tuple[str, tuple[str, ...]] | None:
+    """Its fstab asks for a version of NFS that the server, a node, does not speak."""
+    line, offered = nfs.in_fstab(seen, node), nfs.offered(seen, of)
+    words = line.options.split(",") if line else []
+    asked = next((word.partition("=")[2] for word in words if "vers=" in word), "")
+    if line is None or not asked or not offered or _speaks(asked, offered):
+        return None
+    better = max(offered)
+    edit = f"sudo sed -i '\\|^{line.source}[[:space:]]|s/vers={asked}/vers={better}/' /etc/fstab"
+    return f"/etc/fstab asks for NFS {asked}; {of.host} speaks {', '.join(sorted(offered))}", (
+        edit,
+        f"sudo mkdir -p {line.target} && sudo mount {line.target}",
+    )
+
+
+def apart(seen: Examination) -> Iterator[Finding]:
+    """fs.not-shared, by proof: what one node has written, another does not find."""
+    share = seen.share
+    if share is None:
+        return
+    able = [node for node, trial in share.trials.items() if not trial.hung and not trial.trouble]
+    groups = _groups({node: share.trials[node] for node in able})
+    if len(groups) < 2:
+        return
+    right = max(groups, key=lambda group: (_is_right(seen, group), len(group)))
+    of = nfs.origin(seen)
+    clear = _is_right(seen, right) or sum(len(group) == len(right) for group in groups) == 1
+    odd = [node for group in groups for node in group if group is not right] if clear else able
+    lines = [f"{' '.join(group)}: {_lies_on(seen, group[0])}" for group in groups]
+    for node in odd if clear and of else ():
+        inside = share.trials[node].mount
+        early = share.trials[node].way == "image" and _remote(seen, node) and not (inside and inside.shared)
+        yield _elsewhere(seen, (node,), lines, tuple(nfs.bringing(seen, node, of)) if of else (), early=early)
+    if not (clear and of):
+        yield _elsewhere(seen, tuple(odd), lines, _recipe(seen, tuple(odd)), early=False)
+
+
+def _elsewhere(
+    seen: Examination, nodes: tuple[str, ...], lines: list[str], fix: tuple[str, ...], *, early: bool
+) -> Finding:
+    whole = len(nodes) == len(seen.nodes)
+    who = "each node has a directory of its own" if whole else "this is another directory than the others'"
+    return Finding(
+        id="fs.not-shared",
+        status="fail",
+        nodes=nodes,
+        summary=f"{seen.wanted.shared}: {who}",
+        evidence="\n".join(("a file written there is seen by these nodes together:", *lines)),
+        cause="a container does not see what was mounted after its engine started" if early else "",
+        fix=("sudo systemctl restart docker   (ends what runs in containers there)",) if early else fix,
+        needs_root=True,
+        blast_radius=f"what lies in {seen.wanted.shared} on the node by now, which a mount hides",
+    )
+
+
+def _recipe(seen: Examination, odd: tuple[str, ...]) -> tuple[str, ...]:
+    """Nobody has it from anywhere yet: the first node that is well, else the head, lends its own to the others."""
+    shared = seen.wanted.shared or ""
+    having = [node for node in seen.nodes if _state(seen, node) == "ok" and node not in odd]
+    host = next(iter(having), seen.nodes[0])
+    right = next((mount for mount in (nfs.mounted(seen, node) for node in having) if mount and mount.shared), None)
+    if right and not nfs.is_nfs(right):
+        return (f"mount it as the others have it: {right.source} on {right.target}, type {right.fstype}",)
+    others = tuple(node for node in (odd if having else seen.nodes) if node != host)
+    of = Origin(nfs.client(seen, host), shared, shared, (), "", host, shared)
+    steps = [f"on {host}: sudo apt-get install -y nfs-kernel-server   (nfs-utils on other systems)"]
+    steps += [f"on {host}: sudo mkdir -p {shared}"] if host not in having else []
+    steps += [nfs.lending(seen, of, others)] if others else []
+    for node in others:
+        steps += [f"on {node}: {line}" for line in nfs.bringing(seen, node, of)]
+    return tuple(steps)
+
+
+def _groups(trials: dict[str, Trial]) -> list[tuple[str, ...]]:
+    """Nodes that see each other's files, one way at least, directly or through others."""
+    groups: list[set[str]] = [{node} for node in trials]
+    for node, trial in trials.items():
+        for other in trial.seen:
+            mine = next(group for group in groups if node in group)
+            theirs = next((group for group in groups if other in group), mine)
+            if theirs is not mine:
+                groups.remove(theirs)
+                mine |= theirs
+    return [tuple(node for node in trials if node in group) for group in groups]
+
+
+def _is_right(seen: Examination, group: tuple[str, ...]) -> bool:
+    of = nfs.origin(seen)
+    return any(_remote(seen, node) for node in group) or (of is not None and of.host in group)
+
+
+def _lies_on(seen: Examination, node: str) -> str:
+    inside = seen.share.trials[node].mount if seen.share and node in seen.share.trials else None
+    mount = inside or nfs.mounted(seen, node)
+    return (
+        f"{mount.fstype} {mount.source}, mounted on {mount.target}" if mount else "of what filesystem is not told"
+    )
+
+
+def _useless(seen: Examination, node: str, of: Origin) -> bool:
+    """Whether the directory is of no use on a node, by what the server may have refused."""
+    trial, state = _trial(seen, node), _state(seen, node)
+    if trial and trial.trouble and trial.trouble.errno in _REFUSALS:
+        return True
+    return state in ("stale", "denied", "broken", "missing") or not _remote(seen, node)
+
+
+def _is_stale(seen: Examination, node: str) -> bool:
+    trial = _trial(seen, node)
+    tried = trial is not None and trial.trouble is not None and trial.trouble.errno == errno.ESTALE
+    return tried or (_state(seen, node) == "stale" and trial is None)
+
+
+def _may_serve(seen: Examination, node: str) -> bool:
+    """A server of NFS that is no client: it has the directory itself, whatever name the others call it by."""
+    facts = seen.survey.facts.get(node)
+    return facts is not None and facts.listening is not None and 2049 in facts.listening
+
+
+def _machines(seen: Examination) -> set[str]:
+    known = ((name, facts.boot_id) for name, facts in seen.survey.facts.items())
+    return {boot or name for name, boot in known}
+
+
+def _remote(seen: Examination, node: str) -> bool:
+    mount = nfs.mounted(seen, node)
+    return mount is not None and mount.shared
+
+
+def _is_share(fstype: str) -> bool:
+    return Mount("", "", fstype, "").shared
+
+
+def _speaks(asked: str, offered: frozenset[str]) -> bool:
+    """4 asks for any of 4.x; 4.0 is what a server calls 4 where it has no minor versions."""
+    return asked in offered or (asked == "4" and any(one.startswith("4") for one in offered)) or asked == "4.0"
+
+
+def _state(seen: Examination, node: str) -> str:
+    look = seen.health[node].storage.look if node in seen.health else None
+    return look.state if look else ""
+
+
+def _words(seen: Examination, node: str) -> str:
+    trial, health = _trial(seen, node), seen.health.get(node)
+    if trial and trial.trouble:
+        return trial.trouble.words
+    return health.storage.look.words if health and health.storage.look else ""
+
+
+def _trial(seen: Examination, node: str) -> Trial | None:
+    return seen.share.trials.get(node) if seen.share else None
+
+
+def _dialled(seen: Examination, node: str, mount: Mount | None) -> Dialled | None:
+    if mount is None or node not in seen.health:
+        return None
+    tried = seen.health[node].storage.dialled
+    return next((one for one in tried if one.server == nfs.server_of(mount)), None)
