@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clusterft.apply import harvest
+from clusterft.apply import harvest, settings
 from clusterft.checks.mends import Mend, Mended
 from clusterft.errors import ClusterftError
 from clusterft.fleet import Fleet
@@ -19,6 +19,9 @@ def apply(fleet: Fleet, chosen: Iterable[Mend]) -> tuple[Mended, ...]:
 
 
 def _do(fleet: Fleet, mend: Mend) -> str:
+    if mend.pin:
+        settings.pin(settings.cluster_places(fleet.cluster.name), mend.node, mend.pin)
+        return ""
     if mend.harvest:
         found = harvest.gather(fleet, mend.harvest, (), {mend.node}, kill=False).get(mend.node)
         if found is None:

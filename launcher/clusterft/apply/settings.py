@@ -6,7 +6,7 @@ Only `up` writes here; `down` takes it away. Every file appears whole or not at 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class Settings:
     device: Literal["cuda", "cpu"] = "cuda"
     shared: str | None = None
     nodes: tuple[str, ...] = ()  # up at last sight
+    addresses: dict[str, str] = field(default_factory=dict)  # node -> addr= where the hostfile gives none
 
 
 def cluster_places(cluster: str) -> ClusterPlaces:
@@ -57,6 +58,7 @@ def load(where: ClusterPlaces) -> Settings | None:
             **{name: body[name] for name in ("id", "image", "tag", "tried", "device", "shared")},
             nodes=tuple(body["nodes"]),
             parts=parts and ImageParts.from_dict(parts),
+            addresses={str(node): str(ip) for node, ip in body.get("addresses", {}).items()},  # since doctor --fix
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is not what this version writes ({type(error).__name__}: {error})"
@@ -74,9 +76,15 @@ def load_if_sound(where: ClusterPlaces) -> Settings | None:
 def save(where: ClusterPlaces, settings: Settings) -> bool:
     """Write it down; whether that changed anything."""
     parts = settings.parts and settings.parts.to_dict()
-    plain = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    plain = {one.name: getattr(settings, one.name) for one in fields(settings)}
     body = {"schema": SCHEMA, **plain, "parts": parts}
     return write(where.settings, json.dumps(body, indent=2) + "\n")
+
+
+def pin(where: ClusterPlaces, node: str, address: str) -> None:
+    """Dial a node at this address from now on, unless its hostfile says another one."""
+    known = load(where) or Settings()
+    save(where, replace(known, addresses={**known.addresses, node: address}))
 
 
 def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
@@ -92,7 +100,7 @@ def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
 def find(path: Path | None, name: str | None) -> Cluster:
     """The cluster that a command means: a hostfile, a name that `up` knows, or the one of the last `up`."""
     if path is not None:
-        return hosts.load(path, name=name)
+        return _pinned(hosts.load(path, name=name))
     chosen = name or _default()
     if chosen is None:
         raise UsageError("no cluster is named", remedy="give --hosts FILE, or run: clusterft up --hosts FILE")
@@ -101,7 +109,7 @@ def find(path: Path | None, name: str | None) -> Cluster:
         known = sorted(p.parent.name for p in places.controller_home().glob("*/hostfile"))
         remedy = f"known: {', '.join(known)}" if known else "run: clusterft up --hosts FILE"
         raise UsageError(f'no cluster "{chosen}" was brought up from here', remedy=remedy)
-    return hosts.load(where.hostfile, name=chosen)
+    return _pinned(hosts.load(where.hostfile, name=chosen))
 
 
 def forget(where: ClusterPlaces) -> tuple[str, ...]:
@@ -129,6 +137,15 @@ def write(path: Path, text: str) -> bool:
 def any_default() -> bool:
     """Whether a command may leave the cluster out."""
     return _default() is not None
+
+
+def _pinned(cluster: Cluster) -> Cluster:
+    """With the addresses that were settled here; unreadable settings are for those who need more of them."""
+    known = load_if_sound(cluster_places(cluster.name))
+    if known is None or not known.addresses:
+        return cluster
+    nodes = (replace(node, addr=node.addr or known.addresses.get(node.name)) for node in cluster.nodes)
+    return replace(cluster, nodes=tuple(nodes))
 
 
 def _default() -> str | None:

@@ -195,16 +195,11 @@ def troubles(seen: Examination) -> list[Trouble]:
 def proper(seen: Examination, names: tuple[str, ...]) -> tuple[str, ...]:
     """The hostfile's lines with addresses that do lead there, as far as they are known."""
     survey = seen.survey
-    better = dict(seen.links.elsewhere) if seen.links else {}
-    wanted = tuple(better) if better else names
-    if not better:
-        plain = replace(survey.cluster, nodes=tuple(replace(node, addr=None) for node in survey.cluster.nodes))
-        better = {name: place.ip for name, place in networks.choose(_on(survey, plain)).places.items()}
-    now = dialled(seen)
+    better = leading(seen, names)
     lines = [
         f"in {survey.cluster.path}, line {node.line}: {node.name} slots={node.slots} addr={better[node.name]}"
         for node in survey.cluster.active
-        if node.name in wanted and node.name in better and better[node.name] != now.get(node.name)
+        if node.name in better
     ]
     if lines:
         return tuple(lines)
@@ -214,6 +209,18 @@ def proper(seen: Examination, names: tuple[str, ...]) -> tuple[str, ...]:
         for node in survey.cluster.active
         if node.name in names
     )
+
+
+def leading(seen: Examination, names: tuple[str, ...]) -> dict[str, str]:
+    """Addresses that do lead to these nodes, where others are dialled now."""
+    survey = seen.survey
+    better = dict(seen.links.elsewhere) if seen.links else {}
+    wanted = tuple(better) if better else names
+    if not better:
+        plain = replace(survey.cluster, nodes=tuple(replace(node, addr=None) for node in survey.cluster.nodes))
+        better = {name: place.ip for name, place in networks.choose(_on(survey, plain)).places.items()}
+    now = dialled(seen)
+    return {name: better[name] for name in wanted if name in better and better[name] != now.get(name)}
 
 
 def _on(survey: Survey, cluster: object) -> Survey:

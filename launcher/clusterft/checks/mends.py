@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from clusterft.checks import containers
+from clusterft.checks import addresses, containers
 from clusterft.checks.examination import Examination
 from clusterft.facts.health.docker import OVER
 from clusterft.findings import Finding
@@ -23,6 +23,7 @@ class Mend:
     words: str
     argv: tuple[str, ...] = ()
     harvest: str = ""  # instead: a run whose container there is over, taken away once its logs are kept
+    pin: str = ""  # instead: the address by which the others dial the node, in the cluster's settings here
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,19 @@ def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
             yield Mend(found.id, node, f"take away {one.name}, and keep its logs", harvest=one.run)
 
 
+def _address(seen: Examination, found: Finding) -> Iterator[Mend]:
+    """Settles which address, and with it which interface, training uses; what the hostfile says stays its own."""
+    plain = {node.name for node in seen.survey.cluster.active if node.addr is None}
+    for node, address in addresses.leading(seen, found.nodes).items():
+        if node in plain:
+            yield Mend(found.id, node, f"dial it at {address} (kept in the cluster's settings)", pin=address)
+
+
 _PLANS: Mapping[str, Callable[[Examination, Finding], Iterable[Mend]]] = {
     "ctl.modes": _modes,
     "ctl.stale-mux": _shared_login,
     "dk.leftover": _leftover,
+    "nccl.bridge": _address,
+    "net.public-addr": _address,
+    "net.wrong-nic": _address,
 }
