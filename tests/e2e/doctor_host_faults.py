@@ -184,7 +184,7 @@ HOST: tuple[Fault, ...] = (
           shell("n2", "mount -o remount,size=1g /dev/shm; head -c 30000000 /dev/zero >/dev/shm/nccl-Ab12Cd"),
           shell("n2", "rm /dev/shm/nccl-*; mount -o remount,size=50% /dev/shm"), ("rm /dev/shm/nccl-*",),
           evidence=("nccl-Ab12Cd 29 MiB",), status="warn"),
-    Fault("process that hangs", "os.hung-task", shell("n2", _FREEZE), shell("n2", _THAW), ("dmesg",),
+    Fault("process that hangs", "os.hung-task", shell("n2", _FREEZE), shell("n2", _THAW), ("dmesg", "fsfreeze -u"),
           evidence=(" dd waits in ",), status="warn"),
     Fault("port in the range of connections", "os.portrange",
           shell("n2", "echo 20000 60999 >/proc/sys/net/ipv4/ip_local_port_range"),

@@ -440,6 +440,7 @@ def lost(identity: str, desk: Desk | None = None, fix: tuple[str, ...] = ("power
 def test_what_other_nodes_reach_is_not_off() -> None:
     reached = Closed("b", "10.0.0.2", 22, "10.0.0.9", by=("a",), not_by=())
     told = only(lost("ssh.timeout", Desk(closed=(reached,))), "ssh.timeout", "b")
+    assert told.cause == "it is up, and a firewall stops what comes from this machine"
     assert "a can reach sshd at 10.0.0.2 port 22" in told.evidence
     assert (
         told.fix[0].startswith("on b: sudo ufw allow from 10.0.0.9 to any port 22")

@@ -18,7 +18,8 @@ def of(seen: Examination) -> Mapping[Layer, str]:
         words["host"] = f"clocks ±{max(abs(one.offset) + one.error for one in clocks) * 1000:.0f} ms"
     if seen.desk.logins:
         slowest, count = max(seen.desk.logins), len(seen.desk.logins)
-        words["ssh"] = f"{count} login{'s' * (count != 1)} within {slowest:.1f} s"
+        time = f"{slowest:.1f} s" if slowest >= 1 else f"{slowest * 1000:.0f} ms"
+        words["ssh"] = f"{count} login{'s' * (count != 1)} within {time}"
     if seen.links and (pair := paths.slowest(seen.links.flows)):
         words["network"] = pair
     if seen.share and (figures := shared_dir.figures(seen, seen.share)):

@@ -75,6 +75,7 @@ def hung(node: str, health: HostHealth) -> Iterator[Finding]:
         return  # what the kernel has told of is over
     places = {one.place for one in stuck if one.place}
     remote = any(_REMOTE.search(place) for place in places)
+    frozen = any("percpu_rwsem" in place or "sb_start" in place for place in places)
     named = "\n".join(f"pid {one.pid} {one.name} waits in {one.place or 'the kernel'}" for one in stuck[:8])
     yield Finding(
         id="os.hung-task",
@@ -90,6 +91,7 @@ def hung(node: str, health: HostHealth) -> Iterator[Finding]:
             "sudo umount -f -l DIRECTORY"
             if remote
             else "sudo dmesg | tail -n 50   names the disk or the driver; mend it, then reboot",
+            *(("if a backup has frozen a filesystem: sudo fsfreeze -u DIRECTORY",) if frozen else ()),
         ),
         needs_root=True,
         blast_radius="the programs that use it",

@@ -34,7 +34,8 @@ _TOUCHES = {
 def unreached(seen: Examination) -> Iterator[Finding]:
     """ssh.*: in ssh's own words, for whoever could not be asked; and what other nodes see of it."""
     closed = {one.node: one for one in seen.desk.closed}
-    causes = {entry.id: entry.cause for entry in catalogue.ALL}
+    # Of a route that is missing, the time to failure has told which of its causes it is: the fix says so.
+    causes = {entry.id: entry.cause for entry in catalogue.ALL if entry.id != "ssh.no-route"}
     for found in controller.unreached(seen.survey):
         touches, root = _TOUCHES.get(found.id, ("", False))
         said = [_seen_by_others(closed[node]) for node in found.nodes if node in closed]
@@ -45,7 +46,9 @@ def unreached(seen: Examination) -> Iterator[Finding]:
         yield replace(
             found,
             evidence="\n".join((found.evidence, *(line for line in said if line))),
-            cause=causes.get(found.id, ""),
+            cause=causes.get(found.id, "")
+            if off
+            else "it is up, and a firewall stops what comes from this machine",
             fix=(*ways, *(found.fix if off or found.id == "ssh.refused" else ())),
             needs_root=root,
             blast_radius=touches,
