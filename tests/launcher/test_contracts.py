@@ -24,6 +24,8 @@ BREACHES = {
     "pure: subprocess": ("clusterft/plan/launch.py", "import subprocess"),
     "pure: clock": ("clusterft/board/state.py", "import time"),
     "pure: terminal": ("clusterft/checks/host.py", "import rich.text"),
+    "pure: clock of a diagnosis": ("clusterft/diagnosis/cause.py", "import time"),
+    "launcher-layers: diagnosis and checks": ("clusterft/diagnosis/cause.py", "import clusterft.checks.check"),
     "no-torch: direct": ("clusterft/spec/job.py", "import torch"),
     "no-torch: through the trainer": ("clusterft_trainer/config/data.py", "import numpy"),
     "no-torch: through migrate": ("clusterft_trainer/migrate/shell.py", "import torch"),

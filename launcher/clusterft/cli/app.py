@@ -296,9 +296,18 @@ def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Mend what is safe to mend, after asking.")] = False,
     list_checks: Annotated[bool, typer.Option("--list-checks", help="Name all checks; touch nothing.")] = False,
     explain: Annotated[str | None, typer.Option("--explain", help="Tell more of one check id.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Say why this run failed.")] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option("--log", help="Say why a run with this log (file or folder) failed; repeatable."),
+    ] = None,
     as_json: _Json = False,
 ) -> int:
     """Say what is wrong, on which node, why, and the command that mends it."""
+    if run or log:
+        from clusterft.cli import diagnose
+
+        return diagnose.run(diagnose.Options(run, tuple(log or ()), hosts, cluster, as_json=as_json))
     from clusterft.cli import doctor as verb
 
     if list_checks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
@@ -182,6 +183,12 @@ def look(engine: Engine, identity: str) -> Seen | None:
         return None
     state = body["State"]
     return Seen(state["Status"], int(state["ExitCode"]), tuple(body["Config"]["Cmd"] or ()))
+
+
+def raw(engine: Engine, identity: str) -> str:
+    """All that `inspect` says of it, as JSON."""
+    with _plainly("the container cannot be looked at"):
+        return json.dumps(engine.api.inspect_container(identity))
 
 
 def kill(engine: Engine, identity: str) -> None:
