@@ -334,6 +334,13 @@ def test_a_hang_is_told_with_where_it_waits() -> None:
     assert loud(seen(a=replace(WELL, kernel=(line,)))) == [], "what the kernel has told of is over"
 
 
+def test_where_another_users_process_waits_is_for_root_to_see() -> None:
+    (one,) = found(seen(a=stuck("")), host)
+    assert (one.id, one.status) == ("os.hung-task", "unknown") and one.fix == ("sudo cat /proc/7/stack",)
+    line = KernelLine(30.0, "INFO: task python3:7 blocked for more than 120 seconds.")
+    assert only(seen(a=replace(stuck(""), kernel=(line,))), "os.hung-task").status == "fail"
+
+
 @pytest.mark.parametrize(
     "health",
     [

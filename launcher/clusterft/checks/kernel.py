@@ -73,6 +73,9 @@ def hung(node: str, health: HostHealth) -> Iterator[Finding]:
     stuck = [one for one in health.stuck or () if _counts(one) and (told or not _DISK.search(one.place))]
     if not stuck:
         return  # what the kernel has told of is over
+    if not told and not any(one.place for one in stuck):
+        yield _hidden(node, stuck)
+        return
     places = {one.place for one in stuck if one.place}
     remote = any(_REMOTE.search(place) for place in places)
     frozen = any("percpu_rwsem" in place or "sb_start" in place for place in places)
@@ -95,6 +98,19 @@ def hung(node: str, health: HostHealth) -> Iterator[Finding]:
         ),
         needs_root=True,
         blast_radius="the programs that use it",
+    )
+
+
+def _hidden(node: str, stuck: list[Stuck]) -> Finding:
+    """A disk that is only slow, or a hang: where others' processes wait is for root to see."""
+    return Finding(
+        id="os.hung-task",
+        status="unknown",
+        nodes=(node,),
+        summary="a process of another user waits in the kernel; whether it hangs cannot be seen",
+        evidence="\n".join(f"pid {one.pid} {one.name}" for one in stuck[:8]),
+        fix=tuple(f"sudo cat /proc/{one.pid}/stack" for one in stuck[:2]),
+        needs_root=True,
     )
 
 

@@ -97,7 +97,7 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
     transport = connection.client.get_transport()
     if transport is not None and transport.remote_version and not transport.initial_kex_done:
         words = f"{login}:{connection.port}: it said hello, and nothing more for {way.SECONDS:g} s"
-        fix = (
+        fix: tuple[str, ...] = (
             "large packets may be lost on the way: compare the MTU of both ends and the switch: ip link",
             "where one is larger than the way allows: sudo ip link set dev INTERFACE mtu 1500",
         )
