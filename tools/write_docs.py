@@ -78,6 +78,8 @@ safetensors; `<width>x<height>-<XXH3-128 of its keys>.safetensors` holds up to 1
 | `sums` | U64 (n) | XXH3-64 of each entry's stored bytes |
 | `keys` | U8 (n, 16) | XXH3-128 of all that decides the entry's bytes |
 | `data` | U8 | the entries: the arrays of `arrays`, one after the other |
+
+`*.bad` was moved aside. `suspects/` has an empty file for each shard in which a run has read a damaged entry.
 """
 
 CATALOGUE = """\

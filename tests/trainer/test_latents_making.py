@@ -18,12 +18,13 @@ from typing import Any
 import made_cache
 import numpy as np
 import pytest
+from corpora import put
 from made_cache import RECIPE, Stub, indexed, pictures, row, work
 
 from clusterft_trainer.buckets import Bucket
 from clusterft_trainer.corpus.index import Index, Row
 from clusterft_trainer.errors import DataError, RunError
-from clusterft_trainer.latents import making, session, shard, tables, verify, writing
+from clusterft_trainer.latents import healing, making, session, shard, tables, verify, writing
 from clusterft_trainer.latents.catalogue import Catalogue, shard_names
 
 pytestmark = pytest.mark.trainer
@@ -326,22 +327,72 @@ def test_problem_lists_and_done_marks_are_plain_json(tmp_path: Path, rows: list[
     assert [json.loads(line)["name"] for p in paths for line in p.read_text().splitlines()] == ["line\nbreak.png"]
 
 
-def test_a_shard_that_lost_its_tail_is_refused_moved_aside_and_made_again(tmp_path: Path, found: Index) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_a_shard_that_lost_its_tail_is_moved_aside_and_made_again(
+    tmp_path: Path, found: Index, known: bool
+) -> None:
     work(tmp_path, found, Stub())
     before = _bytes(tmp_path)
     torn = _folder(tmp_path) / sorted(before)[1]
     os.truncate(torn, torn.stat().st_size - 5)
-    (_folder(tmp_path) / "catalogue.table").unlink()
-    with pytest.raises(DataError, match="lost its tail"):
-        work(tmp_path, found, Stub(), owner="two")
-    assert verify.cache(_folder(tmp_path)).moved == 1
+    if not known:
+        (_folder(tmp_path) / "catalogue.table").unlink()
     stub = Stub()
-    work(tmp_path, found, stub, owner="three")
-    assert 0 < len(stub.keys) < 60
-    assert len(Catalogue.open(_folder(tmp_path), RECIPE.to_json())) == 60
-    held = {key: found for key, found in _entries(_folder(tmp_path))}
-    whole = {key: found for name, data in before.items() for key, found in _entries_of(name, data, tmp_path)}
-    assert held == whole
+    made = work(tmp_path, found, stub, owner="two")
+    assert made.damaged == 1 and 0 < len(stub.keys) < 60
+    assert torn.with_name(torn.name + verify.ASIDE).exists()
+    (line,) = (_folder(tmp_path) / verify.JOURNAL).read_text().splitlines()
+    assert json.loads(line)["file"] == torn.name and "lost its tail" in json.loads(line)["why"]
+    assert _bytes(tmp_path) == before
+    assert work(tmp_path, found, Stub(), owner="three").damaged == 0
+
+
+def test_an_entry_that_was_read_damaged_is_made_again_by_the_next_prep(tmp_path: Path, found: Index) -> None:
+    work(tmp_path, found, Stub())
+    path = _folder(tmp_path) / shard_names(_folder(tmp_path))[1]
+    whole = {key: found for key, found in _entries(_folder(tmp_path))}
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    held = Catalogue.open(_folder(tmp_path), RECIPE.to_json())
+    places = held.locate(made_cache.order(tmp_path, found).wanted().keys)
+    assert not healing.doubted(held, places).any()
+    bad = [p for p in places.tolist() if held.file(p) == (path, shard.Shard(path).count - 1)]
+    with pytest.raises(DataError, match=r"checksum of entry .* is another one.* Run clusterft prep"):
+        held.read(bad[0], check=True)
+    doubted = healing.doubted(held, places)
+    assert doubted.sum() == shard.Shard(path).count, "what is in such a shard counts as missing"
+    stub = Stub()
+    assert work(tmp_path, found, stub, owner="two").damaged == 1
+    assert len(stub.keys) == 1 and not path.exists()
+    assert {key: found for key, found in _entries(_folder(tmp_path))} == whole
+    assert healing.suspects(_folder(tmp_path)) == set()
+
+
+def test_a_suspect_that_is_whole_stays(tmp_path: Path, found: Index) -> None:
+    work(tmp_path, found, Stub())
+    name = shard_names(_folder(tmp_path))[0]
+    put(_folder(tmp_path) / "suspects" / name, "")
+    put(_folder(tmp_path) / "suspects" / "gone.safetensors", "")
+    before = _bytes(tmp_path)
+    assert work(tmp_path, found, Stub(), owner="two").damaged == 0
+    assert _bytes(tmp_path) == before and healing.suspects(_folder(tmp_path)) == set()
+
+
+def test_storage_that_does_not_answer_moves_nothing(
+    tmp_path: Path, found: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(tmp_path, found, Stub())
+    before = _bytes(tmp_path)
+
+    class Gone:
+        def __init__(self, path: Path) -> None:
+            raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(healing, "Handle", Gone)
+    with pytest.raises(RunError, match="Stale file handle"):
+        work(tmp_path, found, Stub(), owner="two")
+    assert _bytes(tmp_path) == before
 
 
 def _entries(folder: Path) -> list[tuple[bytes, bytes]]:

@@ -8,11 +8,13 @@ ones; an entry that several shards hold is read from the first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from clusterft_trainer.latents import shard, tables
 from clusterft_trainer.latents.shard import Form, Handle, Shard
 
 NAME = "catalogue.table"
+SUSPECTS = "suspects"  # folder with an empty file for each shard in which a damaged entry was read
 _SCHEMA = "1"
 _SLOT_BITS = 20  # a position is the shard's number and the slot in it
 OPEN = 256  # files that a worker keeps open; far below the usual limit of 1024
@@ -111,16 +114,34 @@ class Catalogue:
     def arrays(self, position: int, *, check: bool = False, as_stored: bool = False) -> dict[str, np.ndarray]:
         """All arrays of an entry by name; `check` compares them with their checksum."""
         found, handle, slot = self._at(position)
-        return shard.values(found.form, found.raw(handle, slot, check=check), as_stored=as_stored)
+        with self._telling(position):
+            return shard.values(found.form, found.raw(handle, slot, check=check), as_stored=as_stored)
 
     def into(self, position: int, out: np.ndarray, *, check: bool = False) -> None:
         """Fill `out`, which has an entry's bytes, straight from the file; what is in there is as stored."""
         found, handle, slot = self._at(position)
-        found.into(handle, slot, out, check=check)
+        with self._telling(position):
+            found.into(handle, slot, out, check=check)
+
+    @contextmanager
+    def _telling(self, position: int) -> Iterator[None]:
+        """Note a shard that is found damaged, for the next prep."""
+        try:
+            yield
+        except tables.Damaged:
+            path, _ = self.file(position)
+            with contextlib.suppress(OSError):  # the damage itself is what has to be told
+                (self.folder / SUSPECTS).mkdir(exist_ok=True)
+                (self.folder / SUSPECTS / path.name).touch()
+            raise
 
     def form(self, position: int) -> Form:
         """What kind of entry lies there."""
         return self._at(position)[0].form
+
+    def numbers(self, positions: np.ndarray) -> np.ndarray:
+        """Which shards hold these entries, as places in `shards`."""
+        return positions >> _SLOT_BITS
 
     def file(self, position: int) -> tuple[Path, int]:
         """Which shard holds it, and in which slot."""
@@ -142,7 +163,10 @@ class Catalogue:
                 f"{path} cannot be read ({error.strerror}).",
                 "Another program changed the cache; run prep again, which makes what is missing.",
             ) from error
-        known = self._shards.get(number) or Shard(path, handle).expect(self._recipe)
+        known = self._shards.get(number)
+        if known is None:
+            with self._telling(position):
+                known = Shard(path, handle).expect(self._recipe)
         with self._lock:
             self._shards[number] = known
             self._handles[number] = handle

@@ -1,7 +1,8 @@
 """A cache made by many workers: agree on a plan, carry it out, have one of them finish it.
 
 Owns the order of these, and that a plan which was not carried out to its end is gone on with: so a rerun after any
-failure gives the very files that an undisturbed run gives. Refuses to plan twice what nobody has finished.
+failure gives the very files that an undisturbed run gives. What is damaged is moved aside before a plan. Refuses to
+plan twice what nobody has finished.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterft_trainer.errors import storing
-from clusterft_trainer.latents import plan, tables, writing
+from clusterft_trainer.latents import healing, plan, tables, writing
 from clusterft_trainer.latents.catalogue import Catalogue
 from clusterft_trainer.latents.encode import Encoder, Share
 from clusterft_trainer.latents.feeding import Feeder
@@ -49,6 +50,7 @@ class Made:
     planned: int  # entries that were missing
     tally: Tally  # of this worker
     problems: tuple[dict[str, str], ...]  # entries that cannot be had, whoever found that and when
+    damaged: int = 0  # shards that were moved aside before the plan was made
 
 
 def make(session: Session, order: Order, feeder: Callable[[], Feeder], encoder: Callable[[], Encoder]) -> Made:
@@ -64,7 +66,7 @@ def make(session: Session, order: Order, feeder: Callable[[], Feeder], encoder: 
     number, chosen = _agreed(session, order)
     again = _carried_out(session, order, number, chosen, feeder, encoder)
     again.tally.add(made.tally)
-    return Made(made.planned + again.planned, again.tally, again.problems)
+    return Made(made.planned + again.planned, again.tally, again.problems, made.damaged + again.damaged)
 
 
 def _carried_out(
@@ -86,7 +88,7 @@ def _carried_out(
             raise Stopped
     if session.work.create(f"{group}{OVER}", b""):
         _finish(session, order)
-    return Made(len(chosen), tally, tuple(_problems(order, chosen)))
+    return Made(len(chosen), tally, tuple(_problems(order, chosen)), int(chosen.metadata.get("damaged", 0)))
 
 
 def _problems(order: Order, chosen: Plan) -> list[dict[str, str]]:
@@ -123,11 +125,12 @@ def _table(session: Session, order: Order, number: int) -> Path:
 
 def _plan(session: Session, order: Order, number: int) -> None:
     _clear(session, order)
+    damaged = healing.heal(order.folder, order.recipe)
     wanted = order.wanted()
     known = Catalogue.open(order.folder, order.recipe).locate(wanted.keys) >= 0
     hopeless = writing.hopeless(writing.problems(order.folder))
     session.work.begin(f"{order.group}/{number}")
-    plan.write(_table(session, order, number), wanted, known, hopeless, order.size)
+    plan.write(_table(session, order, number), wanted, known, hopeless, order.size, len(damaged))
 
 
 def _finish(session: Session, order: Order) -> None:

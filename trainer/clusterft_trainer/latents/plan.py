@@ -69,10 +69,13 @@ class Plan:
         return Fit(*self._fits[entry].tolist())
 
 
-def write(path: Path, wanted: Wanted, known: np.ndarray, hopeless: np.ndarray, size: float) -> None:
+def write(
+    path: Path, wanted: Wanted, known: np.ndarray, hopeless: np.ndarray, size: float, damaged: int = 0
+) -> None:
     """Cut what is wanted and neither known, (n,) bool, nor hopeless, some keys, into tasks.
 
-    Of rows that need the same entry the first one counts. `size` is bytes for each pixel, or for a caption.
+    Of rows that need the same entry the first one counts. `size` is bytes for each pixel, or for a caption;
+    `damaged` is how many shards were moved aside before, for whoever tells of it.
     """
     broken = among(wanted.keys, hopeless)
     rows = missing(wanted.keys, known | broken)
@@ -89,7 +92,7 @@ def write(path: Path, wanted: Wanted, known: np.ndarray, hopeless: np.ndarray, s
         tables.part("skipped", "U8", wanted.keys[broken & ~known]),
     ]
     needed = int(wanted.keys.any(axis=1).sum())
-    told = {"schema": "1", "rows": str(len(known)), "needed": str(needed)}
+    told = {"schema": "1", "rows": str(len(known)), "needed": str(needed), "damaged": str(damaged)}
     with storing("The plan", path):
         tables.write(path, parts, told)
 

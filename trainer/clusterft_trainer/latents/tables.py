@@ -83,12 +83,16 @@ class Header:
         return found
 
 
-def damaged(path: Path, why: str) -> DataError:
+class Damaged(DataError):
+    """A file that is not what was written."""
+
+
+def damaged(path: Path, why: str) -> Damaged:
     """What every reader of these files says of one that is not whole."""
-    return DataError(
+    return Damaged(
         f"{path} is damaged: {why}.",
-        f"Run python -m clusterft_trainer verify {path.parent}: it moves the file aside, and the next prep makes "
-        "what is lost.",
+        "Run clusterft prep: it moves a damaged shard aside and makes again what that held; "
+        f"python -m clusterft_trainer verify {path.parent} looks at all others, too.",
     )
 
 

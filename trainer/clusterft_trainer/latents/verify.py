@@ -106,11 +106,11 @@ def cache(folder: Path, *, processes: int = 1, move: bool = True) -> Report:
     _refuse_missing(folder)
     report, began = Report(str(folder)), time.monotonic()
     tasks = ((folder, name) for name in shard_names(folder))
-    for (_, name), looked in spread(_look_at_shard, tasks, processes):
+    for (_, name), looked in spread(look_at_shard, tasks, processes):
         report.add(1, looked)
         if looked.bad and move:
-            _save_good(folder / name, looked.bad)
-            _set_aside(folder, name, looked.bad)
+            save_good(folder / name, looked.bad)
+            set_aside(folder, name, looked.bad)
             report.moved += 1
         _tell(report, began)
     report.seconds = time.monotonic() - began
@@ -128,7 +128,7 @@ def npz(
         report.add(len(names), looked)
         if move:
             for bad in looked.bad:
-                _set_aside(root, bad.file, (bad,))
+                set_aside(root, bad.file, (bad,))
             report.moved += len(looked.bad)
         _tell(report, began)
     report.seconds = time.monotonic() - began
@@ -150,7 +150,8 @@ def _tell(report: Report, began: float) -> None:
 # ---- shards
 
 
-def _look_at_shard(task: tuple[Path, str]) -> Looked:
+def look_at_shard(task: tuple[Path, str]) -> Looked:
+    """All entries of a shard."""
     folder, name = task
     path = folder / name
     try:
@@ -161,7 +162,7 @@ def _look_at_shard(task: tuple[Path, str]) -> Looked:
     except DataError as error:
         return Looked(0, path.stat().st_size, (Bad(name, -1, error.message),))
     except OSError as error:
-        raise _unread(path, error) from error
+        raise unread(path, error) from error
     room: np.ndarray = np.empty(found.form.size, np.uint8)
     bad = []
     for slot in range(found.count):
@@ -171,11 +172,11 @@ def _look_at_shard(task: tuple[Path, str]) -> Looked:
         except DataError as error:
             bad.append(Bad(name, slot, error.message, keys[slot].tobytes().hex()))
         except OSError as error:
-            raise _unread(path, error) from error
+            raise unread(path, error) from error
     return Looked(found.count, os.fstat(handle.number).st_size, tuple(bad))
 
 
-def _unread(path: Path, error: OSError) -> RunError:
+def unread(path: Path, error: OSError) -> RunError:
     """A file that storage does not give now may be whole."""
     return RunError(
         "storage", f"{path} could not be read: {error.strerror}.", "Check that storage, then verify again."
@@ -210,7 +211,7 @@ def finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def _save_good(path: Path, bad: tuple[Bad, ...]) -> None:
+def save_good(path: Path, bad: tuple[Bad, ...]) -> None:
     """Write the entries that are whole into a shard of their own."""
     lost = {one.entry for one in bad}
     if -1 in lost:
@@ -283,7 +284,7 @@ def _read_npz(reader: kohya.Reader, path: str, sizes: frozenset[tuple[int, int]]
 # ---- both
 
 
-def _set_aside(folder: Path, name: str, bad: tuple[Bad, ...]) -> None:
+def set_aside(folder: Path, name: str, bad: tuple[Bad, ...]) -> None:
     """Note what was bad, then take the file's name away; the note comes first, so that none is moved unnoticed."""
     lines = "".join(json.dumps({"schema": _SCHEMA, **asdict(one)}) + "\n" for one in bad)
     with storing("The list of bad entries", folder / JOURNAL):

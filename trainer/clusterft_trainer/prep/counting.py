@@ -16,7 +16,7 @@ from clusterft_trainer.config import BuiltinSource
 from clusterft_trainer.corpus import ingest
 from clusterft_trainer.corpus.index import Index
 from clusterft_trainer.errors import DataError
-from clusterft_trainer.latents import plan, writing
+from clusterft_trainer.latents import healing, plan, writing
 from clusterft_trainer.latents.catalogue import Catalogue
 from clusterft_trainer.latents.making import Order
 from clusterft_trainer.prep import encoding, loading
@@ -107,6 +107,8 @@ def _counted(order: Order) -> Count:
     every = len(plan.missing(keys, np.zeros(len(keys), bool)))
     if not order.folder.is_dir():
         return Count(every, every, 0)
-    known = Catalogue.open(order.folder, order.recipe).locate(keys) >= 0
+    there = Catalogue.open(order.folder, order.recipe)
+    places = there.locate(keys)
+    known = (places >= 0) & ~healing.doubted(there, places)
     broken = plan.among(keys, writing.hopeless(writing.problems(order.folder))) & ~known
     return Count(every, len(plan.missing(keys, known | broken)), len(plan.missing(keys, ~broken)))

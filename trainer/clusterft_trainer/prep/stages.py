@@ -157,6 +157,9 @@ def _ignore(values: Any) -> None:
 
 def _told(voice: Voice, what: str, made: Made) -> list[dict[str, str]]:
     tally = made.tally
+    if made.damaged:
+        shards = "1 damaged shard was" if made.damaged == 1 else f"{made.damaged} damaged shards were"
+        voice.notice(f"{shards} moved aside, and what was lost is made again; bad.jsonl in the cache names it.")
     share = tally.encoding / max(1e-9, tally.encoding + tally.waiting)
     voice.notice(
         f"The {what} are complete: {made.planned} were missing, {tally.entries} of them made by this worker"
