@@ -51,7 +51,7 @@ command -v nvidia-smi >/dev/null && {
     i=$(grep -Eo '[0-9a-f]{64}' "/proc/$p/cgroup" | head -n 1)
     o=$p; w=other; n=0
     while [ "$o" -gt 1 ] && [ "$n" -lt 8 ]; do
-      tr '\\0' ' ' <"/proc/$o/cmdline" | grep -q clusterft && w=ours
+      tr '\\0' ' ' <"/proc/$o/cmdline" | grep -q clusterft_trainer && w=ours
       o=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$o/status"); [ "$o" ] || o=0
       n=$((n + 1))
     done
@@ -63,7 +63,7 @@ command -v nvidia-smi >/dev/null && {
 _KERNEL = """\
 if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; then
   date +%s; cut -d. -f1 /proc/uptime
-  lines() { grep -E 'NVRM: (Xid|loading NVIDIA|GPU at)|NVRM: .*fallen off the bus' | tail -n 200; }
+  lines() { grep -E 'NVRM: (Xid|The NVIDIA GPU|fallen off)' | tail -n 200; }
   if l=$(limit 4 journalctl -k -b -n 1 -q --no-pager -o short-unix) && [ "$l" ]; then
     echo journal; limit 8 journalctl -k -b -q --no-pager -o short-unix --since=-24h | lines
   elif l=$(limit 4 dmesg | tail -n 1) && [ "$l" ]; then

@@ -9,6 +9,10 @@ _DAY = 24 * 3600.0
 # NVRM: Xid (PCI:0000:c1:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
 # NVRM: Xid (0000:03:00): 79, ...   is how drivers before 440 put it.
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2})(?:\.\d)?\): (\d{1,4})\b")
+# Newer drivers also say so in lines of their own, without a number (NVSentinel#155):
+# NVRM: The NVIDIA GPU 0000:b3:00.0 / NVRM: (PCI ID: ...) / NVRM: fallen off the bus and is not responding ...
+_NAMED = re.compile(r"NVRM: The NVIDIA GPU ([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2})\b")
+_FALLEN, _FALLEN_XID = "NVRM: fallen off the bus", 79
 _JOURNAL = re.compile(r"(\d{9,12}\.\d+) ")  # -o short-unix
 _RING = re.compile(r"\[ *(\d{1,10}\.\d+)\]")  # dmesg: seconds since the start
 
@@ -32,16 +36,20 @@ def xids(text: str) -> tuple[Xid, ...] | None:
     if now is None or up is None:
         return None
     found: dict[tuple[str, int], Xid] = {}
+    named = None
     for line in lines[3:]:
-        match = _XID.search(line)
-        if not match:
+        numbered, named = _XID.search(line), _NAMED.search(line) or named
+        if numbered:
+            card, number = numbered.group(1), int(numbered.group(2))
+        elif _FALLEN in line and named:
+            card, number = named.group(1), _FALLEN_XID
+        else:
             continue
         ago = _ago(line, now, up, journal=lines[2] == "journal")
         if ago is None or ago <= _DAY:
-            card = match.group(1).lower()[-10:]
-            key = (card, int(match.group(2)))
+            key = (card.lower()[-10:], number)
             found.pop(key, None)
-            found[key] = Xid(card, key[1], ago, line.strip()[:400])
+            found[key] = Xid(*key, ago, line.strip()[:400])
     return tuple(found.values())
 
 
