@@ -234,7 +234,7 @@ def apart(seen: Examination) -> Iterator[Finding]:
     share = seen.share
     if share is None:
         return
-    able = [node for node, trial in share.trials.items() if not trial.hung and not trial.trouble]
+    able = [node for node, trial in share.trials.items() if trial.wanted]  # those that came to look for others
     groups = _groups({node: share.trials[node] for node in able})
     if len(groups) < 2:
         return
@@ -272,12 +272,13 @@ def _elsewhere(
 def _recipe(seen: Examination, odd: tuple[str, ...]) -> tuple[str, ...]:
     """Nobody has it from anywhere yet: the first node that is well, else the head, lends its own to the others."""
     shared = seen.wanted.shared or ""
-    having = [node for node in seen.nodes if _state(seen, node) == "ok" and node not in odd]
+    there = [node for node in seen.nodes if _state(seen, node) == "ok"]
+    having = [node for node in there if node not in odd] or there
     host = next(iter(having), seen.nodes[0])
     right = next((mount for mount in (nfs.mounted(seen, node) for node in having) if mount and mount.shared), None)
     if right and not nfs.is_nfs(right):
         return (f"mount it as the others have it: {right.source} on {right.target}, type {right.fstype}",)
-    others = tuple(node for node in (odd if having else seen.nodes) if node != host)
+    others = tuple(node for node in odd if node != host)
     of = Origin(nfs.client(seen, host), shared, shared, (), "", host, shared)
     steps = [f"on {host}: sudo apt-get install -y nfs-kernel-server   (nfs-utils on other systems)"]
     steps += [f"on {host}: sudo mkdir -p {shared}"] if host not in having else []

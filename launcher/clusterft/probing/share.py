@@ -129,7 +129,8 @@ class _Proof:
         able = [name for name in self._in if self._trials[name].way != "sh"]
         if len(able) < 2 or self._left() < 2 * _LOCK:
             return
-        holder, others = able[0], able[1:]
+        holder = able[0]
+        others = [name for name in able[1:] if holder in self._trials[name].seen]
         said = self._fan([holder], lambda name: self._hands[name].ask("hold", _LOCK)).get(holder)
         if not self._took(holder, "lock", said):
             return

@@ -1,0 +1,217 @@
+"""doctor on shared directories that are wrong: missing, not shared, hung, full, read-only, another user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from doctoring import JOB, Answer, Desk, above_info, clean, finding, on, statuses
+
+from lab import FullLab, LightLab
+
+
+@pytest.fixture(scope="module")
+def light() -> Iterator[LightLab]:
+    with LightLab.up(count=3) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def hanging() -> Iterator[FullLab]:
+    with FullLab.up(count=4, engine="26.1", hangs=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[FullLab]:
+    with FullLab.up(count=2, engine="26.1", shared_mib=200) as made:
+        yield made
+
+
+def other_disk(lab: LightLab, *nodes: str) -> None:
+    """An empty disk of their own over the shared directory, as where a mount is missing."""
+    for node in nodes:
+        on(lab, node, f"mount -t tmpfs -o size=30g own {lab.shared}")
+
+
+def mounted_again(lab: LightLab, *nodes: str) -> None:
+    """The shared directory is what it was."""
+    for node in nodes:
+        on(lab, node, f"umount {lab.shared}")
+
+
+def alone(answer: Answer, identity: str, *nodes: str) -> dict[str, str]:
+    """The finding, as the only one above info."""
+    one = finding(answer, identity, *nodes)
+    others = [(each["id"], each["nodes"], each["summary"]) for each in above_info(answer) if each is not one]
+    assert not others, others
+    assert answer["code"] == (3 if one["status"] == "fail" else 0)
+    return one
+
+
+def nothing_left(lab: LightLab | FullLab, *nodes: str, shared: str | None = None) -> None:
+    """No file of the proof, and no process of it."""
+    for node in nodes or [each.name for each in lab.nodes]:
+        assert on(lab, node, f"find {shared or lab.shared} -name 'doctor-*' -o -name '.clusterft*'") == ""
+        assert "doctor-" not in on(lab, node, "ps -eo args= | grep -v grep | grep doctor- || true")
+
+
+@pytest.mark.lab_light
+def test_a_shared_directory_that_is_well_is_tried_and_left_as_it_was(light: LightLab, tmp_path: Path) -> None:
+    desk = Desk(light, tmp_path)
+    for _ in range(3):
+        answer = desk.doctor()
+        clean(answer)
+        for identity in ("fs.not-shared", "fs.lock", "fs.attrcache", "fs.slow", "fs.squash", "fs.hung"):
+            assert set(statuses(answer, identity).values()) == {"ok"}, identity
+    nothing_left(light)
+
+
+@pytest.mark.lab_light
+def test_a_directory_that_one_node_lacks(light: LightLab, tmp_path: Path) -> None:
+    out = f"{light.shared}/out"
+    desk = Desk(light, tmp_path, job=JOB.format(shared=out, runtime="process"))
+    on(light, "n1", f"mkdir -p {out}")
+    other_disk(light, "n2")
+    try:
+        one = alone(desk.doctor(), "fs.not-shared", "n2")
+        steps, address = "\n".join(one["fix"]), light.node("n1").address
+        assert "does not exist" in one["summary"] and "No such file" in one["evidence"]
+        assert f"on n2: sudo mkdir -p {out} && sudo mount -t nfs {address}:{out} {out}" in steps
+        assert f"{light.node('n2').address}(rw,sync,no_subtree_check)' | sudo tee -a /etc/exports" in steps
+        assert f"{address}:{out} {out} nfs _netdev 0 0" in steps
+        alone(desk.doctor("--quick"), "fs.not-shared", "n2")
+    finally:
+        mounted_again(light, "n2")
+    clean(desk.doctor())
+    nothing_left(light)
+
+
+@pytest.mark.lab_light
+def test_a_directory_that_is_another_one_on_one_node(light: LightLab, tmp_path: Path) -> None:
+    desk = Desk(light, tmp_path)
+    other_disk(light, "n2")
+    on(light, "n2", f"echo precious >{light.shared}/file")
+    try:
+        one = alone(desk.doctor(), "fs.not-shared", "n2")
+        steps = "\n".join(one["fix"])
+        assert "n1 n3: " in one["evidence"] and "n2: tmpfs own" in one["evidence"]
+        assert f"on n2: ls -A {light.shared}   (a mount hides what lies there" in steps
+        assert f"sudo mount -t nfs {light.node('n1').address}:{light.shared} {light.shared}" in steps
+        assert on(light, "n2", f"ls -A {light.shared}") == "file\n"
+    finally:
+        mounted_again(light, "n2")
+    clean(desk.doctor())
+    nothing_left(light)
+
+
+@pytest.mark.lab_light
+def test_directories_of_which_no_two_are_one(light: LightLab, tmp_path: Path) -> None:
+    other_disk(light, "n2", "n3")
+    try:
+        one = alone(Desk(light, tmp_path).doctor(), "fs.not-shared", "n1", "n2", "n3")
+        assert "each node has a directory of its own" in one["summary"]
+        steps = "\n".join(one["fix"])
+        assert "on n1: " in steps and "on n2: sudo mkdir" in steps and "on n3: sudo mkdir" in steps
+        assert "on n1: sudo mkdir -p" not in steps, "the head lends its own"
+    finally:
+        mounted_again(light, "n2", "n3")
+    clean(Desk(light, tmp_path).doctor())
+
+
+@pytest.mark.lab_light
+def test_a_share_that_one_node_may_only_read(light: LightLab, tmp_path: Path) -> None:
+    desk = Desk(light, tmp_path)
+    on(light, "n2", f"mount -o remount,bind,ro {light.shared}")
+    try:
+        one = alone(desk.doctor(), "os.ro-fs", "n2")
+        assert f"sudo mount -o remount,rw {light.shared}" in "\n".join(one["fix"])
+    finally:
+        on(light, "n2", f"mount -o remount,bind,rw {light.shared}")
+    clean(desk.doctor())
+    nothing_left(light)
+
+
+@pytest.mark.lab_light
+def test_what_an_earlier_doctor_left_is_cleared_away_after_a_day(light: LightLab, tmp_path: Path) -> None:
+    left, fresh = (f"{light.shared}/.clusterft/doctor-{word}" for word in ("0ld", "n3w"))
+    on(light, "n1", f"mkdir -p {left} {fresh}; touch {left}/n0; touch -d '2 days ago' {left}; touch {fresh}/n0")
+    try:
+        clean(Desk(light, tmp_path).doctor())
+        assert on(light, "n1", f"ls {light.shared}/.clusterft") == "doctor-n3w\n"
+    finally:
+        on(light, "n1", f"rm -r {light.shared}/.clusterft")
+
+
+@pytest.mark.lab_full
+def test_a_share_that_hangs_on_one_node(hanging: FullLab, tmp_path: Path) -> None:
+    desk = Desk(hanging, tmp_path)
+    clean(desk.doctor())
+    hanging.node("n2").freeze_shared()
+    try:
+        answer = desk.doctor()
+        one = alone(answer, "fs.hung", "n2")
+        assert answer["took"] < 40
+        assert "umount -f -l /shared" in "\n".join(one["fix"])
+        assert statuses(answer, "fs.squash")["n2"] == "skipped" and statuses(answer, "fs.squash")["n1"] == "ok"
+        quick = desk.doctor("--quick")
+        alone(quick, "fs.hung", "n2")
+    finally:
+        hanging.node("n2").thaw_shared()
+    clean(desk.doctor())
+    nothing_left(hanging)
+
+
+@pytest.mark.lab_full
+def test_a_hung_share_a_paused_node_and_a_full_disk_at_once(hanging: FullLab, tmp_path: Path) -> None:
+    desk = Desk(hanging, tmp_path)
+    hanging.node("n2").freeze_shared()
+    hanging.node("n3").pause()
+    hanging.node("n4").fill_disk(leave_kb=100)
+    try:
+        answer = desk.doctor()
+        finding(answer, "fs.hung", "n2")
+        assert [one["id"] for one in above_info(answer) if one["nodes"] == ["n3"]][0].startswith("ssh.")
+        finding(answer, "os.disk-full", "n4")
+        assert answer["took"] < 60, answer["took"]
+        assert set(statuses(answer, "fs.squash").values()) <= {"ok", "skipped"}
+    finally:
+        hanging.node("n4").free_disk()
+        hanging.node("n3").resume()
+        hanging.node("n2").thaw_shared()
+    clean(desk.doctor())
+    nothing_left(hanging)
+
+
+@pytest.mark.lab_full
+def test_a_full_share_by_nodes_without_python(small: FullLab, tmp_path: Path) -> None:
+    desk = Desk(small, tmp_path)
+    answer = desk.doctor()
+    clean(answer)
+    assert any("n1 n2 has no Python" in note for note in answer["notes"])
+    on(small, "n1", f"head -c 190000000 /dev/zero >{small.shared}/filler")
+    try:
+        one = alone(desk.doctor(), "os.disk-full", "n1", "n2")
+        assert small.shared in "\n".join(one["fix"])
+        on(small, "n1", f"cat /dev/zero >{small.shared}/more 2>/dev/null || true")
+        alone(desk.doctor(), "os.disk-full", "n1", "n2")
+    finally:
+        on(small, "n1", f"rm -f {small.shared}/filler {small.shared}/more")
+    clean(desk.doctor())
+    nothing_left(small)
+
+
+@pytest.mark.lab_full
+def test_a_share_that_belongs_to_another_user(small: FullLab, tmp_path: Path) -> None:
+    desk = Desk(small, tmp_path, hosts=small.access.hostfile_for("worker").read_text())
+    own = on(small, "n1", "id -u; id -g", user="worker").split()
+    on(small, "n1", f"chown root:root {small.shared}; chmod 755 {small.shared}")
+    try:
+        for depth in ((), ("--quick",)):
+            one = alone(desk.doctor(*depth), "fs.squash", "n1", "n2")
+            assert f"on any node: sudo chown {own[0]}:{own[1]} {small.shared}" in one["fix"]
+        on(small, "n1", f"chown {own[0]}:{own[1]} {small.shared}")
+        clean(desk.doctor())
+    finally:
+        on(small, "n1", f"chown root:root {small.shared}; chmod 1777 {small.shared}")
