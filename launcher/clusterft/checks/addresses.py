@@ -54,8 +54,9 @@ def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
         ip = one.dial.address
         if not _own(seen.survey.facts[one.dial.target], ip):
             continue  # not its own to begin with: another check's
-        known = _own(seen.survey.facts[one.who], ip) if one.who in seen.survey.facts else ""
-        if one.kind == "mac" or (one.kind == "answered" and not one.who) or known:
+        if one.who in seen.survey.facts and _own(seen.survey.facts[one.who], ip):
+            continue  # told already, by the facts
+        if one.kind == "mac" or (one.kind == "answered" and not one.who):
             bad.setdefault(one.dial.target, []).append(one)
     for node, ones in bad.items():
         ip = ones[0].dial.address

@@ -30,8 +30,8 @@ def mtu(seen: Examination) -> Iterator[Finding]:
         return
     at_fault = _odd(seen, stalled)
     cards = {name: _card(seen, name) for name in seen.nodes}
-    passes = [one.passes for one in stalled if one.passes]
-    fits = min(passes, default=1500)
+    most = max((size for name in at_fault if (size := cards[name][1])), default=1500)
+    fits = min((one.passes for one in stalled if one.passes), default=1500 if most > 1500 else 1280)
     large = {name: size for name in at_fault if (size := cards[name][1]) and size > fits}
     steps = [f"on {name}: sudo ip link set {cards[name][0]} mtu {fits}" for name in (large or at_fault)]
     jumbo = any(size > 1500 for size in large.values())
@@ -190,7 +190,9 @@ def _odd(seen: Examination, stalled: list[Dial]) -> tuple[str, ...]:
     return tuple(name for name in seen.nodes if name in ends)
 
 
-def _stalls(stalled: list[Dial]) -> Iterator[str]:
+def _stalls(tries: list[Dial]) -> Iterator[str]:
+    pairs = {(one.source, one.target): one for one in tries}
+    stalled = list(pairs.values())
     for one in stalled[:_SHOWN]:
         lost = one.lost or ("", "", "")
         way = {"there": f", stuck on the way to {one.target}", "back": f", stuck on the way to {one.source}"}

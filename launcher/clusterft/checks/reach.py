@@ -6,7 +6,7 @@ own rules for what goes out are known to refuse something, as a firewall on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusterft.checks import addresses, walls
@@ -32,13 +32,18 @@ class Blame:
     @property
     def peers(self) -> tuple[str, ...]:
         """The other ends."""
-        ends = (one.source if self.side == "in" else one.target for one in self.dials)
+        ends = (one.target if one.source == self.node else one.source for one in self.dials)
         return tuple(dict.fromkeys(ends))
 
     @property
     def silent(self) -> bool:
         """Whether nothing came back at all."""
-        return all(one.error == "timed out" for one in self.dials)
+        return all(one.error == "timed out" for one in self.inward)
+
+    @property
+    def inward(self) -> tuple[Dial, ...]:
+        """Those that came from the other ends; the rest are its own, whose answers were kept from it."""
+        return tuple(one for one in self.dials if one.target == self.node) or self.dials
 
 
 def high_ports(seen: Examination) -> Iterator[Finding]:
@@ -63,17 +68,21 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
         return []
     elsewhere = addresses.misled(seen)
     tried = [one for one in seen.links.of(kind) if not one.stranger and (one.source, one.target) not in elsewhere]
-    bad = [one for one in tried if not one.reached]
     sides: dict[tuple[str, Side], list[Dial]] = {}
-    for one in bad:
+    for one in tried:
+        if one.reached:
+            continue
         outward = _outward(seen, one, tried)
-        sides.setdefault((one.source, "out") if outward else (one.target, "in"), []).append(one)
+        side: tuple[str, Side] = (one.source, "out") if outward else (one.target, "in")
+        if not outward and _answers_refused(seen, one, tried):
+            side = (one.source, "in")
+        sides.setdefault(side, []).append(one)
     found = []
     for node in seen.nodes:
         for side in _SIDES:
             mine = sides.get((node, side))
             if mine:
-                peers = {one.source if side == "in" else one.target for one in mine}
+                peers = {one.target if one.source == node else one.source for one in mine}
                 rest = (one.source for one in tried if one.target == node and one.reached and side == "in")
                 works = tuple(peer for peer in dict.fromkeys(rest) if peer not in peers)
                 found.append(Blame(node, side, tuple(mine), works))
@@ -90,12 +99,33 @@ def _outward(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:
     return bool(health and health.network.refusing and "OUTPUT" in health.network.refusing)
 
 
+def _answers_refused(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:
+    """Whether the sender's own wall keeps even the answers out: nobody reaches it, and others reach the target.
+
+    So it is with rules that know no connections. Of a single pair, only known rules tell whose they are.
+    """
+    here = [one for one in tried if one.target == failed.source]
+    if not any(not one.reached for one in here):
+        return False
+    others = [one for one in tried if one.target == failed.target and one.source != failed.source]
+    if len({one.source for one in here}) > 1 and not any(one.reached for one in here):
+        return any(one.reached for one in others)
+    return _refusing(seen, failed.source) is True and _refusing(seen, failed.target) is False
+
+
+def _refusing(seen: Examination, node: str) -> bool | None:
+    """Whether rules for what comes in are known to refuse something; None where they cannot be read."""
+    health = seen.health.get(node)
+    known = health.network.refusing if health else None
+    return None if known is None else "INPUT" in known
+
+
 def _alike(seen: Examination, found: list[Blame], ports: tuple[int, int] | None) -> list[tuple[Blame, ...]]:
     """Nodes that the same line mends, and that nobody reaches, are told of together."""
     groups: dict[object, list[Blame]] = {}
     for one in found:
         everyone = one.side == "in" and not one.works
-        key = (everyone, one.silent, _lines(seen, one, ports)) if everyone else one
+        key = (one.silent, _lines(seen, one, ports)) if everyone else one
         groups.setdefault(key, []).append(one)
     return [tuple(group) for group in groups.values()]
 
@@ -118,7 +148,7 @@ def _finding(
 ) -> Finding:
     nodes = tuple(one.node for one in same)
     first = same[0]
-    dials = [dial for one in same for dial in one.dials]
+    dials = [dial for one in same for dial in (*one.inward, *(own for own in one.dials if own not in one.inward))]
     told = [one.told for one in dials[:_SHOWN]]
     rest = [f"and {len(dials) - _SHOWN} more"] if len(dials) > _SHOWN else []
     steps = _lines(seen, first, ports)
@@ -130,7 +160,7 @@ def _finding(
         summary=_summary(what, same)
         + (f"; it matters once {later} is lost and another node leads" if later else ""),
         evidence="\n".join([*told, *rest]),
-        cause=_cause(first, dials),
+        cause=_cause(first),
         fix=(
             *(f"{where}: {step}" if step.startswith("sudo ") else step for step in steps),
             *(walls.few_ports() if ports is None else ()),
@@ -146,13 +176,14 @@ def _summary(what: str, same: tuple[Blame, ...]) -> str:
     one = same[0]
     if one.side == "out":
         return f"new connections from {one.node} to {what} on {names(one.peers)} do not come about"
-    return f"new connections from {names(one.peers)} to {what} on {one.node} do not come about"
+    senders = tuple(dict.fromkeys(dial.source for dial in one.inward))
+    return f"new connections from {names(senders)} to {what} on {one.node} do not come about"
 
 
-def _cause(blame: Blame, dials: Iterable[Dial]) -> str:
+def _cause(blame: Blame) -> str:
     """In the words of the run's own look before it starts."""
-    errors = {one.error for one in dials}
-    quick = all(one.seconds < _AT_ONCE for one in dials)
+    errors = {one.error for one in blame.inward}
+    quick = all(one.seconds < _AT_ONCE for one in blame.inward)
     if blame.side == "out":
         return f"rules on {blame.node} itself that keep it from connecting"
     how = "a firewall that lets only some ports through"

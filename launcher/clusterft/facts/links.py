@@ -122,6 +122,14 @@ def flow(source: str, target: str, said: Mapping[str, Any]) -> Flow:
     )
 
 
+def joined(one: Flow, other: Flow) -> Flow:
+    """Two measurements of one way: the better rate, and all packets."""
+    again = None if one.again is None or other.again is None else one.again + other.again
+    rate = max((each.rate for each in (one, other) if each.rate), default=None)
+    trips = [each.round_trip for each in (one, other) if each.round_trip]
+    return Flow(one.source, one.target, rate, one.packets + other.packets, again, min(trips, default=None))
+
+
 def plain(words: str) -> str:
     """An error in the kernel's words, whoever passes them on."""
     return _WORDS.get(words.strip().lower(), words.strip()[:200])

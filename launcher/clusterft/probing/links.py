@@ -24,8 +24,10 @@ from clusterft.remote import Unreachable
 
 _ALL = 21.0  # seconds for the whole of it
 _FIRST, _AGAIN = 3.0, 4.0  # seconds for a connection; a lost packet is sent again after one, and after three
+_BEGIN = 8.0  # seconds for programs to begin: a container takes some
 _FLOW = 0.3  # seconds of sending, at most, in each direction of a pair
 _FLOWS = 9.0  # seconds for all of that
+_DOUBTFUL, _DOUBTS = 0.4, 4  # of the usual rate; and so many of these are measured again
 _PINGS = 400  # small messages of a pair, one after the other
 _BESIDE = (32768, 60999)  # where ports are taken from by most kernels, if one does not say
 
@@ -96,7 +98,8 @@ class _Look:
 
     def open(self) -> None:
         """A program on each node that can run one, on the same ports if they are free."""
-        for name, one in _each(self.machines, lambda name: Program(self.crew, name)).items():
+        begun = _each(self.machines, lambda name: Program(self.crew, name), _BEGIN)
+        for name, one in begun.items():
             if isinstance(one, Program):
                 self.programs[name] = one
                 self.diallers[name] = one
@@ -150,9 +153,14 @@ class _Look:
             _AGAIN,
             again=True,
         )
-        for key, now in self.dials.items():  # how soon it failed tells most the first time
-            if key in before and now.error and now.error == before[key].error:
-                self.dials[key] = replace(now, seconds=min(now.seconds, before[key].seconds))
+        for key, now in self.dials.items():
+            once = before.get(key)
+            if once is None or not now.error or not once.error:
+                continue
+            if now.error == once.error:  # how soon it failed tells most the first time
+                self.dials[key] = replace(now, seconds=min(now.seconds, once.seconds))
+            elif now.error == "timed out":  # a kernel does not send a refusal to everybody who asks again
+                self.dials[key] = replace(now, error=once.error, seconds=once.seconds)
 
     def _peer(self, to: str) -> Peer | None:
         """What can be dialled there without disturbing anybody."""
@@ -167,7 +175,8 @@ class _Look:
 
     def _ask(self, asked: dict[str, tuple[Peer, ...]], seconds: float, *, again: bool) -> None:
         able = tuple(name for name, peers in asked.items() if peers and name in self.diallers)
-        seen = _each(able, lambda name: self.diallers[name].dial(asked[name], seconds, again=again))
+        left = max(1.0, self.until - time.monotonic())
+        seen = _each(able, lambda name: self.diallers[name].dial(asked[name], seconds, again=again), left)
         for name, one in seen.items():
             if not isinstance(one, Seen):
                 self.gone[name] = lost(one)
@@ -220,10 +229,21 @@ class _Look:
             for turned in (False, True):
                 if time.monotonic() > until:
                     return
-                ways = [(other, one) if turned else (one, other) for one, other in pairs]
-                good = tuple(way for way in ways if self._open(*way))
-                said = _each(good, lambda way: self._measure(*way, seconds))
-                self.flows += [one for one in said.values() if isinstance(one, Flow)]
+                ways = [(pair[1], pair[0]) if turned else (pair[0], pair[1]) for pair in pairs]
+                self._measured(tuple(way for way in ways if self._open(*way)), seconds)
+        usual = sorted(one.rate for one in self.flows if one.rate)
+        slow = [one for one in self.flows if (one.rate or 0) < usual[len(usual) // 2] * _DOUBTFUL] if usual else []
+        for one in slow[:_DOUBTS]:  # once more, by itself: a machine may have been busy for a moment
+            if time.monotonic() < until:
+                self._measured(((one.source, one.target),), seconds)
+
+    def _measured(self, ways: tuple[tuple[str, str], ...], seconds: float) -> None:
+        """The better of what was measured, and all that was lost."""
+        before = {(one.source, one.target): one for one in self.flows}
+        for way, now in _each(ways, lambda way: self._measure(*way, seconds)).items():
+            if isinstance(now, Flow):
+                before[way] = facts.joined(before[way], now) if way in before else now
+        self.flows = list(before.values())
 
     def _open(self, source: str, target: str) -> bool:
         """Whether it is worth measuring: not where large packets are lost, or nothing came about."""
@@ -276,8 +296,8 @@ def _chosen(choice: networks.Choice) -> str:
     return f"training uses {choice.network} ({interfaces}): {choice.why}; {rest}"
 
 
-def _each(keys: tuple[K, ...], work: Callable[[K], T]) -> dict[K, T | Exception]:
-    """All at once, in threads that hold up no exit; a node that is lost is an outcome."""
+def _each(keys: tuple[K, ...], work: Callable[[K], T], seconds: float = _ALL) -> dict[K, T | Exception]:
+    """All at once, in threads that hold up no exit; a node that is lost, or too late, is an outcome."""
     found: dict[K, T | Exception] = {}
 
     def one(key: K) -> None:
@@ -289,6 +309,8 @@ def _each(keys: tuple[K, ...], work: Callable[[K], T]) -> dict[K, T | Exception]
     threads = [threading.Thread(target=one, args=(key,), name="links", daemon=True) for key in keys]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + seconds
     for thread in threads:
-        thread.join()
-    return {key: found.get(key, Silent("it did not answer")) for key in keys}
+        thread.join(max(0.0, until - time.monotonic()))
+    late = Silent(f"it did not answer within {seconds:.0f} s")
+    return {key: found.get(key, late) for key in keys}

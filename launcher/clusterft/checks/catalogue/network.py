@@ -35,7 +35,7 @@ ENTRIES: tuple[Entry, ...] = (
         layer="network",
         title="High ports of a node cannot be reached from others",
         symptom="the rendezvous works, and NCCL or gloo hangs while it connects",
-        how="every node opens a port of its kernel's range for a moment, and all others dial it, twice if need be; "
+        how="every node opens a port of its kernel's range for a moment, and all others dial it; "
         "above 32 nodes each dials those 1, 2, 4, 8, ... places from it. Without Python, the node's sshd dials",
         cause="a firewall that lets only ssh, or only single ports, through",
         mends=(
