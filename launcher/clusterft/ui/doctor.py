@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 
 from clusterft.checks.catalogue import ALL, entry
@@ -14,6 +15,7 @@ _MARKS = {"fail": "✗", "warn": "!", "unknown": "?", "skipped": "·", "ok": "�
 _WORST = ("fail", "warn", "unknown", "skipped", "ok")
 _EFFECTS = {"fail": "blocks training", "warn": "warning"}
 _WIDTH = 12
+_COLUMNS = 110
 _QUIET = 12  # lines of what was not judged, before the rest is only counted
 
 
@@ -92,7 +94,7 @@ def _layers(report: Report) -> Iterator[str]:
 def _finding(one: Finding, report: Report) -> Iterator[str]:
     where = names(one.nodes, report.nodes)
     yield f"{_MARKS[one.status]} {one.id:<22} {where:<24} {_EFFECTS[one.status]}".rstrip()
-    yield f"  {one.summary}" + (f": {one.cause}" if one.cause else "")
+    yield from _wrapped("  ", one.summary + (f": {one.cause}" if one.cause else ""))
     for line in one.evidence.splitlines():
         yield f"    {line}"
     for step in one.fix:
@@ -100,6 +102,18 @@ def _finding(one: Finding, report: Report) -> Iterator[str]:
     if one.fix and one.blast_radius:
         root = ", needs root" if one.needs_root else ""
         yield f"        (touches {one.blast_radius}{root})"
+
+
+def _wrapped(indent: str, text: str) -> Iterator[str]:
+    """A sentence in lines; evidence and commands stay whole, since they are compared and pasted."""
+    yield from textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def names(nodes: tuple[str, ...], whole: tuple[str, ...]) -> str:
@@ -140,7 +154,7 @@ def _last(report: Report) -> str:
         more = f"   clusterft doctor --explain {first.id} tells more." if entry(first.id) else ""
         return told + more
     left = len({one.id for one in report.findings}) - judged
-    rest = f", {left} not possible here" if left else ""
+    rest = f", {left} skipped" if left else ""
     if report.verdict == "unknown":
         return f"Not known whether it is ready to train. {judged} checks{rest}."
     return f"Ready to train. {judged} checks{rest}."
