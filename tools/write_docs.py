@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import doctor_page
 import settings_page
 
 from clusterft import findings, spec
 from clusterft.apply import record
 from clusterft.board import verdict
+from clusterft.checks.report import Report
 from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
 from clusterft_trainer.corpus import faults, index
@@ -91,7 +93,11 @@ plus the entry's place in it).
 
 def main() -> int:
     """Write the pages, or compare them."""
-    pages = {"formats.md": page(), "settings.md": settings_page.page(spec.json_schema())}
+    pages = {
+        "formats.md": page(),
+        "settings.md": settings_page.page(spec.json_schema()),
+        "doctor.md": doctor_page.page(),
+    }
     drifted = []
     for name, text in pages.items():
         path = DOCS / name
@@ -162,7 +168,9 @@ def page() -> str:
             "### `pack` and `unpack`\n",
             "`schema`, and:\n",
             table(packing.Report),
-            "### Checks, of a command that a check stopped\n",
+            "### `doctor`\n",
+            document(Report.to_dict),
+            "### Checks, of `doctor` and of a command that a check stopped\n",
             table(findings.Finding),
         ]
     )

@@ -16,12 +16,12 @@ Status = Literal["ok", "warn", "fail", "unknown", "skipped"]
 class Finding:
     """One answer of one check: what, where, the very evidence, why, and what mends it."""
 
-    id: str
-    status: Status
-    nodes: tuple[str, ...]
-    summary: str
-    evidence: str = ""
-    cause: str = ""
+    id: str  # of the catalogue in docs/doctor.md
+    status: Status  # ok, warn, fail, unknown (could not be read), skipped (not asked, or moot)
+    nodes: tuple[str, ...]  # that it is about; none where it is about this machine
+    summary: str  # what is wrong
+    evidence: str = ""  # the very output that shows it
+    cause: str = ""  # why it is so
     fix: tuple[str, ...] = ()  # commands or sentences, in order
     needs_root: bool = False
     blast_radius: str = ""  # what applying the fix affects

@@ -40,11 +40,11 @@ class Report:
         """The document of `doctor --json`."""
         return {
             "schema": SCHEMA,
-            "cluster": self.cluster,
-            "verdict": self.verdict,
-            "checks": [finding.to_dict() for finding in self.findings],
-            "seconds": round(self.seconds, 3),
-            "notes": list(self.notes),
+            "cluster": self.cluster,  # its name
+            "verdict": self.verdict,  # ok, warn, fail, or unknown where something vital could not be read
+            "checks": [finding.to_dict() for finding in self.findings],  # of every id asked about, the ok ones too
+            "seconds": round(self.seconds, 3),  # that looking took
+            "notes": list(self.notes),  # what was sampled, judged another way, or measured
         }
 
     def above_info(self) -> tuple[Finding, ...]:
