@@ -121,6 +121,26 @@ def test_a_throttled_node_is_called_slow_and_is_well_afterwards(lab: LightLab, d
     nothing_stays(lab)
 
 
+def test_a_network_that_was_faster_once_is_told_with_both_figures(lab: LightLab, desk: Desk) -> None:
+    clean(desk.doctor("--deep", seconds=SECONDS))
+    kept = desk.root / ".clusterft" / "rack" / "baseline.json"
+    before = kept.read_text()
+    for node in lab.nodes:
+        node.throttle("200mbit")
+    try:
+        answer = desk.doctor("--deep", seconds=SECONDS)
+    finally:
+        for node in lab.nodes:
+            node.unthrottle()
+    told = [one for one in above_info(answer) if "slower than they used to be" in one["summary"]]
+    assert [(one["id"], one["status"], one["nodes"]) for one in told] == [
+        ("net.linkspeed", "warn", ["n1", "n2", "n3"])
+    ]
+    assert "n1 - n2: now 0.0" in told[0]["evidence"] and "n1 - n2 - n3: now 0.0" in told[0]["evidence"]
+    assert kept.read_text() == before, "a bad day is not taken for usual"
+    nothing_stays(lab)
+
+
 def test_two_nodes_that_do_not_meet_are_a_link_and_not_a_node(lab: LightLab, desk: Desk) -> None:
     rule = f"INPUT -p tcp -s {lab.node('n3').address} ! --dport 22 --syn -j DROP"
     back = f"INPUT -p tcp -s {lab.node('n2').address} ! --dport 22 --syn -j DROP"

@@ -22,7 +22,8 @@ from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Said, Saving
 from clusterft.facts.network import Firewall
 from clusterft.findings import Finding
 from clusterft.places import ClusterPlaces
-from clusterft.probing import occupied, rounds
+from clusterft.plan.network import Address
+from clusterft.probing import deep, occupied, rounds
 
 NAMES = ("a", "b", "c", "d")
 
@@ -383,7 +384,8 @@ def test_what_has_clearly_fallen_is_told_with_both_figures_and_not_remembered() 
     deep = nccl(*twice(pair("ab", 1.2)), before=before)
     (found,) = loud(examined(deep, "ab", device="cuda"))
     assert (found.id, found.status) == ("net.linkspeed", "warn")
-    assert "1.2 GB/s, and used to reach 2.3 GB/s" in found.summary and "baseline.json" in found.fix[-1]
+    assert found.evidence == "a - b: now 1.2, 1.2 GB/s, before 2.3, 2.2, 2.4 GB/s"
+    assert "baseline.json" in found.fix[-1]
     assert baseline.merged(before, deep) == {facts.key("pair", "ab", "nccl"): [2.3, 2.2, 2.4]}
     assert loud(examined(replace(deep, groups=(pair("ab", 1.2),)), "ab", device="cuda")) == [], "once is chance"
     better = nccl(pair("ab", 1.2), pair("ab", 2.1), before=before)
@@ -474,3 +476,83 @@ def test_the_table_has_every_figure_of_few_and_the_slowest_of_many() -> None:
     text = "\n".join(measured.lines(Deep(groups=many)))
     assert "n0-m0 0.1" in text and "15 more, up to 2" in text
     assert list(measured.lines(Deep())) == []
+
+
+# -- what is tried ------------------------------------------------------------------------------
+
+
+class Cluster:
+    """Nodes on which collectives take as long as they are told to, in place of a Bench."""
+
+    gone: dict[str, str] = {}
+
+    def __init__(self, dead: Iterable[tuple[str, str]] = (), slow: Iterable[str] = ()) -> None:
+        self.dead = {frozenset(one) for one in dead}
+        self.slow = set(slow)
+        self.rounds: list[tuple[tuple[str, ...], ...]] = []
+
+    def run(self, tasks: Any) -> list[tuple[Said, ...]]:
+        """The outcome of each."""
+        self.rounds.append(tuple(tuple(seat.node for seat in task.seats) for task in tasks))
+        busy = [name for task in tasks for name in {seat.node for seat in task.seats}]
+        assert len(busy) == len(set(busy)), "no node is in two groups at once"
+        return [tuple(self._one(task, seat) for seat in task.seats) for task in tasks]
+
+    def _one(self, task: Any, seat: Any) -> Said:
+        names = {one.node for one in task.seats}
+        if task.kind == "collective" and any(link <= names for link in self.dead):
+            return Said(seat.node, seat.slot, ({"stage": "group"},), -9, late=True)
+        seconds = 10.0 if names & self.slow else 0.01
+        body = {"stage": "done", "bytes": 1 << 20, "seconds": seconds, "spread": 0.01, "same": True, "flops": 1e9}
+        return Said(seat.node, seat.slot, (body,), 0)
+
+
+def tried(bench: Cluster, count: int) -> tuple[list[Finding], Deep]:
+    """What is found of so many nodes, and what was done for it."""
+    names = tuple(f"n{index}" for index in range(count))
+    cluster = scenes.cluster("".join(f"{name} slots=1\n" for name in names))
+    survey = scenes.survey(cluster, *(scenes.facts(name) for name in names))
+    site = deep._Site(
+        Wanted("cpu", contained=False),
+        cluster.active,
+        {name: Address("10.0.0.1", "eth7") for name in names},
+        survey,
+    )
+    found = deep._Course(bench, site, lambda words: None, {}).go()  # type: ignore[arg-type]
+    return loud(examined(found, names)), found
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 13, 32, 33])
+def test_healthy_nodes_are_tried_in_few_rounds_and_nothing_is_found(count: int) -> None:
+    bench = Cluster()
+    found, done = tried(bench, count)
+    assert found == [] and len(bench.rounds) <= 6
+    assert all(any(f"n{index}" in one.nodes for one in done.groups) for index in range(count))
+
+
+@given(some.integers(3, 20), some.data())
+def test_a_slow_node_is_found_wherever_it_is(count: int, chance: Any) -> None:
+    name = f"n{chance.draw(some.integers(0, count - 1))}"
+    bench = Cluster(slow=[name])
+    found, _ = tried(bench, count)
+    assert [(one.id, one.nodes) for one in found] == [("run.straggler", (name,))]
+    assert len(bench.rounds) <= 12
+
+
+@given(some.integers(3, 20), some.data())
+def test_a_node_that_meets_nobody_is_found(count: int, chance: Any) -> None:
+    lost = chance.draw(some.integers(0, count - 1))
+    bench = Cluster(dead=[(f"n{lost}", f"n{index}") for index in range(count) if index != lost])
+    found, _ = tried(bench, count)
+    assert [(one.id, one.nodes) for one in found] == [("net.high-ports", (f"n{lost}",))]
+
+
+@given(some.integers(2, 20), some.data())
+def test_a_dead_link_is_found_also_where_no_pair_has_tried_it(count: int, chance: Any) -> None:
+    ends = chance.draw(some.lists(some.integers(0, count - 1), min_size=2, max_size=2, unique=True).map(sorted))
+    link = tuple(f"n{end}" for end in ends)
+    bench = Cluster(dead=[link])  # type: ignore[list-item]
+    found, _ = tried(bench, count)
+    assert [(one.id, one.nodes) for one in found] == [("net.high-ports", link)]
+    # Rounds of pairs, both tries of all, halves, and the links between the last two halves.
+    assert len(bench.rounds) <= 30

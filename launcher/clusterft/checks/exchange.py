@@ -111,24 +111,36 @@ def fallen(seen: Examination) -> Iterator[Finding]:
     if deep is None:
         return
     _, known = acceptance.judged(deep)
+    between: dict[str, tuple[str, ...]] = {}  # line of evidence -> nodes
     for (kind, nodes), figures in acceptance.attempts(deep.groups).items():
         before = deep.before.get(facts.key(kind, nodes, deep.backend), ())
         usual = acceptance.fallen(max(figures), before, deep.backend)
         if usual is None or len(figures) < 2 or nodes in known:
             continue
-        yield Finding(
-            id="run.straggler" if kind == "node" else "net.linkspeed",
-            status="warn",
-            nodes=nodes,
-            summary=f"an all-reduce reaches {max(figures):.3g} GB/s, and used to reach {usual:.3g} GB/s",
-            evidence=f"now: {_list(figures)} GB/s\nbefore: {_list(before)} GB/s",
-            cause="something has changed since: a cable, a port, a switch, or somebody uses the same link",
-            fix=(
-                "clusterft doctor   names links that were negotiated lower",
-                f"or take it for usual from now on: rm ~/.clusterft/{seen.survey.cluster.name}/baseline.json",
-            ),
-            blast_radius="what clusterft remembers of this cluster",
-        )
+        line = f"{' - '.join(nodes)}: now {_list(figures)} GB/s, before {_list(before)} GB/s"
+        if kind == "node":
+            yield _behind("run.straggler", nodes, [line], seen)
+        else:
+            between[line] = nodes
+    if between:
+        concerned = {node for nodes in between.values() for node in nodes}
+        yield _behind("net.linkspeed", tuple(n for n in seen.nodes if n in concerned), list(between), seen)
+
+
+def _behind(identity: str, nodes: tuple[str, ...], lines: list[str], seen: Examination) -> Finding:
+    return Finding(
+        id=identity,
+        status="warn",
+        nodes=nodes,
+        summary="gradients are exchanged clearly slower than they used to be",
+        evidence="\n".join(lines),
+        cause="something has changed since: a cable, a port, a switch, or somebody uses the same link",
+        fix=(
+            "clusterft doctor   names links that were negotiated lower",
+            f"or take it for usual from now on: rm ~/.clusterft/{seen.survey.cluster.name}/baseline.json",
+        ),
+        blast_radius="what clusterft remembers of this cluster",
+    )
 
 
 def _list(figures: tuple[float, ...]) -> str:

@@ -38,6 +38,7 @@ _LONG = 100.0  # of a checkpoint, in which ranks import DeepSpeed while others w
 _MOST = {"gloo": 1 << 25, "nccl": 1 << 30}  # bytes of an all-reduce
 _SLOTS = 4  # processes of a node that has no cards: they prove the way, and need cores
 _PORTS = range(96, 128)  # of the range that a run may use, the end that it comes to last
+_ENOUGH = 60.0  # seconds, with less than which nothing more is begun
 _CONFIRM = 8  # bad pairs that are tried again; of more, the rest is not chance either
 
 
@@ -53,8 +54,7 @@ def run(
     refused = occupied.reason(crew, survey, wanted)
     if refused:
         return Deep(backend, refused=refused)
-    able = crew.able(node.name for node in survey.cluster.active if node.name in survey.facts)
-    missing = {name: crew.ways[name].words for name in survey.facts if name in crew.ways and name not in able}
+    able, missing = _able(crew, survey, wanted)
     nodes = tuple(node for node in survey.cluster.active if node.name in able)
     some = replace(survey, cluster=replace(survey.cluster, nodes=nodes))
     try:
@@ -70,6 +70,24 @@ def run(
         for talk in talks.values():
             talk.close()
     return replace(done, missing={**missing, **broken, **done.missing})
+
+
+def _able(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+    """Who can take part, and why the others cannot: a run in containers is tried in its image or not at all."""
+    able, missing = [], {}
+    for node in survey.cluster.active:
+        way = crew.ways.get(node.name)
+        if way is None or node.name not in survey.facts:
+            continue
+        if wanted.contained and way.kind != "image":
+            missing[node.name] = (
+                "the image is not there: clusterft up" if way.docker else "its engine cannot be used"
+            )
+        elif way.kind == "none":
+            missing[node.name] = way.words
+        else:
+            able.append(node.name)
+    return able, missing
 
 
 def _open(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk], dict[str, str]]:
@@ -104,7 +122,7 @@ def _open(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk], 
 def _equipment(node: Node, survey: Survey, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(options of docker run, mounts): cards and limits as a run has them, the shared dir where it answers."""
     known = survey.facts[node.name]
-    options = ["--ulimit", f"stack={64 << 20}:{64 << 20}", "--env", "HOME=/tmp"]
+    options = ["--ulimit", f"stack={64 << 20}:{64 << 20}", "--env", "HOME=/tmp", "--env", "USER=clusterft"]
     for device in container.devices(known):
         options += ["--ulimit", "memlock=-1:-1", "--device", device]
     cards = container.cards(node, known) if wanted.device == "cuda" else ()
@@ -266,16 +284,17 @@ class _Course:
         if bad.links or len(well) < 2:
             return  # it cannot come to anything, and says nothing that the pairs have not said
         self.show("deep: all nodes together")
-        (whole,) = self._measure("all", [well])
-        if self._poor(whole):
-            (whole,) = self._measure("all", [well])
-            if self._poor(whole) and not bad.nodes:
-                self._search(well)
+        for _ in range(2):
+            if not all(map(self._poor, self._measure("all", [well]))):
+                return
+        if not bad.nodes and any(one.kind == "all" for one in self.groups):
+            self._search(well)
 
     def _search(self, names: tuple[str, ...]) -> None:
         """log2 n rounds; where both halves are well, each link between them."""
-        if len(names) < 3 or self._left < 60:
-            return
+        if len(names) == 2:
+            self._measure("pair", [names])
+            return self._confirm()
         self.show(f"deep: searching among {len(names)} nodes")
         parts = [half for half in rounds.halves(names) if len(half) > 1]
         poor = [one.nodes for one in self._measure("part", parts) if self._poor(one)]
@@ -287,7 +306,7 @@ class _Course:
             fresh = [p for pair in pairs if (p := rounds.in_order(names, pair)) not in self._tried()]
             self._measure("pair", fresh)
             self._confirm()
-            if self._bad() or self._left < 60:
+            if self._bad() or self._left < _ENOUGH:
                 return
 
     def _checkpoint(self, shared: str) -> str:
@@ -348,7 +367,9 @@ class _Course:
 
     def _measure(self, kind: Kind, members: Sequence[tuple[str, ...]], *, again: bool = False) -> list[Group]:
         """Groups side by side. One that a lost node was in counts for nothing; what has fallen is tried again."""
-        if not members or self._left < 20:
+        if not members or self._left < _ENOUGH:
+            if members and not self.notes:
+                self.notes.append("deep: the time was up before everything was tried")
             return []
         count = None if self.site.cuda or kind == "node" else 1
         results = self.bench.run([self._collective(nodes, count=count) for nodes in members])

@@ -12,10 +12,10 @@ from clusterft.checks.check import Check
 _NETWORK = ("net.", "nccl.")
 
 CHECKS: tuple[Check, ...] = (
-    Check((), unmet.ranks, reads=("facts", "deep"), after=_NETWORK),
+    Check(("run.straggler",), unmet.ranks, reads=("facts", "deep"), after=_NETWORK),
     Check(("run.straggler",), exchange.slow, reads=("facts", "deep"), after=_NETWORK),
-    Check((), exchange.fallen, reads=("facts", "deep"), after=_NETWORK),
-    Check((), exchange.inside, reads=("facts", "deep"), cuda=True),
+    Check(("run.straggler",), exchange.fallen, reads=("facts", "deep"), after=_NETWORK),
+    Check(("run.straggler",), exchange.inside, reads=("facts", "deep"), cuda=True),
     Check(("run.straggler",), pace.slow_cards, reads=("facts", "deep"), cuda=True),
     Check(("run.host-bound",), pace.starved, reads=("facts", "deep"), cuda=True),
     Check(("gpu.p2p",), pace.no_direct_copies, reads=("facts", "deep"), cuda=True),
