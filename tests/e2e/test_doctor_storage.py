@@ -10,6 +10,8 @@ from doctoring import JOB, Answer, Desk, above_info, clean, finding, on, statuse
 
 from lab import FullLab, LightLab
 
+ASKED = ("--only", "ssh,host,storage")  # what ports and engines do is for other tests to say
+
 
 @pytest.fixture(scope="module")
 def light() -> Iterator[LightLab]:
@@ -147,19 +149,19 @@ def test_what_an_earlier_doctor_left_is_cleared_away_after_a_day(light: LightLab
 @pytest.mark.lab_full
 def test_a_share_that_hangs_on_one_node(hanging: FullLab, tmp_path: Path) -> None:
     desk = Desk(hanging, tmp_path)
-    clean(desk.doctor())
+    clean(desk.doctor(*ASKED))
     hanging.node("n2").freeze_shared()
     try:
-        answer = desk.doctor()
+        answer = desk.doctor(*ASKED)
         one = alone(answer, "fs.hung", "n2")
         assert answer["took"] < 40
         assert "umount -f -l /shared" in "\n".join(one["fix"])
         assert statuses(answer, "fs.squash")["n2"] == "skipped" and statuses(answer, "fs.squash")["n1"] == "ok"
-        quick = desk.doctor("--quick")
+        quick = desk.doctor(*ASKED, "--quick")
         alone(quick, "fs.hung", "n2")
     finally:
         hanging.node("n2").thaw_shared()
-    clean(desk.doctor())
+    clean(desk.doctor(*ASKED))
     nothing_left(hanging)
 
 
@@ -170,7 +172,7 @@ def test_a_hung_share_a_paused_node_and_a_full_disk_at_once(hanging: FullLab, tm
     hanging.node("n3").pause()
     hanging.node("n4").fill_disk(leave_kb=100)
     try:
-        answer = desk.doctor()
+        answer = desk.doctor(*ASKED)
         finding(answer, "fs.hung", "n2")
         assert [one["id"] for one in above_info(answer) if one["nodes"] == ["n3"]][0].startswith("ssh.")
         finding(answer, "os.disk-full", "n4")
@@ -180,25 +182,25 @@ def test_a_hung_share_a_paused_node_and_a_full_disk_at_once(hanging: FullLab, tm
         hanging.node("n4").free_disk()
         hanging.node("n3").resume()
         hanging.node("n2").thaw_shared()
-    clean(desk.doctor())
+    clean(desk.doctor(*ASKED))
     nothing_left(hanging)
 
 
 @pytest.mark.lab_full
 def test_a_full_share_by_nodes_without_python(small: FullLab, tmp_path: Path) -> None:
     desk = Desk(small, tmp_path)
-    answer = desk.doctor()
+    answer = desk.doctor(*ASKED)
     clean(answer)
     assert any("n1 n2 has no Python" in note for note in answer["notes"])
     on(small, "n1", f"head -c 190000000 /dev/zero >{small.shared}/filler")
     try:
-        one = alone(desk.doctor(), "os.disk-full", "n1", "n2")
+        one = alone(desk.doctor(*ASKED), "os.disk-full", "n1", "n2")
         assert small.shared in "\n".join(one["fix"])
         on(small, "n1", f"cat /dev/zero >{small.shared}/more 2>/dev/null || true")
-        alone(desk.doctor(), "os.disk-full", "n1", "n2")
+        alone(desk.doctor(*ASKED), "os.disk-full", "n1", "n2")
     finally:
         on(small, "n1", f"rm -f {small.shared}/filler {small.shared}/more")
-    clean(desk.doctor())
+    clean(desk.doctor(*ASKED))
     nothing_left(small)
 
 
@@ -209,9 +211,9 @@ def test_a_share_that_belongs_to_another_user(small: FullLab, tmp_path: Path) ->
     on(small, "n1", f"chown root:root {small.shared}; chmod 755 {small.shared}")
     try:
         for depth in ((), ("--quick",)):
-            one = alone(desk.doctor(*depth), "fs.squash", "n1", "n2")
+            one = alone(desk.doctor(*ASKED, *depth), "fs.squash", "n1", "n2")
             assert f"on any node: sudo chown {own[0]}:{own[1]} {small.shared}" in one["fix"]
         on(small, "n1", f"chown {own[0]}:{own[1]} {small.shared}")
-        clean(desk.doctor())
+        clean(desk.doctor(*ASKED))
     finally:
         on(small, "n1", f"chown root:root {small.shared}; chmod 1777 {small.shared}")

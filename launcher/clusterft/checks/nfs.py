@@ -157,7 +157,7 @@ def starting(seen: Examination, host: str) -> str:
 
 def opening(seen: Examination, host: str, node: str) -> str:
     """The command that lets a node through the host's own firewall, in that firewall's words."""
-    facts, who = seen.survey.facts.get(host), client(seen, node)
+    facts, who = seen.survey.facts.get(host), _network(seen, node)
     firewall = facts.firewall if facts else None
     if firewall and firewall.ufw:
         return f"on {host}: sudo ufw allow from {who} to any port 2049 proto tcp"
@@ -186,6 +186,13 @@ def offered(seen: Examination, of: Origin) -> frozenset[str] | None:
     """The versions of NFS that the server, a node, speaks."""
     served = _served(seen, of.host)
     return served.versions if served else None
+
+
+def _network(seen: Examination, node: str) -> str:
+    """The subnet from which a node comes, else its address alone."""
+    facts, own = seen.survey.facts.get(node), client(seen, node)
+    found = (str(one.network) for one in (facts.addresses or () if facts else ()) if one.ip == own)
+    return next(found, own)
 
 
 def _told(seen: Examination) -> Iterator[Origin]:

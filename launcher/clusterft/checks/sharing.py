@@ -78,11 +78,11 @@ def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple
         )
     if dialled and dialled.outcome in ("silent", "failed"):
         if host:
-            return f"something between keeps port 2049 of {host} from {node}", (
+            return f"a firewall keeps port 2049 of {host} closed", (
                 nfs.opening(seen, host, node),
                 last,
             )
-        return f"{server} is off, or a firewall keeps its port 2049 from {node}", (
+        return f"{server} is off, or a firewall keeps its port 2049 closed", (
             f"bring {server} back: ping {server}; on it: sudo systemctl status nfs-server",
             last,
         )

@@ -1,0 +1,534 @@
+"""Proves how the storage layer judges: what a look and the proof say of a share, and the lines that mend it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenes
+
+from clusterft import agent
+from clusterft.checks import highlights, report, suite
+from clusterft.checks.examination import Examination, Wanted
+from clusterft.facts import Mount, NodeFacts, frames, health, probe, storage
+from clusterft.facts.docker import Docker
+from clusterft.facts.health import Asked, Health
+from clusterft.facts.health.storage import Dialled, FstabLine, Look, Served, StorageHealth, exports, look
+from clusterft.facts.network import Address
+from clusterft.facts.share import Share, Sight, Trial, Trouble, covering, sights
+from clusterft.findings import Finding
+
+NAMES = ("a", "b", "c")
+ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
+CLUSTER = scenes.cluster("".join(f"{name} slots=1 addr={at}\n" for name, at in ADDRESSES.items()))
+ROOT = Mount("/dev/sda2", "/", "ext4", "rw,relatime")
+NFS = Mount("10.0.0.1:/export", "/mnt/out", "nfs4", "rw,relatime,vers=4.2,hard,proto=tcp,addr=10.0.0.1")
+HERE = Look("ok", "", "/mnt/out", "drwxr-xr-x", (1000, 1000))
+EXPORTED = exports("/export 10.0.0.2(rw,sync,no_subtree_check) 10.0.0.3(rw,sync,no_subtree_check)\n")
+SERVED = Served(8, frozenset({"3", "4", "4.1", "4.2"}), EXPORTED, EXPORTED)
+
+
+def facts(name: str, *mounts: Mount, **changes: Any) -> NodeFacts:
+    """A node with these mounts over its root."""
+    own = (Address("eth0", ADDRESSES[name], 24),)
+    disk = scenes.disk("/mnt/out", **changes.pop("disk", {}))
+    return scenes.facts(
+        name, mounts=(ROOT, *mounts), addresses=own, boot_id=f"boot-{name}", disks=(disk,), **changes
+    )
+
+
+def healthy(name: str, **changes: Any) -> Health:
+    """Doctor's own look, of which only the storage part matters here."""
+    said = StorageHealth(**{"look": HERE, "fstab": (), "nfs_client": True, "systemd": True, **changes})
+    asked = Asked("w")
+    empty = {section: "" for section in frames_of(asked)}
+    whole = health.parse(name, "".join(f"--clusterft-w-{each}\n" for each in [*empty, "end"]), asked)
+    return replace(whole, storage=said)
+
+
+def frames_of(asked: Asked) -> list[str]:
+    """All sections of doctor's look."""
+    return [
+        line.split("-w-")[1].split(";")[0].strip() for line in health.script(asked).splitlines() if "-w-" in line
+    ]
+
+
+def seen(**changes: Any) -> Examination:
+    """a serves /export, which b and c have mounted; process runs as 1000."""
+    nodes = (facts("a", listening=frozenset({22, 2049})), facts("b", NFS), facts("c", NFS))
+    whole = Examination(
+        wanted=Wanted("cpu", contained=False, shared="/mnt/out"),
+        survey=scenes.survey(CLUSTER, *nodes),
+        health={"a": healthy("a", served=SERVED), "b": healthy("b"), "c": healthy("c")},
+        share=proof(),
+    )
+    return replace(whole, **changes)
+
+
+def proof(**trials: Trial) -> Share:
+    """All see each other, but for the trials that are given."""
+    usual = {name: trial(name) for name in NAMES}
+    return Share("/mnt/out", {**usual, **trials}, writers=3, holder="a")
+
+
+def trial(name: str, **changes: Any) -> Trial:
+    """One node's part, as it is where all is well."""
+    others = tuple(other for other in NAMES if other != name)
+    soon = {other: Sight(0.01) for other in others}
+    kinds = ("fcntl", "flock")
+    usual: dict[str, Any] = {
+        "uid": 1000,
+        "gid": 1000,
+        "owner": (1000, 1000),
+        "fsync": 0.01,
+        "rate": 50e6,
+        "wanted": others,
+        "seen": soon,
+        "renewed": soon,
+        "locks": dict.fromkeys(kinds, "had" if name == "a" else "refused"),
+    }
+    return Trial(name, "python", **{**usual, **changes})
+
+
+def judged(whole: Examination) -> list[Finding]:
+    """What the storage layer finds above info, and whether it broke."""
+    found = report.judge(whole, suite.CHECKS)
+    assert not report.broke(found), [one.evidence for one in found if "broke" in one.summary]
+    return [one for one in found if one.status in ("fail", "warn") and one.id.startswith(("fs.", "os.disk"))]
+
+
+def only(whole: Examination, identity: str, *nodes: str) -> Finding:
+    """The one finding of the storage layer."""
+    found = judged(whole)
+    assert [(one.id, one.nodes) for one in found] == [(identity, nodes)], found
+    return found[0]
+
+
+def with_health(**changed: Health) -> Examination:
+    """The usual cluster but for these nodes' look; not tried, as with --quick."""
+    usual = seen(share=None, unasked={"share": "not with --quick"})
+    return replace(usual, health={**usual.health, **changed})
+
+
+def with_facts(whole: Examination, *changed: NodeFacts) -> Examination:
+    known = {**whole.survey.facts, **{one.node: one for one in changed}}
+    return replace(whole, survey=replace(whole.survey, facts=known))
+
+
+# -- well --------------------------------------------------------------------------
+
+
+def test_nothing_is_found_where_all_is_well() -> None:
+    assert judged(seen()) == []
+    assert judged(with_health()) == []
+    assert highlights.of(seen())["storage"] == "nfs4.2 10.0.0.1:/export, 10 ms to be seen"
+
+
+@pytest.mark.parametrize(
+    "fstype", ["ext4", "xfs", "btrfs", "zfs", "overlay", "9p", "fuse.bindfs", "ceph", "lustre", "virtiofs"]
+)
+def test_any_honest_filesystem_is_well(fstype: str) -> None:
+    own = Mount("source", "/mnt/out", fstype, "rw")
+    whole = seen(survey=scenes.survey(CLUSTER, *(facts(name, own) for name in NAMES)))
+    assert judged(replace(whole, health={name: healthy(name) for name in NAMES})) == []
+
+
+def test_one_machine_needs_no_share_and_no_directory_before_the_first_run() -> None:
+    alone = scenes.cluster("a slots=1 addr=10.0.0.1\n")
+    missing = {"a": healthy("a", look=Look("missing", "ls: /mnt/out: No such file or directory"))}
+    whole = replace(with_health(), survey=scenes.survey(alone, facts("a")), health=missing)
+    assert judged(whole) == []
+
+
+def test_a_directory_below_a_share_that_nobody_has_made_yet_is_well() -> None:
+    above = Mount("10.0.0.9:/all", "/mnt", "nfs4", "rw,vers=4.2")
+    missing = {name: healthy(name, look=Look("missing", "No such file or directory")) for name in NAMES}
+    whole = replace(with_health(), survey=scenes.survey(CLUSTER, *(facts(name, above) for name in NAMES)))
+    assert judged(replace(whole, health=missing)) == []
+
+
+def test_a_server_whom_the_others_call_by_another_name_is_not_said_to_lack_a_mount() -> None:
+    by_name = replace_mount(NFS, source="storage.lan:/export")
+    whole = with_facts(with_health(), facts("b", by_name), facts("c", by_name))
+    assert judged(whole) == []
+
+
+def replace_mount(mount: Mount, **changes: Any) -> Mount:
+    return replace(mount, **changes)
+
+
+# -- it hangs -------------------------------------------------------------------------
+
+
+def test_a_share_that_hangs_makes_the_rest_moot_on_that_node() -> None:
+    stuck = Trial("b", "python", hung="look")
+    whole = seen(share=proof(b=stuck))
+    one = only(whole, "fs.hung", "b")
+    assert one.needs_root and "umount -f -l /mnt/out" in one.fix[-1]
+    told = {each.id: each.status for each in report.judge(whole, suite.CHECKS) if "b" in each.nodes}
+    assert {told[each] for each in ("fs.squash", "fs.lock", "fs.not-shared", "fs.stale")} == {"skipped"}
+
+
+def test_a_look_that_hung_counts_only_if_the_later_try_hung_too() -> None:
+    slow = {"b": healthy("b", look=Look("hung"))}
+    assert judged(replace(seen(), health={**seen().health, **slow})) == []
+    assert only(with_health(**slow), "fs.hung", "b")
+
+
+def test_a_server_that_is_a_node_and_stopped_is_started_there() -> None:
+    stopped = facts("a", listening=frozenset({22}))
+    dialled = (Dialled("10.0.0.1", "refused", "connect: Connection refused"),)
+    stuck = {name: healthy(name, look=Look("hung"), dialled=dialled) for name in ("b", "c")}
+    own = {"a": healthy("a", served=replace(SERVED, threads=0))}
+    one = only(with_facts(with_health(**stuck, **own), stopped), "fs.hung", "b", "c")
+    assert one.fix[0] == "on a: sudo systemctl enable --now nfs-server" and "stopped" in one.cause
+    bare = {"a": healthy("a", served=replace(SERVED, threads=0), systemd=False)}
+    one = only(with_facts(with_health(**stuck, **bare), stopped), "fs.hung", "b", "c")
+    assert one.fix[0] == "on a: sudo exportfs -ra && sudo rpc.nfsd 8"
+
+
+def test_a_port_that_is_blocked_is_opened_in_the_firewalls_own_words() -> None:
+    stuck = {"b": healthy("b", look=Look("hung"), dialled=(Dialled("10.0.0.1", "silent", ""),))}
+    one = only(with_health(**stuck), "fs.hung", "b")
+    assert one.fix[0] == "on a: sudo iptables -I INPUT -p tcp -s 10.0.0.0/24 --dport 2049 -j ACCEPT"
+    assert "port 2049 of 10.0.0.1: no answer" in one.evidence
+
+
+def test_a_server_elsewhere_that_is_off_is_named() -> None:
+    far = replace_mount(NFS, source="nas:/volume1/out")
+    whole = with_facts(with_health(), *(facts(name, far) for name in NAMES))
+    stuck = {name: healthy(name, look=Look("hung"), dialled=(Dialled("nas", "silent", ""),)) for name in NAMES}
+    one = only(replace(whole, health=stuck), "fs.hung", *NAMES)
+    assert "nas is off, or a firewall" in one.cause and "ping nas" in one.fix[0]
+
+
+# -- it is not the same one -----------------------------------------------------------------
+
+
+def test_a_node_without_the_others_mount_gets_the_very_lines() -> None:
+    whole = with_facts(with_health(b=healthy("b", look=replace(HERE, holds=True))), facts("b"))
+    one = only(whole, "fs.not-shared", "b")
+    assert one.fix == (
+        "ls -A /mnt/out   (a mount hides what lies there: move it away first if it is needed)",
+        "sudo mkdir -p /mnt/out && sudo mount -t nfs -o vers=4.2 10.0.0.1:/export /mnt/out",
+        "echo '10.0.0.1:/export /mnt/out nfs vers=4.2,_netdev 0 0' | sudo tee -a /etc/fstab",
+    )
+    assert "c: 10.0.0.1:/export on /mnt/out type nfs4" in one.evidence
+
+
+def test_the_client_is_installed_first_where_it_is_missing() -> None:
+    whole = with_facts(with_health(b=healthy("b", nfs_client=False)), facts("b"))
+    assert only(whole, "fs.not-shared", "b").fix[0] == "sudo apt-get install -y nfs-common"
+
+
+def test_what_stands_in_fstab_and_is_not_mounted_is_mounted_from_there() -> None:
+    line = FstabLine("10.0.0.1:/export", "/mnt/out", "nfs", "vers=4.2,_netdev")
+    one = only(with_facts(with_health(b=healthy("b", fstab=(line,))), facts("b")), "fs.not-shared", "b")
+    assert one.fix == ("sudo mkdir -p /mnt/out && sudo mount /mnt/out   (its line is in /etc/fstab)",)
+    assert "it is in /etc/fstab, and was not mounted" in one.cause
+
+
+def test_a_version_that_the_server_does_not_speak_is_changed_in_fstab() -> None:
+    line = FstabLine("10.0.0.1:/export", "/mnt/out", "nfs", "vers=3,_netdev")
+    own = healthy("a", served=replace(SERVED, versions=frozenset({"4", "4.1", "4.2"})))
+    one = only(with_facts(with_health(a=own, b=healthy("b", fstab=(line,))), facts("b")), "fs.not-shared", "b")
+    assert one.cause == "/etc/fstab asks for NFS 3; a speaks 4, 4.1, 4.2"
+    assert one.fix[0] == "sudo sed -i '\\|^10.0.0.1:/export[[:space:]]|s/vers=3/vers=4.2/' /etc/fstab"
+    assert one.fix[1] == "sudo mkdir -p /mnt/out && sudo mount /mnt/out"
+
+
+def test_the_odd_one_by_proof_is_the_one_that_no_other_sees() -> None:
+    apart = trial("c", wanted=("a", "b"), seen={}, renewed={}, locks={})
+    others = {name: trial(name, seen={other: Sight(0.01)}, renewed={}) for name, other in (("a", "b"), ("b", "a"))}
+    local = with_facts(seen(share=proof(c=apart, **others)), *(facts(name) for name in NAMES))
+    whole = replace(local, health={name: healthy(name) for name in NAMES})
+    one = only(whole, "fs.not-shared", "c")
+    assert one.fix[1] == (
+        "on a: echo '/mnt/out 10.0.0.3(rw,sync,no_subtree_check)' | sudo tee -a /etc/exports && sudo exportfs -ra"
+    )
+
+
+def test_where_no_two_nodes_share_the_head_lends_its_own() -> None:
+    alone = {name: trial(name, seen={}, renewed={}, locks={}) for name in NAMES}
+    local = with_facts(seen(share=proof(**alone)), *(facts(name) for name in NAMES))
+    one = only(replace(local, health={name: healthy(name) for name in NAMES}), "fs.not-shared", *NAMES)
+    assert "10.0.0.2(rw,sync,no_subtree_check) 10.0.0.3(rw,sync,no_subtree_check)" in "\n".join(one.fix)
+    assert "on c: sudo mkdir -p /mnt/out && sudo mount -t nfs 10.0.0.1:/mnt/out /mnt/out" in one.fix
+
+
+# -- it is not lent, stale, squashed ----------------------------------------------------------
+
+
+def test_a_client_that_the_exports_do_not_name_is_added_with_their_options() -> None:
+    lent = exports("/export 10.0.0.3(rw,sync,fsid=7)\n")
+    own = healthy("a", served=replace(SERVED, written=lent, loaded=lent))
+    one = only(with_facts(with_health(a=own), facts("b")), "fs.export", "b")
+    assert one.fix == (
+        "on a: echo '/export 10.0.0.2(rw,sync,fsid=7)' | sudo tee -a /etc/exports && sudo exportfs -ra",
+        "on b: sudo mkdir -p /mnt/out && sudo mount -t nfs -o vers=4.2 10.0.0.1:/export /mnt/out",
+        "on b: echo '10.0.0.1:/export /mnt/out nfs vers=4.2,_netdev 0 0' | sudo tee -a /etc/fstab",
+    )
+
+
+def test_exports_that_were_written_and_not_read_are_read() -> None:
+    own = healthy("a", served=replace(SERVED, loaded=exports("/export 10.0.0.3(rw)\n")))
+    one = only(with_facts(with_health(a=own), facts("b")), "fs.export", "b")
+    assert one.fix[0] == "on a: sudo exportfs -ra" and "not read again" in one.cause
+
+
+@pytest.mark.parametrize("name", ["*", "10.0.0.0/24", "10.0.0.0/255.255.255.0", "*.lan", "@rack", "b.lan"])
+def test_who_may_be_meant_by_the_exports_is_not_said_to_be_left_out(name: str) -> None:
+    lent = exports(f"/export {name}(rw)\n")
+    own = healthy("a", served=replace(SERVED, written=lent, loaded=lent))
+    assert {one.id for one in judged(with_facts(with_health(a=own), facts("b")))} == {"fs.not-shared"}
+
+
+def test_who_is_mounted_and_works_is_not_told_of_the_exports() -> None:
+    lent = exports("/export 192.168.7.0/24(rw)\n")
+    own = healthy("a", served=replace(SERVED, written=lent, loaded=lent))
+    assert judged(with_health(a=own)) == []
+
+
+def test_a_stale_handle_is_let_go_and_mounted_again() -> None:
+    old = {"b": healthy("b", look=Look("stale", "ls: cannot access '/mnt/out': Stale file handle"))}
+    one = only(with_health(**old), "fs.stale", "b")
+    assert one.fix == ("sudo umount -f -l /mnt/out && sudo mount -t nfs -o vers=4.2 10.0.0.1:/export /mnt/out",)
+    tried = Trial("b", "python", trouble=Trouble("look", 116, "Stale file handle"))
+    assert only(replace(seen(share=proof(b=tried)), health={**seen().health, **old}), "fs.stale", "b")
+
+
+def test_root_that_the_server_takes_for_nobody_is_told_so() -> None:
+    denied = trial(
+        "b", uid=0, gid=0, trouble=Trouble("make", 13, "Permission denied: /mnt/out/.clusterft"), wanted=()
+    )
+    one = only(seen(share=proof(b=denied)), "fs.squash", "b")
+    assert "root_squash" in one.cause and "user= in rack" in one.fix[0]
+    assert one.fix[1].startswith("on a: sudo chown UID:GID /export")
+
+
+def test_another_users_directory_is_given_to_the_runs_user() -> None:
+    denied = {name: trial(name, trouble=Trouble("make", 13, "Permission denied"), wanted=()) for name in NAMES}
+    whole = with_facts(seen(share=proof(**denied)), *(facts(name) for name in NAMES))
+    one = only(replace(whole, health={name: healthy(name) for name in NAMES}), "fs.squash", *NAMES)
+    assert one.fix == ("on any node: sudo chown 1000:1000 /mnt/out",)
+    assert "drwxr-xr-x 1000:1000 /mnt/out" in one.evidence
+
+
+def test_the_ssh_user_is_no_proof_where_runs_work_as_somebody_else() -> None:
+    denied = trial("b", uid=1001, gid=1001, trouble=Trouble("make", 13, "Permission denied"), wanted=())
+    engine = Docker("ok", path="/usr/bin/docker", command=("docker",))
+    contained = Wanted("cpu", contained=True, shared="/mnt/out", owner=(1000, 1000))
+    whole = seen(share=proof(b=denied), wanted=contained)
+    whole = with_facts(whole, *(replace(one, docker=engine) for one in whole.survey.facts.values()))
+    found = report.judge(whole, suite.CHECKS)
+    assert [one.status for one in found if one.id == "fs.squash" and "b" in one.nodes] == ["unknown"]
+
+
+# -- it does not do what is asked of it ----------------------------------------------------------
+
+
+def test_locks_that_two_nodes_have_at_once() -> None:
+    both = trial("b", locks={"fcntl": "refused", "flock": "had"})
+    one = only(seen(share=proof(b=both)), "fs.lock", "b")
+    assert one.status == "warn" and one.evidence.startswith("flock: given to a and b at once")
+    assert "vers=4.2 10.0.0.1:/export" in one.fix[0]
+
+
+def test_locks_that_nobody_gives() -> None:
+    none = {name: trial(name, locks={"fcntl": "37 No locks available"}) for name in ("b", "c")}
+    one = only(seen(share=proof(**none)), "fs.lock", "b", "c")
+    assert "No locks available" in one.evidence and "cannot be had" in one.summary
+
+
+def test_what_is_seen_late_although_its_directory_was_listed() -> None:
+    late = trial("b", seen={"a": Sight(4.2, listed=True), "c": Sight(0.01)})
+    one = only(seen(share=proof(b=late)), "fs.attrcache", "b")
+    assert "after 4.2 s" in one.evidence and "actimeo=1" in one.fix[0]
+    soon = trial("b", seen={"a": Sight(1.6, listed=True), "c": Sight(1.6, listed=True)})
+    assert judged(seen(share=proof(b=soon))) == [], "NFS as it is by itself"
+
+
+def test_a_replaced_file_that_is_never_seen() -> None:
+    old = trial("b", renewed={"c": Sight(0.01)})
+    assert "a replaced was seen as it was" in only(seen(share=proof(b=old)), "fs.attrcache", "b").evidence
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [("nocto", 1), ("acdirmax=600", 1), ("acregmin=3", 0), ("actimeo=60", 0)]
+)
+def test_a_mount_that_is_told_to_remember_for_long(option: str, told: int) -> None:
+    kept = replace_mount(NFS, options=f"{NFS.options},{option}")
+    found = judged(with_facts(with_health(), facts("b", kept)))
+    assert [one.id for one in found] == ["fs.attrcache"] * told
+
+
+def test_filesystems_without_permissions_or_renames() -> None:
+    ntfs = Mount("/dev/sdb1", "/mnt/out", "ntfs3", "rw")
+    one = only(with_facts(with_health(), facts("b", ntfs), facts("c", ntfs), facts("a", ntfs)), "fs.type", *NAMES)
+    assert one.status == "warn" and "ntfs3" in one.summary
+
+
+def test_only_an_absurd_speed_is_slow_and_each_had_a_part_of_it() -> None:
+    share = {name: trial(name, rate=4e6) for name in NAMES}
+    assert judged(seen(share=proof(**share))) == [], "3 nodes at 4 MB/s are 12 MB/s"
+    worse = {name: trial(name, rate=1e6, fsync=2.5) for name in NAMES}
+    found = judged(seen(share=proof(**worse)))
+    assert [(one.id, one.status, one.nodes) for one in found] == [
+        ("fs.slow", "warn", ("a",)),
+        ("fs.slow", "warn", ("b", "c")),
+    ]
+    assert (
+        "3.0 MB/s" in found[1].evidence and "2.5 s" in found[1].evidence and "10.0.0.1:/export" in found[1].fix[0]
+    )
+
+
+def test_errors_of_the_filesystem_itself() -> None:
+    lent = {
+        name: trial(name, trouble=Trouble("make", 30, "Read-only file system"), wanted=()) for name in ("b", "c")
+    }
+    one = only(seen(share=proof(**lent)), "fs.not-writable", "b", "c")
+    assert one.fix == ("on a: change ro to rw for /export in /etc/exports, then: sudo exportfs -ra",)
+    ro = replace_mount(NFS, options="ro,vers=4.2")
+    whole = with_facts(seen(share=proof(**lent)), facts("b", ro), facts("c", ro))
+    assert judged(whole) == [], "os.ro-fs tells it"
+
+
+def test_a_quota_is_told_where_the_disk_has_room() -> None:
+    full = trial("b", trouble=Trouble("write", 122, "Disk quota exceeded"), wanted=())
+    one = only(seen(share=proof(b=full)), "os.disk-full", "b")
+    assert "1000:1000" in one.summary and "quota" in one.fix[0]
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("began\ndrwxr-xr-x 2 0 0 40 May 1 10:00 /mnt/out\nreal /mnt/out\nholds\nended\n", "ok"),
+        ("began\n", "hung"),
+        ("began\ndrwxr-xr-x 2 0 0 40 May 1 10:00 /mnt/out\n", "hung"),
+        ("began\nls: cannot access '/mnt/out': Stale file handle\nended\n", "stale"),
+        ("began\nls: /mnt/out: No such file or directory\nended\n", "missing"),
+        ("began\nls: cannot access '/mnt/out': Transport endpoint is not connected\nended\n", "broken"),
+        (
+            "began\ndrwx------ 2 5 5 40 May 1 10:00 /m\nsh: 1: cd: can't cd to /m: Permission denied\nended\n",
+            "denied",
+        ),
+    ],
+)
+def test_a_look_at_a_directory(text: str, state: str) -> None:
+    found = look(text)
+    assert found and found.state == state
+    assert state != "ok" or (found.holds and found.owner == (0, 0) and found.real == "/mnt/out")
+
+
+@pytest.mark.parametrize("text", ["", "Welcome!\n", "began", "\0\0", "began\nended\n" * 3])
+def test_nonsense_is_no_look_or_no_crash(text: str) -> None:
+    look(text)
+    assert look("") is None
+
+
+def test_exports_as_people_write_them() -> None:
+    text = (
+        "# lent\n/export  10.0.0.2(rw,sync) \\\n  10.0.0.3(ro)\n"
+        '"/with space" *(rw)\n/all -rw,sync 10.0.0.4\n/open\n/data@x (ro)\n'
+    )
+    found = {one.path: one.clients for one in exports(text)}
+    assert found["/export"] == (("10.0.0.2", "rw,sync"), ("10.0.0.3", "ro"))
+    assert found["/with space"] == (("*", "rw"),) and found["/all"] == (("10.0.0.4", "rw,sync"),)
+    assert found["/open"] == (("*", ""),)
+
+
+def test_only_whole_lines_of_mountinfo_count_and_the_last_lies_on_top() -> None:
+    under = "22 1 8:2 / /mnt/out rw - ext4 /dev/sda2 rw"
+    lines = [
+        "21 1 8:1 / / rw - ext4 /dev/sda1 rw",
+        under,
+        "23 1 0:50 / /mnt/out rw - nfs4 a:/export rw,vers=4.2",
+        "x",
+    ]
+    found = covering(lines)
+    assert found == Mount("a:/export", "/mnt/out", "nfs4", "rw,rw,vers=4.2")
+    assert covering(None) is None and covering(["junk"]) is None
+    assert sights({"n1": [0.1, False], "n2": "soon", "n3": [True, 1]}) == {"n1": Sight(0.1, False)}
+    assert sights([1]) == {}
+
+
+def test_the_mount_over_a_directory_is_not_that_of_a_namesake() -> None:
+    mounts = (ROOT, Mount("x", "/mnt/out2", "xfs", "rw"), Mount("y", "/mnt", "ext4", "rw"))
+    assert storage.over(mounts, "/mnt/out") == mounts[2] and storage.over(mounts, "/srv") == ROOT
+
+
+def test_the_look_works_in_a_real_shell(tmp_path: Path) -> None:
+    place = tmp_path / "it's a -share"
+    place.mkdir()
+    for text, state in ((str(place), "ok"), (str(place / "none"), "missing"), ("/proc/self/cmdline/x", "missing")):
+        asked = Asked("w0rd", shared=text)
+        said = subprocess.run(
+            ["sh"], input=health.script(asked), capture_output=True, text=True, timeout=60
+        ).stdout
+        found = health.parse("a", said, asked).storage.look
+        assert found and found.state == state, said[-800:]
+    assert frames and probe
+
+
+# -- the program -------------------------------------------------------------------------------------
+
+
+def program(directory: Path, word: str, *asked: dict[str, Any], name: str = "n0") -> list[dict[str, Any]]:
+    """Its answers, as it is started on a node."""
+    boot = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), sys.argv[2], 'exec'))"
+    source = agent.text("share").encode()
+    lines = "".join(json.dumps({"seconds": 5, **one}) + "\n" for one in asked).encode()
+    argv = [sys.executable, "-u", "-c", boot, str(len(source)), "share", str(directory), word, name]
+    done = subprocess.run(argv, input=source + lines, capture_output=True, timeout=60)
+    assert done.stderr == b"", done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_program_does_its_steps_and_leaves_nothing(tmp_path: Path) -> None:
+    _, made, wrote, saw, again, held, tried, *_ = program(
+        tmp_path,
+        "w",
+        {"do": "make", "names": ["n1"]},
+        {"do": "write", "nonce": "one", "bytes": 1 << 20},
+        {"do": "see", "wanted": {"n0": "one", "n1": "two"}, "within": 0.3},
+        {"do": "write", "nonce": "three"},
+        {"do": "hold"},
+        {"do": "try", "holder": "n0"},
+        {"do": "release"},
+    )
+    assert made["made"] and made["free"] > 0
+    assert wrote["rate"] > 0 and wrote["fsync"] < 5 and "rate" not in again
+    assert list(saw["seen"]) == ["n0"]
+    assert held["locks"] == {"fcntl": "had", "flock": "had"}
+    assert tried["locks"] == {"fcntl": "refused", "flock": "refused"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_names_the_error_of_a_step(tmp_path: Path) -> None:
+    (tmp_path / ".clusterft").write_text("in the way")
+    _, made, *_ = program(tmp_path, "w", {"do": "make", "names": []})
+    assert made["errno"] in (20, 17) and str(tmp_path) in made["words"]
+    assert (tmp_path / ".clusterft").read_text() == "in the way"
+
+
+def test_a_step_that_hangs_costs_its_own_seconds_and_the_program_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".clusterft" / "doctor-w").mkdir(parents=True)
+    import os
+
+    os.mkfifo(tmp_path / ".clusterft" / "doctor-w" / "n1")  # who opens it to read waits for a writer
+    answers = program(
+        tmp_path,
+        "w",
+        {"do": "make", "names": []},
+        {"do": "see", "wanted": {"n1": "two"}, "within": 1, "seconds": 1},
+        {"do": "write", "nonce": "one"},
+    )
+    assert answers[2] == {"hung": 1.0} and answers[3]["owner"]
