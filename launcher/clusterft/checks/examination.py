@@ -46,6 +46,7 @@ class Wanted:
     image: Identity | None = None  # what `up` brought, where that is known
     owner: tuple[int, int] | None = None  # UID:GID of a run's processes
     job: JobSpec | None = None
+    deepspeed: str | None = None  # the text of the configuration that a script's arguments name
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from clusterft import spec
@@ -23,6 +24,7 @@ from clusterft.facts.image import Identity
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
 from clusterft.spec import JobSpec
+from clusterft.spec.script import ScriptSpec
 from clusterft.ui import doctor as view
 from clusterft.ui.watch import say
 
@@ -136,7 +138,18 @@ def wanted(job: JobSpec | None, known: Settings | None) -> Wanted:
         image=_brought(known) if known else None,
         owner=(owner[0], owner[1]) if owner else None,
         job=job,
+        deepspeed=_deepspeed(job.script) if job.script else None,
     )
+
+
+def _deepspeed(script: ScriptSpec) -> str | None:
+    """The DeepSpeed configuration that its arguments name, if it lies in the folder that is shipped."""
+    words = [part for one in script.args for part in one.split("=", 1)]
+    for name, value in pairwise(words):
+        path = script.folder / script.workdir / value
+        if name in ("--deepspeed_config", "--deepspeed") and path.suffix == ".json" and path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+    return None
 
 
 def _brought(known: Settings) -> Identity | None:

@@ -1,5 +1,82 @@
-"""The data layer of the catalogue, in words."""
+"""The data layer of the catalogue, in words: data sets and checkpoints."""
 
 from clusterft.checks.check import Entry
 
-ENTRIES: tuple[Entry, ...] = ()
+_LOG = "clusterft doctor --run RUN, or --log FILE: the words of all ranks"
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        id="data.local-cache",
+        layer="data",
+        title="A cache lies on one node's own disk",
+        symptom="ranks of other nodes miss a file that rank 0 has written",
+        how=_LOG,
+        cause="a path of the node's own disk, in a program that lets rank 0 fill it",
+        mends=("put the cache into the shared dir; clusterft prep does",),
+        found=("log",),
+        source="SimpleTuner#1446",
+    ),
+    Entry(
+        id="data.too-small",
+        layer="data",
+        title="There are fewer pictures than one step takes",
+        symptom="ranks with uneven numbers of batches, of which some wait for ever",
+        how="of pictures that are drawn, their number; others are counted by `clusterft prep`, and by the trainer "
+        "before its first step: it fills up the last batch of a bucket, where others hang",
+        cause="batch.per_slot x accumulate x slots is more than there are",
+        mends=("add pictures or repeats, or lower train.batch.per_slot or accumulate",),
+        found=("facts",),
+        source="SimpleTuner's documentation",
+    ),
+    Entry(
+        id="data.cache-slow",
+        layer="data",
+        title="The ranks wait for a cache that rank 0 makes",
+        symptom="`Watchdog caught collective operation timeout` after 30 minutes, before the first step",
+        how="",
+        why_not="before a run there is nothing to see; afterwards it is told as run.watchdog, with rank 0 as the "
+        "one that the others waited for, and its stack says what it did",
+        mends=("make the cache before: clusterft prep; or a longer timeout in init_process_group",),
+        found=("never",),
+        source="kohya-ss/sd-scripts#971",
+    ),
+    Entry(
+        id="ckpt.race",
+        layer="data",
+        title="Several nodes rename the same checkpoint",
+        symptom="`FileExistsError` or `FileNotFoundError` from a rename in the checkpoint's folder",
+        how="--deep saves and loads one through the shared dir; after a run, its words",
+        cause="each node's first rank believes that the folder is its own",
+        mends=("let global rank 0 alone save: save_on_each_node=False",),
+        found=("deep", "log"),
+        source="transformers#27925",
+    ),
+    Entry(
+        id="ckpt.latest",
+        layer="data",
+        title="DeepSpeed finds no `latest` and starts from step 0",
+        symptom="training begins at step 0 again; `Unable to find latest file at`",
+        how="--deep saves and loads one through the shared dir; after a run, its words",
+        cause="the file was not copied along, or the folder is not shared",
+        mends=(
+            "write the name of the newest complete folder beside it into `latest`",
+            "load_checkpoint(..., tag=...)",
+        ),
+        found=("deep", "log"),
+        source="DeepSpeed runtime/engine.py",
+    ),
+    Entry(
+        id="ckpt.world",
+        layer="data",
+        title="A checkpoint of DeepSpeed's belongs to another number of ranks",
+        symptom="`The checkpoint being loaded used a DP world size of X but the current world size is Y`",
+        how=_LOG,
+        cause="the optimizer's state is split by rank; a node was added or left out",
+        mends=(
+            "resume with as many ranks as before; clusterft's own checkpoints know no such limit",
+            "python -m deepspeed.checkpoint.ds_to_universal --input_folder CHECKPOINT --output_folder UNIVERSAL",
+        ),
+        found=("log",),
+        source="DeepSpeed runtime/engine.py",
+    ),
+)

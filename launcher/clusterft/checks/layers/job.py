@@ -1,7 +1,86 @@
-"""The checks of the job and data layers that can be judged before a run."""
+"""The checks of the job and data layers that can be judged before a run: arithmetic of what a job asks for."""
 
 from __future__ import annotations
 
-from clusterft.checks.check import Check
+import json
+from collections.abc import Iterator
 
-CHECKS: tuple[Check, ...] = ()
+from clusterft.checks.check import Check
+from clusterft.checks.examination import Examination
+from clusterft.findings import Finding
+from clusterft_trainer.config import BuiltinSource
+
+_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def batch(seen: Examination) -> Iterator[Finding]:
+    """job.batch: DeepSpeed's figures must agree with each other and with the number of ranks."""
+    figures = _figures(seen.wanted.deepspeed)
+    world = _slots(seen)
+    whole, micro, steps = (figures.get(key) for key in _KEYS)
+    if whole is None or world == 0 or (micro is None and steps is None):
+        return
+    known = world * (micro or 1) * (steps or 1)
+    fits = whole == known if micro and steps else whole % known == 0
+    if not fits:
+        product = " x ".join(
+            f"{key} {value}" for key, value in zip(_KEYS[1:], (micro, steps), strict=True) if value
+        )
+        yield Finding(
+            id="job.batch",
+            status="fail",
+            nodes=(),
+            summary="DeepSpeed's batch sizes contradict each other, and it will refuse them",
+            evidence=f"train_batch_size {whole}; {product} x {world} ranks = {known}",
+            cause="train_batch_size must be micro batch x accumulation x ranks",
+            fix=(f"in the DeepSpeed configuration: train_batch_size {_nearest(whole, known)}, or leave it out",),
+            blast_radius="the configuration",
+        )
+
+
+def too_small(seen: Examination) -> Iterator[Finding]:
+    """data.too-small: fewer pictures than one step takes; only drawn ones are counted before a run."""
+    train = seen.wanted.job.train if seen.wanted.job else None
+    if train is None:
+        return
+    drawn = [one for one in train.data.sources if isinstance(one, BuiltinSource)]
+    if len(drawn) < len(train.data.sources):
+        return
+    count = sum(one.images * one.repeats for one in drawn)
+    slots = _slots(seen)
+    step = train.batch.per_slot * train.batch.accumulate * slots
+    if count < step:
+        yield Finding(
+            id="data.too-small",
+            status="fail",
+            nodes=(),
+            summary=f"{count} pictures are fewer than the {step} of one optimizer step",
+            evidence=f"{slots} slots x {train.batch.per_slot} samples x {train.batch.accumulate} accumulated",
+            fix=("add pictures or repeats, or lower train.batch.per_slot or train.batch.accumulate",),
+            blast_radius="job.yaml",
+        )
+
+
+def _figures(text: str | None) -> dict[str, int]:
+    """Of a configuration that can be read; `auto` is a figure that somebody else fills in."""
+    try:
+        body = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(body, dict):
+        return {}
+    return {key: body[key] for key in _KEYS if type(body.get(key)) is int and body[key] > 0}
+
+
+def _slots(seen: Examination) -> int:
+    return sum(node.slots for node in seen.survey.cluster.active)
+
+
+def _nearest(whole: int, known: int) -> int:
+    return max(known, round(whole / known) * known)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(("job.batch",), batch),
+    Check(("data.too-small",), too_small),
+)
