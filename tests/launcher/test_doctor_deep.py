@@ -23,7 +23,7 @@ from clusterft.facts.network import Firewall
 from clusterft.findings import Finding
 from clusterft.places import ClusterPlaces
 from clusterft.plan.network import Address
-from clusterft.probing import deep, occupied, rounds
+from clusterft.probing import deep, occupied, rounds, site
 
 NAMES = ("a", "b", "c", "d")
 
@@ -512,13 +512,13 @@ def tried(bench: Cluster, count: int) -> tuple[list[Finding], Deep]:
     names = tuple(f"n{index}" for index in range(count))
     cluster = scenes.cluster("".join(f"{name} slots=1\n" for name in names))
     survey = scenes.survey(cluster, *(scenes.facts(name) for name in names))
-    site = deep._Site(
+    place = site.Site(
         Wanted("cpu", contained=False),
         cluster.active,
         {name: Address("10.0.0.1", "eth7") for name in names},
         survey,
     )
-    found = deep._Course(bench, site, lambda words: None, {}).go()  # type: ignore[arg-type]
+    found = deep._Course(bench, place, lambda words: None, {}).go()  # type: ignore[arg-type]
     return loud(examined(found, names)), found
 
 

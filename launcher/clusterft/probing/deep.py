@@ -7,7 +7,6 @@ that somebody uses.
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,16 +18,13 @@ from clusterft.errors import UsageError
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Saving
 from clusterft.hosts import Node
-from clusterft.plan import container, network
-from clusterft.plan.network import Address
-from clusterft.probing import occupied, rounds
+from clusterft.plan import network
+from clusterft.probing import occupied, rounds, site
 from clusterft.probing.bench import Bench, Seat, Task
-from clusterft.probing.crew import Crew, Silent, Talk
-from clusterft.remote import Remote
+from clusterft.probing.crew import Crew
 
 Show = Callable[[str], None]
 _WHOLE = 540.0  # seconds
-_READY = 90.0  # torch and its libraries from a cold disk, on all nodes at once
 _GROUP = {"gloo": 30.0, "nccl": 60.0}
 _CARD = 60.0
 _SAVING = 120.0
@@ -54,7 +50,7 @@ def run(
     refused = occupied.reason(crew, survey, wanted)
     if refused:
         return Deep(backend, refused=refused)
-    able, missing = _able(crew, survey, wanted)
+    able, missing = site.able(crew, survey, wanted)
     nodes = tuple(node for node in survey.cluster.active if node.name in able)
     some = replace(survey, cluster=replace(survey.cluster, nodes=nodes))
     try:
@@ -62,111 +58,14 @@ def run(
     except UsageError as error:
         return Deep(backend, missing=dict.fromkeys(survey.facts, str(error)))
     show("deep: starting torch on every node")
-    talks, broken = _open(crew, some, wanted)
+    talks, broken = site.opened(crew, some, wanted)
     try:
-        site = _Site(wanted, tuple(node for node in nodes if node.name in talks), addresses, survey)
-        done = _Course(Bench(talks), site, show, dict(before or {})).go() if talks else Deep(backend)
+        here = site.Site(wanted, tuple(node for node in nodes if node.name in talks), addresses, survey)
+        done = _Course(Bench(talks), here, show, dict(before or {})).go() if talks else Deep(backend)
     finally:
         for talk in talks.values():
             talk.close()
     return replace(done, missing={**missing, **broken, **done.missing})
-
-
-def _able(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
-    """Who can take part, and why the others cannot: a run in containers is tried in its image or not at all."""
-    able, missing = [], {}
-    for node in survey.cluster.active:
-        way = crew.ways.get(node.name)
-        if way is None or node.name not in survey.facts:
-            continue
-        if wanted.contained and way.kind != "image":
-            missing[node.name] = (
-                "the image is not there: clusterft up" if way.docker else "its engine cannot be used"
-            )
-        elif way.kind == "none":
-            missing[node.name] = way.words
-        else:
-            able.append(node.name)
-    return able, missing
-
-
-def _open(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk], dict[str, str]]:
-    """Every node's program, once it has torch; words of those that have none."""
-    nodes = {node.name: node for node in survey.cluster.active}
-    pythons = ((wanted.job.python if wanted.job else None) or sys.executable,)
-
-    def one(name: str, _: Remote) -> Talk | str:
-        way, known = crew.ways[name], survey.facts[name]
-        options, mounts = _equipment(nodes[name], survey, wanted)
-        arguments = () if way.kind == "image" else pythons
-        try:
-            talk = crew.start(name, "proving", arguments, mounts=mounts, owner=wanted.owner, options=options)
-        except Silent as error:
-            return str(error)
-        try:
-            body = talk.hear(_READY)
-        except Silent as error:
-            talk.close()
-            return f"torch did not come up: {error}"
-        if "ready" in body:
-            return talk
-        talk.close()
-        return f"no torch to work with on {known.node}: {str(body.get('broken', body))[:400]}"
-
-    found = crew.fleet.each(lambda name, remote: one(name, remote) if name in nodes else "")
-    talks = {name: found[name] for name in nodes if isinstance(found.get(name), Talk)}
-    words = {name: str(found.get(name)) for name in nodes if name not in talks}
-    return talks, words  # type: ignore[return-value]
-
-
-def _equipment(node: Node, survey: Survey, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(options of docker run, mounts): cards and limits as a run has them, the shared dir where it answers."""
-    known = survey.facts[node.name]
-    options = ["--ulimit", f"stack={64 << 20}:{64 << 20}", "--env", "HOME=/tmp", "--env", "USER=clusterft"]
-    for device in container.devices(known):
-        options += ["--ulimit", "memlock=-1:-1", "--device", device]
-    cards = container.cards(node, known) if wanted.device == "cuda" else ()
-    if cards:
-        options += ["--gpus", "all" if cards == ("all",) else '"device=' + ",".join(cards) + '"']
-    answers = any(disk.directory == wanted.shared for disk in known.disks)
-    return tuple(options), (wanted.shared,) if wanted.shared and answers else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """What is worked on."""
-
-    wanted: Wanted
-    nodes: tuple[Node, ...]
-    addresses: Mapping[str, Address]
-    survey: Survey
-
-    @property
-    def cuda(self) -> bool:
-        return self.wanted.device == "cuda"
-
-    @property
-    def backend(self) -> facts.Backend:
-        return "nccl" if self.cuda else "gloo"
-
-    @property
-    def wires(self) -> dict[str, int | None]:
-        """Node -> Mbit/s of the interface that it uses."""
-        found = {}
-        for name, address in self.addresses.items():
-            links = self.survey.facts[name].links or ()
-            found[name] = next((link.speed for link in links if link.name == address.interface), None)
-        return found
-
-    @property
-    def equal(self) -> bool:
-        """Four or more nodes with the same cards and the same link, which is known."""
-        wires = self.wires
-        models = set()
-        for node in self.nodes:
-            cards = sorted(card.name for card in self.survey.facts[node.name].gpus)
-            models.add((node.slots, wires[node.name], *cards))
-        return len(self.nodes) >= acceptance.EQUAL_NODES and len(models) == 1
 
 
 @dataclass(slots=True)
@@ -174,7 +73,7 @@ class _Course:
     """One look from its first process to its last."""
 
     bench: Bench
-    site: _Site
+    site: site.Site
     show: Show
     before: dict[str, tuple[float, ...]]
     groups: list[Group] = field(default_factory=list)

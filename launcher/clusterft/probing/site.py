@@ -1,0 +1,127 @@
+"""Who takes part in `doctor --deep`: nodes on which the proving program could be started as a run's ranks are.
+
+Owns the cards, limits and mounts of its containers, and the words of a node that has none. Starts no task.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clusterft.checks import Survey, acceptance
+from clusterft.checks.examination import Wanted
+from clusterft.facts import deep as facts
+from clusterft.hosts import Node
+from clusterft.plan import container
+from clusterft.plan.network import Address
+from clusterft.probing.crew import Crew, Silent, Talk
+from clusterft.remote import Remote
+
+_READY = 90.0  # torch and its libraries from a cold disk, on all nodes at once
+
+
+def able(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+    """Who can take part, and why the others cannot: a run in containers is tried in its image or not at all."""
+    able, missing = [], {}
+    for node in survey.cluster.active:
+        way = crew.ways.get(node.name)
+        if way is None or node.name not in survey.facts:
+            continue
+        if wanted.contained and way.kind != "image":
+            missing[node.name] = (
+                "the image is not there: clusterft up" if way.docker else "its engine cannot be used"
+            )
+        elif way.kind == "none":
+            missing[node.name] = way.words
+        else:
+            able.append(node.name)
+    return able, missing
+
+
+def opened(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk], dict[str, str]]:
+    """Every node's program, once it has torch; words of those that have none."""
+    nodes = {node.name: node for node in survey.cluster.active}
+    pythons = ((wanted.job.python if wanted.job else None) or sys.executable,)
+
+    def one(name: str, _: Remote) -> Talk | str:
+        way, known = crew.ways[name], survey.facts[name]
+        options, mounts = _equipment(nodes[name], survey, wanted)
+        arguments = () if way.kind == "image" else pythons
+        try:
+            talk = crew.start(name, "proving", arguments, mounts=mounts, owner=wanted.owner, options=options)
+        except Silent as error:
+            return str(error)
+        try:
+            body = talk.hear(_READY)
+        except Silent as error:
+            talk.close()
+            return f"torch did not come up: {error}"
+        if "ready" in body:
+            return talk
+        talk.close()
+        return f"no torch to work with on {known.node}: {str(body.get('broken', body))[:400]}"
+
+    found = crew.fleet.each(lambda name, remote: one(name, remote) if name in nodes else "")
+    talks = {name: found[name] for name in nodes if isinstance(found.get(name), Talk)}
+    words = {name: str(found.get(name)) for name in nodes if name not in talks}
+    return talks, words  # type: ignore[return-value]
+
+
+def _equipment(node: Node, survey: Survey, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(options of docker run, mounts): cards and limits as a run has them, the shared dir where it answers."""
+    known = survey.facts[node.name]
+    options = [
+        "--ulimit",
+        f"stack={container.STACK}:{container.STACK}",
+        "--env",
+        "HOME=/tmp",
+        "--env",
+        "USER=clusterft",
+    ]
+    for device in container.devices(known):
+        options += ["--ulimit", "memlock=-1:-1", "--device", device]
+    cards = container.cards(node, known) if wanted.device == "cuda" else ()
+    if cards:
+        options += ["--gpus", "all" if cards == ("all",) else '"device=' + ",".join(cards) + '"']
+    answers = any(disk.directory == wanted.shared for disk in known.disks)
+    return tuple(options), (wanted.shared,) if wanted.shared and answers else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The nodes that take part, and what is known of them."""
+
+    wanted: Wanted
+    nodes: tuple[Node, ...]
+    addresses: Mapping[str, Address]
+    survey: Survey
+
+    @property
+    def cuda(self) -> bool:
+        """Whether slots are cards."""
+        return self.wanted.device == "cuda"
+
+    @property
+    def backend(self) -> facts.Backend:
+        """Of torch.distributed."""
+        return "nccl" if self.cuda else "gloo"
+
+    @property
+    def wires(self) -> dict[str, int | None]:
+        """Node -> Mbit/s of the interface that it uses."""
+        found = {}
+        for name, address in self.addresses.items():
+            links = self.survey.facts[name].links or ()
+            found[name] = next((link.speed for link in links if link.name == address.interface), None)
+        return found
+
+    @property
+    def equal(self) -> bool:
+        """Four or more nodes with the same cards and the same link, which is known."""
+        wires = self.wires
+        models = set()
+        for node in self.nodes:
+            cards = sorted(card.name for card in self.survey.facts[node.name].gpus)
+            models.add((node.slots, wires[node.name], *cards))
+        return len(self.nodes) >= acceptance.EQUAL_NODES and len(models) == 1
