@@ -1,4 +1,4 @@
-"""What the catalogue tells of clusterft's own files, which belong to the controller layer."""
+"""What the catalogue tells of things that only clusterft itself makes: its files, and what its verbs leave."""
 
 from clusterft.checks.check import Entry
 
@@ -13,5 +13,25 @@ ENTRIES: tuple[Entry, ...] = (
         mends=("chmod 600 on the key, chmod 700 on the directory; `clusterft doctor --fix` does it",),
         found=("facts",),
         source="OpenSSH, ssh(1) on identity files",
+    ),
+    Entry(
+        id="ctl.left-behind",
+        layer="controller",
+        title="A node that was up is no longer in the hostfile, and still has keys and image",
+        symptom="nothing; the node can still be reached by the others with keys that up has made",
+        how="the nodes of the last up against the hostfile, when up is run again",
+        cause="the line was taken out of the hostfile before clusterft down",
+        mends=("put the line back, clusterft down, take it out, clusterft up",),
+        found=("up",),
+    ),
+    Entry(
+        id="net.container-ssh",
+        layer="network",
+        title="The container of a node does not reach the others over SSH",
+        symptom="in a container of `clusterft open`, ssh NODE hangs or is refused; DeepSpeed's launcher with it",
+        how="plain `ssh NODE` from each container to all others, when `clusterft open` starts them",
+        cause="a firewall between the nodes, most likely: these containers listen on a port of their own",
+        mends=("open the nodes' network for each other; clusterft doctor names the node and the command",),
+        found=("up",),
     ),
 )
