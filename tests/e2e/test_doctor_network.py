@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Case:
     status: str = "fail"
     evidence: tuple[str, ...] = ()
     also: tuple[str, ...] = field(default=())
+    heals: bool = True  # what is to be typed on nodes is enough; else something in between has to be mended
 
     def __str__(self) -> str:
         return self.name
@@ -185,8 +187,9 @@ PATHS = (
          evidence=("stuck on the way to n2", "of 1400 bytes it comes through")),
     Case("one address on two nodes", "net.dup-ip", ("n2", "n3"), "on n3: sudo ip addr del",
          lambda lab: ip(lab, "n3", "addr", "add", _stolen(lab), "dev", "eth0"), lambda lab: None),
-    Case("a limit on a link", "net.linkspeed", ("n2",), "on n2: tc qdisc show dev eth0",
-         lambda lab: lab.node("n2").throttle("10mbit"), lambda lab: lab.node("n2").unthrottle(), status="warn"),
+    Case("a limit on a link", "net.linkspeed", ("n2",), "on n2: sudo tc qdisc del dev eth0 root",
+         lambda lab: lab.node("n2").throttle("10mbit"), lambda lab: lab.node("n2").unthrottle(), status="warn",
+         heals=False),
 )  # fmt: skip
 
 
@@ -195,7 +198,8 @@ def test_what_the_way_does_not_carry_is_named_and_mended(case: Case, lab: LightL
     case.inject(lab)
     try:
         one = told(case, desk.doctor(*ONLY), lab)
-        if obey(lab, [step for step in one["fix"] if "ethtool" not in step]):
+        if case.heals:
+            obey(lab, one["fix"])
             clean(desk.doctor(*ONLY))
     finally:
         case.undo(lab)
@@ -220,19 +224,21 @@ def test_an_impostor_with_a_nodes_address_is_found_by_its_card(lab: LightLab, de
     stolen = lab.node("n2").address
     lab.switch.plug("thief", lab.switch.address(200))
     place = ["ip", "netns", "exec", lab.switch.name_of("thief")]
-    import subprocess
 
     def there(*words: str) -> str:
         return subprocess.run([*place, *words], check=True, capture_output=True, text=True).stdout
 
+    # It keeps to itself, or this machine's way to n2 would lead there too.
+    quiet = "cd /proc/sys/net/ipv4/conf/all; echo 1 >arp_ignore; echo 2 >arp_announce"
+    there("sh", "-c", quiet)
     there("ip", "addr", "add", f"{stolen}/32", "dev", "lo")
-    there("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore")
-    mac = there("cat", "/sys/class/net/eth0/address").strip()
+    mac = there("ip", "-o", "link", "show", "eth0").partition("link/ether ")[2].split()[0]
     ip(lab, "n1", "neigh", "replace", stolen, "lladdr", mac, "dev", "eth0", "nud", "permanent")
     try:
         answer = desk.doctor(*ONLY)
     finally:
         ip(lab, "n1", "neigh", "del", stolen, "dev", "eth0")
+        there("ip", "link", "set", "eth0", "down")
     one = finding(answer, "net.dup-ip", "n2")
     assert mac in one["evidence"] and any(f"at {mac}" in step and stolen in step for step in one["fix"]), one
     assert [found["id"] for found in above_info(answer)] == ["net.dup-ip"]

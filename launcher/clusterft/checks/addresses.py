@@ -45,6 +45,15 @@ def dup_ip(seen: Examination) -> Iterator[Finding]:
         lines = [f"{name}: {ip} on {_own(seen.survey.facts[name], ip)}" for name in owners]
         others = tuple(name for name in owners if name != node)
         yield _duplicate(node, ip, others, "\n".join(lines), _removal(seen, others, ip))
+    for node in seen.survey.cluster.active:  # whoever has its address may be why it was not reached
+        if node.name in seen.survey.facts or node.addr is None:
+            continue
+        for name, facts in seen.survey.facts.items():
+            at, own = _own(facts, node.addr), dialled(seen).get(name)
+            if at and own != node.addr:
+                fix = (*_removal(seen, (name,), node.addr), f"or correct addr= of {node.name} in the hostfile")
+                evidence = f"{name}: {node.addr} on {at}, beside {own}"
+                yield _duplicate(node.name, node.addr, (name,), evidence, fix)
 
 
 def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
@@ -183,8 +192,9 @@ def dialled(seen: Examination) -> dict[str, str]:
 
 
 def misled(seen: Examination) -> set[tuple[str, str]]:
-    """(source, target) of tries that an address explains."""
-    return {(one.dial.source, one.dial.target) for one in troubles(seen)}
+    """(source, target) of tries that an address explains; answers to whoever is taken for another go astray too."""
+    found = {(one.dial.source, one.dial.target) for one in troubles(seen)}
+    return found | {(one.dial.target, one.dial.source) for one in troubles(seen) if one.kind == "mac"}
 
 
 def troubles(seen: Examination) -> list[Trouble]:
@@ -252,12 +262,14 @@ def _trouble(seen: Examination, one: Dial) -> Trouble | None:
 
 def _foreign(seen: Examination, one: Dial) -> str:
     """The MAC that the sender takes for the target's, if it is none of its own, nor of a proxy for several."""
-    macs = seen.links.macs.get(one.source, {}) if seen.links else {}
-    mac, facts = macs.get(one.address), seen.survey.facts[one.target]
-    own = {card.mac for card in facts.links or () if card.mac}
-    if mac is None or not own or mac in own or list(macs.values()).count(mac) > 1:
+    known = seen.links.macs if seen.links else {}
+    here, facts = known.get(one.source, {}), seen.survey.facts[one.target]
+    mac, own = here.get(one.address), {card.mac for card in facts.links or () if card.mac}
+    if mac is None or not own or mac in own:
         return ""
-    return mac
+    if any(macs.get(one.address) in own for macs in known.values()):
+        return mac  # others find it where it is
+    return mac if len(known) < 3 and list(here.values()).count(mac) == 1 else ""
 
 
 def _carrier(seen: Examination, mac: str) -> str:

@@ -245,7 +245,7 @@ def _below_card(seen: Examination, flows: list[Flow]) -> dict[str, list[str]]:
 def _look(name: str, card: str) -> tuple[str, ...]:
     return (
         f"on {name}: sudo ethtool {card}   tells what was negotiated: try another cable, another switch port",
-        f"on {name}: tc qdisc show dev {card}   tells a limit that was set: sudo tc qdisc del dev {card} root",
+        f"on {name}: sudo tc qdisc del dev {card} root   takes away a limit that tc qdisc show dev {card} tells",
     )
 
 
