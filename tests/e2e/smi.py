@@ -7,52 +7,36 @@ nothing that it says was measured.
 
 from __future__ import annotations
 
-import json
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-PROGRAM = """\
-#!/usr/bin/env python3
-import json, sys
-told = json.loads({body!r})
-major = int(told["driver"].split(".")[0])
-newer = {{"compute_cap": 495, "clocks_event_reasons.active": 535}}
-words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-if told["words"]:
-    print(told["words"])
-    sys.exit(told["code"])
-if "--query-gpu" in words:
-    fields = words["--query-gpu"].split(",")
-    for one in fields:
-        if newer.get(one, 0) > major or one not in {{**told["cards"][0], **newer}}:
-            print(f'Field "{{one}}" is not a valid field to query.\\n')
-            sys.exit(2)
-    for card in told["cards"]:
-        card["clocks_event_reasons.active"] = card["clocks_throttle_reasons.active"]
-        print(", ".join(str(card[one]) for one in fields))
-elif "--query-remapped-rows" in words:
-    for card in told["cards"]:
-        print(", ".join([card["uuid"], *told["remapped"]]) if told["remapped"] else "")
-elif "--query-compute-apps" in words:
-    for pid, _ in told["programs"]:
-        print(pid)
-elif "-L" in words:
-    for card in told["cards"]:
-        print(f"GPU {{card['index']}}: {{card['name']}} (UUID: {{card['uuid']}})")
-elif "-q" in words:
-    print("\\n==============NVSMI LOG==============\\n")
-    print(f"Driver Version                            : {{told['driver']}}")
-    print(f"CUDA Version                              : {{told['cuda']}}\\n")
-    print(f"Attached GPUs                             : {{len(told['cards'])}}")
-    for card in told["cards"]:
-        print(f"GPU {{card['pci.bus_id']}}")
-        mine = told["programs"] if card["index"] == 0 else []
-        print("    Processes" if mine else "    Processes                             : None")
-        for pid, name in mine:
-            print(f"        Process ID                        : {{pid}}")
-            print("            Type                          : C")
-            print(f"            Name                          : {{name}}")
-            print("            Used GPU Memory               : 1024 MiB")
+_SINCE = {"compute_cap": 495, "clocks_event_reasons.active": 535}  # fields and the drivers that brought them
+_PROGRAM = """\
+#!/bin/sh
+for w in "$@"; do case $w in
+  --query-gpu=*) q=${{w#*=}} ;;
+  --query-remapped-rows=*) printf '%s\\n' '{remapped}'; exit ;;
+  --query-compute-apps=*) printf '%s\\n' '{pids}'; exit ;;
+  -L) printf '%s\\n' '{listed}'; exit ;;
+  -q) printf '%s\\n' '{full}'; exit ;;
+esac; done
+IFS=,
+for f in $q; do
+  v=; case 0.$f in
+{arms}  *) printf 'Field "%s" is not a valid field to query.\\n\\n' "$f"; exit 2 ;; esac
+done
+rows='{rows}'
+IFS=' '; for r in $rows; do
+  l=; IFS=,
+  for f in $q; do
+    case $r.$f in
+{arms}    esac
+    l="$l${{l:+, }}$v"
+  done
+  printf '%s\\n' "$l"
+  IFS=' '
+done
 """
 
 
@@ -100,7 +84,43 @@ class Smi:
     code: int = 9
 
     def program(self) -> str:
-        """The text of the command."""
-        cards = [{**one, "driver_version": self.driver} for one in self.cards]
-        body = {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "cards": cards}
-        return PROGRAM.format(body=json.dumps(body))
+        """The text of the command, in plain sh: a node may have no Python."""
+        if self.words:
+            return f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(self.words)}\nexit {self.code}\n"
+        major = int(self.driver.split(".")[0])
+        told = [{**one, "driver_version": self.driver} for one in self.cards]
+        for one in told:
+            one["clocks_event_reasons.active"] = one["clocks_throttle_reasons.active"]
+        arms = "".join(
+            f"    {row}.{name}) v={shlex.quote(str(value))} ;;\n"
+            for row, one in enumerate(told)
+            for name, value in one.items()
+            if _SINCE.get(name, 0) <= major
+        )
+        return _PROGRAM.format(
+            rows=" ".join(str(row) for row in range(len(told))),
+            arms=arms,
+            remapped="\n".join(", ".join((one["uuid"], *self.remapped)) for one in told) if self.remapped else "",
+            pids="\n".join(str(pid) for pid, _ in self.programs),
+            listed="\n".join(f"GPU {one['index']}: {one['name']} (UUID: {one['uuid']})" for one in told),
+            full=self._full(),
+        )
+
+    def _full(self) -> str:
+        """Of -q: its head, and the programs of each card."""
+        lines = ["", "==============NVSMI LOG==============", ""]
+        lines += [f"Driver Version                            : {self.driver}"]
+        lines += [f"CUDA Version                              : {self.cuda}", ""]
+        lines += [f"Attached GPUs                             : {len(self.cards)}"]
+        for row, one in enumerate(self.cards):
+            mine = self.programs if row == 0 else ()
+            lines += [
+                f"GPU {one['pci.bus_id']}",
+                "    Processes" if mine else "    Processes                             : None",
+            ]
+            for pid, name in mine:
+                lines += [f"        Process ID                        : {pid}"]
+                lines += ["            Type                          : C"]
+                lines += [f"            Name                          : {name}"]
+                lines += ["            Used GPU Memory               : 1024 MiB"]
+        return "\n".join(lines)

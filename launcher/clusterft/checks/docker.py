@@ -164,7 +164,11 @@ def _down(name: str, docker: Docker) -> Finding:
         nodes=(name,),
         summary="Docker does not answer" if silent else "Docker is not running",
         evidence=docker.words,
-        fix=("sudo systemctl restart docker" if silent else _START, "sudo journalctl -u docker -n 50"),
+        fix=(
+            "sudo systemctl restart docker" if silent else _START,
+            *(("if it hangs again: sudo systemctl restart containerd docker",) if silent else ()),
+            "sudo journalctl -u docker -n 50",
+        ),
         needs_root=True,
         blast_radius=RESTARTS if silent else "a system service",
     )
