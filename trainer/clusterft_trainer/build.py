@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +21,13 @@ from clusterft_trainer.buckets import Epochs, Shape
 from clusterft_trainer.checkpoint import Identity, Keeper
 from clusterft_trainer.config import BuiltinSource, Ddp, FolderSource, Fsdp, TrainConfig
 from clusterft_trainer.config.sources import Source
-from clusterft_trainer.corpus import ingest
+from clusterft_trainer.corpus import ingest, keeping
 from clusterft_trainer.corpus.index import Index
 from clusterft_trainer.dataset import Pictures, Split
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine.base import Engine
 from clusterft_trainer.engine.ema import Ema
-from clusterft_trainer.errors import DataError, storing
+from clusterft_trainer.errors import DataError, TrainerError, storing
 from clusterft_trainer.held_out import HeldOut, split
 from clusterft_trainer.model import files, sdxl
 from clusterft_trainer.model.parts import Diffusion, Parts
@@ -62,7 +64,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     """Pictures first, then the model, then what moves it."""
     phase(place, "data")
     shared = run_dir.parent / ".clusterft"
-    index = gather(config, place, shared)
+    index = gather(config, place, run_dir)
     pictures = dist.together(lambda: arranged(config, index))
     shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
     epochs = dist.together(lambda: Epochs(pictures.assigned, config.seed, shape))
@@ -83,6 +85,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     learner = learn(config, place, parts, len(pictures.used))
     pictures.words, pictures.pinned = learner.encoders.words, place.device != "cpu"
     engine = learner.engine
+    left = dist.on_lead(place, lambda: keeping.left(run_dir))
     identity = Identity(
         seed=config.seed,
         data=_data_digest(config, pictures.index, broken),
@@ -98,7 +101,7 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
         pictures=pictures,
         epochs=epochs,
         shape=shape,
-        keeper=Keeper(run_dir / "checkpoints", config, identity, place),
+        keeper=Keeper(run_dir / "checkpoints", config, identity, place, left),
         ema=None if config.learn.ema is None else Ema(engine, config.learn.ema),
         sampler=sampler(config, pictures, run_dir, place),
         held_out=None
@@ -214,26 +217,59 @@ def _without(config: TrainConfig, pictures: Pictures, broken: np.ndarray) -> Pic
     return found
 
 
-def gather(config: TrainConfig, place: Place, shared: Path) -> Index:
-    """The index of all sources: rank 0 brings it up to date, every rank maps it."""
-
-    def ingested() -> tuple[Path, str]:
-        sources = [drawn(source, shared / "builtin") for source in config.data.sources]
-        cache = config.data.cache
-        npz = cache is not None and cache.npz
-        folder = shared / "index" / ingest.index_key(sources, config.data.problems, npz=npz)
-        found = ingest.ingest(
-            sources,
-            config.data.problems,
-            folder,
-            processes=_lookers(),
-            say=_Telling(place),
-            npz=npz,
-        )
-        return folder, found.digest
-
-    folder, digest = dist.on_lead(place, ingested)
+def gather(config: TrainConfig, place: Place, run_dir: Path) -> Index:
+    """The index of all sources: rank 0 settles which one, every rank maps it."""
+    folder, digest = dist.on_lead(place, lambda: _settled(config, place, run_dir))
     return dist.together(lambda: _mapped(folder, digest))
+
+
+def _settled(config: TrainConfig, place: Place, run_dir: Path) -> tuple[Path, str]:
+    """The index that this run began with, so that no attempt sees other pictures than those before it."""
+    shared = run_dir.parent / ".clusterft"
+    sources = [drawn(source, shared / "builtin") for source in config.data.sources]
+    cache = config.data.cache
+    npz, problems = cache is not None and cache.npz, config.data.problems
+    key = ingest.index_key(sources, problems, npz=npz)
+
+    def ingested() -> Index:
+        telling, lookers = _Telling(place), _lookers()
+        return ingest.ingest(sources, problems, shared / "index" / key, processes=lookers, say=telling, npz=npz)
+
+    mine = keeping.kept(run_dir)
+    begun = any((run_dir / "checkpoints").glob("step-*"))
+    # a restart within minutes does not look at the sources, a start by hand does
+    again = os.environ.get("CLUSTERFT_ATTEMPT") != os.environ.get("CLUSTERFT_FIRST_ATTEMPT")
+    if mine is not None and mine.key == key and (begun or again):
+        if not again:
+            _tell_changes(mine.index, place, ingested)
+        return mine.folder, mine.index.digest
+    fresh = ingested()
+    if mine is not None and mine.index.digest == fresh.digest:
+        return mine.folder, mine.index.digest  # other settings, and the same pictures
+    if begun and (mine is not None or not keeping.left(run_dir)):
+        return fresh.folder.parent, fresh.digest  # the checkpoint has the say
+    if mine is not None:
+        shutil.rmtree(mine.folder)  # nothing was trained with it
+    found = keeping.keep(fresh, run_dir, key)
+    return found.folder, found.index.digest
+
+
+def _tell_changes(began: Index, place: Place, ingested: Callable[[], Index]) -> None:
+    """Whether the sources are others now."""
+    try:
+        now = ingested()
+    except TrainerError as error:
+        say(
+            place,
+            f"The pictures cannot be read anew, and those that this run began with are taken: {error.message}",
+        )
+        return
+    if now.digest != began.digest:
+        say(
+            place,
+            f"Pictures or captions have changed since this run began: {len(began)} pictures then, {len(now)} now. "
+            "It goes on with those it began with; clusterft resume --new-data takes those of now.",
+        )
 
 
 def _mapped(folder: Path, digest: str) -> Index:

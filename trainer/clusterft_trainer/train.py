@@ -132,6 +132,9 @@ def resume(run: Run, found: Found) -> State:
     notes = run.keeper.restore(run.learner.engine, run.ema, found)
     m, now = found.manifest, run.shape.global_batch
     position = run.epochs.moved(found.state.position, m.global_batch)
+    if run.keeper.others(found):
+        position = Position(m.epoch + (m.sample > 0))  # what was seen of an epoch says nothing of other pictures
+        say(run.place, f"Other pictures from now on, from the beginning of epoch {position.epoch}.")
     sample = f"epoch {m.epoch}, sample {m.sample}"
     say(run.place, f"Training continues from step {m.step} ({found.folder}; {sample}).")
     if (m.engine, m.world, m.global_batch) != (run.learner.engine.kind, run.place.world, now):

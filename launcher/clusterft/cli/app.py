@@ -198,6 +198,10 @@ def resume(
         Path | None, typer.Option("--job", help="job.yaml with other settings; default: those it had.")
     ] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Go on although the settings differ.")] = False,
+    new_data: Annotated[
+        bool,
+        typer.Option("--new-data", help="Take pictures and captions as they are now, from the next epoch on."),
+    ] = False,
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
     no_preflight: Annotated[bool, typer.Option("--no-preflight", help="Start in spite of failed checks.")] = False,
@@ -206,7 +210,7 @@ def resume(
     """Go on with a run that is over, from its newest checkpoint, on the nodes there are now."""
     from clusterft.cli import resume as verb
 
-    return verb.run(verb.Options(run, job, hosts, cluster, changed, not no_preflight, as_json))
+    return verb.run(verb.Options(run, job, hosts, cluster, changed, not no_preflight, as_json, new_data))
 
 
 @_app.command()

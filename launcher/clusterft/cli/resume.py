@@ -32,6 +32,9 @@ from clusterft.spec import JobSpec
 from clusterft.ui import text, watch
 
 _ATTEMPTS = 'cd -- "$1/logs" 2>/dev/null && ls -d attempt-* 2>/dev/null; exit 0'
+# Where a run keeps no index the trainer reads the sources anew, and goes on with other pictures than a checkpoint
+# has where those were left.
+_LEAVE = '[ ! -d "$1/index" ] || mv -T -- "$1/index" "$1/index.left-$2"'
 _SECONDS = 20.0
 # What says how a run is carried out, not what it computes.
 _FREE = frozenset(
@@ -51,6 +54,7 @@ class Options:
     changed: bool
     preflight: bool
     as_json: bool
+    new_data: bool = False
 
 
 def run(options: Options) -> int:
@@ -128,10 +132,20 @@ def _planned(
     for line in text.findings(prepared.found):
         out(line)
     first = StageDone(f"{len(prepared.plan.nodes)} nodes checked", time.monotonic() - began)
+    if options.new_data:
+        _leave_data(found, prepared.plan.head.node.name, wanted.first_attempt)
     fresh = record.again(entry, prepared.plan, fleet, job, code)
     means = Means(job, lambda: values)
     tended = starting.in_hand(fresh, prepared, fleet, means, as_json=options.as_json)
     return tended, starting.opening(tended, prepared.plan, values, first, tree)
+
+
+def _leave_data(found: Located, head: str, attempt: int) -> None:
+    """Have the trainer take the pictures that are there now; what the run began with stays beside it."""
+    argv = ("sh", "-c", _LEAVE, "sh", str(found.run_dir), str(attempt))
+    done = found.fleet.remotes[head].run(argv, seconds=_SECONDS)
+    if done.code != 0:
+        raise Blocked(f"{found.run} cannot be given other pictures: {done.err.strip()}", (), effect="blocks")
 
 
 def _refuse_alive(found: Located) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,10 +18,12 @@ _MEANING = {
 }
 
 
-def refuse(found: Found, identity: Identity) -> None:
-    """Raise if the checkpoint belongs to another run than these settings describe."""
+def refuse(found: Found, identity: Identity, left: Sequence[str] = ()) -> None:
+    """Raise if the checkpoint belongs to another run than these settings tell; data that was `left` may differ."""
     wanted, had = asdict(identity), found.manifest.identity
     changed = [name for name in wanted if had.get(name) != wanted[name]]
+    if others(found, identity, left):
+        changed.remove("data")
     if changed:
         told = "; ".join(_MEANING[name] for name in changed)
         raise RunError(
@@ -29,6 +31,12 @@ def refuse(found: Found, identity: Identity) -> None:
             f"{found.folder} belongs to other settings than these. Changed: {told}.",
             "Restore them to continue, or begin a new run; an export can be its model:.",
         )
+
+
+def others(found: Found, identity: Identity, left: Sequence[str]) -> bool:
+    """Whether a checkpoint was written with pictures that the run was asked to leave; `left` are their digests."""
+    had = found.manifest.identity.get("data")
+    return had != identity.data and str(had).partition(":")[0] in left
 
 
 def told(found: Found, config: Mapping[str, Any]) -> list[str]:

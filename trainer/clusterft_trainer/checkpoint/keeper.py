@@ -50,8 +50,12 @@ class _Pending:
 class Keeper:
     """The checkpoints of one run, as one rank sees them."""
 
-    def __init__(self, folder: Path, config: TrainConfig, identity: Identity, place: Place) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, identity: Identity, place: Place, left: tuple[str, ...] = ()
+    ) -> None:
+        """`left`: digests of pictures that the run was asked to go on without."""
         self._folder = folder
+        self._left = left
         self._config = config
         self._identity = identity
         self._place = place
@@ -65,7 +69,7 @@ class Keeper:
         every, unread = dist.on_lead(self._place, lambda: manifest.survey(self._folder))
         broken = list(unread)
         for found in every:
-            changes.refuse(found, self._identity)
+            changes.refuse(found, self._identity, self._left)
             faults = self._faults(found)
             if not faults:
                 self._tell_passed_over(broken)
@@ -80,6 +84,10 @@ class Keeper:
                 "Check that storage; bring back a copy, or move the folder away to begin anew.",
             )
         return None
+
+    def others(self, found: Found) -> bool:
+        """Whether it was written with other pictures than those of now, as was asked for."""
+        return changes.others(found, self._identity, self._left)
 
     def _tell_passed_over(self, broken: list[str]) -> None:
         if self._place.leads:

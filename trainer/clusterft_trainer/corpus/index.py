@@ -2,8 +2,9 @@
 
 Owns how rows lie on disk: a folder with `index.json`, which names the generation that counts, and a folder for
 each generation with the rows and their sizes. A generation is written under another name, flushed and renamed, and
-only then named in `index.json`: a reader sees the old one or the new one, never half. The generation before stays,
-since runs may have it mapped. Refuses an index whose files are not those that were written.
+only then named in `index.json`: a reader sees the old one or the new one, never half. The generation before stays
+for who opens it at that moment; who works with one for long keeps it (`keeping`). Refuses an index whose files are
+not those that were written.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-_ROWS, _SIZES, _HEAD = "index.arrow", drafts.LOCKED, "index.json"
+_ROWS, _SIZES, HEAD = "index.arrow", drafts.LOCKED, "index.json"
+READ = (_ROWS, _SIZES)  # files of a generation that workers map
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ class _Batch:
 
 def read_head(folder: Path) -> Head:
     """What `index.json` says; refuses one of another version."""
-    path = folder / _HEAD
+    path = folder / HEAD
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("schema") != SCHEMA_NUMBER:
@@ -289,7 +291,7 @@ class Writer:
                 "bytes": lengths,
                 "sources": list(sources),
             }
-            replace(self.folder / _HEAD, json.dumps(body, indent=1))
+            replace(self.folder / HEAD, json.dumps(body, indent=1))
             for old in _generations(self.folder)[:-KEPT]:
                 shutil.rmtree(self.folder / old, ignore_errors=True)  # another ingest may be at it too
         return Index.open(self.folder)

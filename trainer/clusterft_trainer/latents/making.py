@@ -1,8 +1,8 @@
 """A cache made by many workers: agree on a plan, carry it out, have one of them finish it.
 
 Owns the order of these, and that a plan which was not carried out to its end is gone on with: so a rerun after any
-failure gives the very files that an undisturbed run gives. What is damaged is moved aside before a plan. Refuses to
-plan twice what nobody has finished.
+failure gives the very files that an undisturbed run gives. What is damaged is moved aside before a plan. Refuses
+to plan twice what nobody has finished.
 """
 
 from __future__ import annotations

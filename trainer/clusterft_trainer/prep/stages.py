@@ -8,7 +8,9 @@ cannot be encoded, if the settings say so: what can be encoded is done by then.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +30,7 @@ Stage = Literal["ingest", "latents", "text"]
 STAGES: tuple[Stage, ...] = ("ingest", "latents", "text")
 HOME = ".clusterft"  # in the shared directory
 WORK = "work"
+HELD = "held"  # indexes that workers have in use
 _MOST_LOOKERS = 8  # processes that look at pictures
 
 
@@ -72,8 +75,8 @@ def run(given: Asked, owner: str, stop: Stop, voice: Voice) -> None:
     """One worker from beginning to end."""
     from clusterft_trainer.latents.session import Session
 
-    with Session(given.home / WORK, owner, stop) as session:
-        index = ingested(given, session, voice)
+    with Session(given.home / WORK, owner, stop) as session, ExitStack() as held:
+        index = held.enter_context(_held(given, session, ingested(given, session, voice)))
         troubles: list[dict[str, str]] = []
         if given.wants("latents") or given.wants("text"):
             place = _settled()
@@ -86,6 +89,24 @@ def run(given: Asked, owner: str, stop: Stop, voice: Voice) -> None:
             if given.wants("text"):
                 _told(voice, "text states", encoding.texts(given, session, index, equipment, voice))
     _refuse(given, troubles)
+
+
+@contextmanager
+def _held(given: Asked, session: Session, index: Index) -> Iterator[Index]:
+    """The index as it is now, whatever others publish meanwhile; those of workers that have died are cleared."""
+    from clusterft_trainer.corpus import keeping
+
+    home = given.home / HELD
+    _clear_held(home, session)
+    with keeping.held(index, home / session.owner) as found:
+        yield found
+    _clear_held(home, session)  # who is silent is known by now
+
+
+def _clear_held(home: Path, session: Session) -> None:
+    for name in os.listdir(home) if home.is_dir() else ():
+        if name != session.owner and session.leases.ended(name):
+            shutil.rmtree(home / name, ignore_errors=True)  # another worker may be at it too
 
 
 def ingested(given: Asked, session: Session, voice: Voice) -> Index:

@@ -85,6 +85,7 @@ class Attempt:
             **self._secrets,
             "CLUSTERFT_LOG_DIR": str(self.logs),
             "CLUSTERFT_ATTEMPT": str(term.attempt),
+            "CLUSTERFT_FIRST_ATTEMPT": str(self._told.first_attempt),
             "CLUSTERFT_SUPERVISOR": f"{os.getpid()}:{start_time(os.getpid())}",
         }
         if self._told.survival.stagger:
