@@ -104,7 +104,9 @@ class ShellHand:
 
     def _write(self, details: Body) -> str:
         target = shlex.quote(f"{self._place}/{self._name}")
-        return f"printf %s {shlex.quote(str(details['nonce']))} >{target}.new && mv -f -- {target}.new {target}"
+        # A shell's own printf calls every error of writing an I/O error; cat names it.
+        nonce = shlex.quote(str(details["nonce"]))
+        return f"printf %s {nonce} | cat >{target}.new && mv -f -- {target}.new {target}"
 
     def _see(self, details: Body) -> str:
         """Once a second, and the directory is listed, so that a name which was not there is looked for again."""
