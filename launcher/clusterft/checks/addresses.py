@@ -1,58 +1,50 @@
 """Is the address by which the others dial a node really that node's, and does it lead there. Pure.
 
-What answered tells most: a boot id that is another machine's, or one's own. A neighbour's MAC alone proves
-nothing, as clouds and some radios answer for others; it counts only where the connection failed as well.
+Judges what the nodes say of themselves, and what `astray` makes of the port matrix. The line that mends most of it
+is one of the hostfile's, with an address that all nodes share.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from clusterft.checks import networks
+from clusterft.checks.astray import Trouble, own, troubles
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
 from clusterft.facts import Address, NodeFacts
-from clusterft.facts.links import Dial
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 
-_AWAY = 1.0  # seconds: a firewall refuses at once, a host that is not there takes three
 _SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """A try that an address explains: who else answered, if that is known, and under which MAC."""
-
-    dial: Dial
-    kind: Literal["answered", "mac", "nowhere"]
-    who: str = ""
-    mac: str = ""
 
 
 def dup_ip(seen: Examination) -> Iterator[Finding]:
     """net.dup-ip, by what the nodes say of themselves: one address on real interfaces of two machines."""
     told: set[str] = set()
     for node, ip in dialled(seen).items():
-        owners = [name for name in seen.survey.facts if _own(seen.survey.facts[name], ip)]
+        owners = [name for name in seen.survey.facts if own(seen.survey.facts[name], ip)]
         boots = {seen.survey.facts[name].boot_id for name in owners}
         if len(owners) < 2 or len(boots) < 2 or ip in told or node not in owners:
             continue
         told.add(ip)
-        lines = [f"{name}: {ip} on {_own(seen.survey.facts[name], ip)}" for name in owners]
+        lines = [f"{name}: {ip} on {own(seen.survey.facts[name], ip)}" for name in owners]
         others = tuple(name for name in owners if name != node)
         yield _duplicate(node, ip, others, "\n".join(lines), _removal(seen, others, ip))
-    for node in seen.survey.cluster.active:  # whoever has its address may be why it was not reached
+
+
+def dup_ip_unreached(seen: Examination) -> Iterator[Finding]:
+    """net.dup-ip, of a node that SSH does not find: another one may have its address."""
+    for node in seen.survey.cluster.active:
         if node.name in seen.survey.facts or node.addr is None:
             continue
         for name, facts in seen.survey.facts.items():
-            at, own = _own(facts, node.addr), dialled(seen).get(name)
-            if at and own != node.addr:
+            at, usual = own(facts, node.addr), dialled(seen).get(name)
+            if at and usual != node.addr:
                 fix = (*_removal(seen, (name,), node.addr), f"or correct addr= of {node.name} in the hostfile")
-                evidence = f"{name}: {node.addr} on {at}, beside {own}"
+                evidence = f"{name}: {node.addr} on {at}, beside {usual}"
                 yield _duplicate(node.name, node.addr, (name,), evidence, fix)
 
 
@@ -61,9 +53,9 @@ def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
     bad: dict[str, list[Trouble]] = {}
     for one in troubles(seen):
         ip = one.dial.address
-        if not _own(seen.survey.facts[one.dial.target], ip):
+        if not own(seen.survey.facts[one.dial.target], ip):
             continue  # not its own to begin with: another check's
-        if one.who in seen.survey.facts and _own(seen.survey.facts[one.who], ip):
+        if one.who in seen.survey.facts and own(seen.survey.facts[one.who], ip):
             continue  # told already, by the facts
         if one.kind == "mac" or (one.kind == "answered" and not one.who):
             bad.setdefault(one.dial.target, []).append(one)
@@ -81,10 +73,10 @@ def wrong_nic(seen: Examination) -> Iterator[Finding]:
         if ip is None or facts is None or not facts.addresses or networks.holder(facts, ip):
             continue
         for other, theirs in seen.survey.facts.items():
-            if theirs.boot_id != facts.boot_id and _own(theirs, ip):
+            if theirs.boot_id != facts.boot_id and own(theirs, ip):
                 yield _misplaced(
                     seen, (node.name,), f"{ip}, by which {node.name} is dialled, is an address of {other}",
-                    f"{other}: {ip} on {_own(theirs, ip)}; {node.name} has {_listed(facts)}",
+                    f"{other}: {ip} on {own(theirs, ip)}; {node.name} has {_listed(facts)}",
                 )  # fmt: skip
                 break
 
@@ -134,7 +126,7 @@ def public_addr(seen: Examination) -> Iterator[Finding]:
     """net.public-addr: the rendezvous store asks nobody who they are."""
     if len(seen.nodes) < 2:
         return
-    found = {name: ip for name, ip in dialled(seen).items() if (own := _ip(ip)) and own.is_global}
+    found = {name: ip for name, ip in dialled(seen).items() if (parsed := _ip(ip)) and parsed.is_global}
     if found:
         names = tuple(found)
         yield Finding(
@@ -191,18 +183,6 @@ def dialled(seen: Examination) -> dict[str, str]:
     return {name: place.ip for name, place in networks.choose(seen.survey).places.items()}
 
 
-def misled(seen: Examination) -> set[tuple[str, str]]:
-    """(source, target) of tries that an address explains; answers to whoever is taken for another go astray too."""
-    found = {(one.dial.source, one.dial.target) for one in troubles(seen)}
-    return found | {(one.dial.target, one.dial.source) for one in troubles(seen) if one.kind == "mac"}
-
-
-def troubles(seen: Examination) -> list[Trouble]:
-    """All of them."""
-    found = (_trouble(seen, one) for one in (seen.links.dials if seen.links else ()))
-    return [one for one in found if one]
-
-
 def proper(seen: Examination, names: tuple[str, ...]) -> tuple[str, ...]:
     """The hostfile's lines with addresses that do lead there, as far as they are known."""
     survey = seen.survey
@@ -236,51 +216,6 @@ def leading(seen: Examination, names: tuple[str, ...]) -> dict[str, str]:
 
 def _on(survey: Survey, cluster: object) -> Survey:
     return replace(survey, cluster=cluster)  # type: ignore[arg-type]
-
-
-def _trouble(seen: Examination, one: Dial) -> Trouble | None:
-    facts = seen.survey.facts.get(one.target)
-    if facts is None:
-        return None
-    if one.boot and facts.boot_id and one.boot != facts.boot_id:
-        who = next((name for name, each in seen.survey.facts.items() if each.boot_id == one.boot), "")
-        return Trouble(one, "answered", who)
-    if one.stranger == "it answers something else" and one.listened:
-        return Trouble(one, "answered")
-    if one.reached or not one.error:
-        return None
-    foreign = _foreign(seen, one)
-    if foreign:
-        return Trouble(one, "mac", _carrier(seen, foreign), foreign)
-    own = networks.holder(facts, one.address)
-    away = one.error == "no route to host" and one.seconds >= _AWAY
-    strange = bool(facts.addresses) and (own is None or bool(networks.virtual(own.interface)))
-    if one.error == "network is unreachable" or away or (strange and _ip(one.address) is not None):
-        return Trouble(one, "nowhere")
-    return None
-
-
-def _foreign(seen: Examination, one: Dial) -> str:
-    """The MAC that the sender takes for the target's, if it is none of its own, nor of a proxy for several."""
-    known = seen.links.macs if seen.links else {}
-    here, facts = known.get(one.source, {}), seen.survey.facts[one.target]
-    mac, own = here.get(one.address), {card.mac for card in facts.links or () if card.mac}
-    if mac is None or not own or mac in own:
-        return ""
-    if any(macs.get(one.address) in own for macs in known.values()):
-        return mac  # others find it where it is
-    return mac if len(known) < 3 and list(here.values()).count(mac) == 1 else ""
-
-
-def _carrier(seen: Examination, mac: str) -> str:
-    return next(
-        (name for name, each in seen.survey.facts.items() if any(card.mac == mac for card in each.links or ())), ""
-    )
-
-
-def _own(facts: NodeFacts, ip: str) -> str:
-    """The real interface on which a node has this address; empty if it has it on none."""
-    return next((one.interface for one in networks.real(facts) if one.ip == ip), "")
 
 
 def _own_elsewhere(seen: Examination, one: Trouble) -> bool:
@@ -352,8 +287,8 @@ def _evidence(seen: Examination, ones: list[Trouble]) -> Iterator[str]:
         if one.kind == "answered":
             told += f", and it is {one.who or one.dial.name or 'a machine that is none of the nodes'} that answers"
         elif one.kind == "mac":
-            own = [card.mac for card in seen.survey.facts[one.dial.target].links or () if card.mac]
-            told += f"; {one.dial.source} finds it at {one.mac}, and {one.dial.target} has {', '.join(own[:4])}"
+            macs = [card.mac for card in seen.survey.facts[one.dial.target].links or () if card.mac]
+            told += f"; {one.dial.source} finds it at {one.mac}, and {one.dial.target} has {', '.join(macs[:4])}"
         yield told
     if len(ones) > _SHOWN:
         yield f"and {len(ones) - _SHOWN} more"

@@ -100,34 +100,42 @@ def loss(seen: Examination) -> Iterator[Finding]:
 
 def linkspeed(seen: Examination) -> Iterator[Finding]:
     """net.linkspeed, by the cards: Wi-Fi, 100 Mbit/s, or much less than the others'."""
-    known = addresses.dialled(seen)
-    speeds: dict[str, int] = {}
-    for name, facts in seen.survey.facts.items():
-        at = networks.holder(facts, known.get(name, ""))
-        speed = networks.speed(facts, at.interface) if at else None
-        health = seen.health.get(name)
-        if at and len(seen.nodes) > 1 and health and at.interface in (health.network.wireless or ()):
-            yield _slow(
-                name, f"trains over Wi-Fi: {at.interface}", f"{known[name]} is on {at.interface}, a radio",
-                "radio", (f"connect {name} by cable, and give that address as addr= in the hostfile",),
-            )  # fmt: skip
-        elif speed and not networks.virtual(at.interface if at else ""):
-            speeds[name] = speed
     if len(seen.nodes) < 2:
         return
+    cards = {name: _card(seen, name)[0] for name in seen.survey.facts}
+    radios = [name for name, card in cards.items() if name in seen.health and card in _radios(seen, name)]
+    if radios:
+        yield _slow(
+            tuple(radios),
+            "trains over Wi-Fi",
+            "\n".join(f"{name}: {cards[name]} is a radio" for name in radios),
+            "the address that the others dial is that of a radio",
+            (f"connect {', '.join(radios)} by cable, and give those addresses as addr= in the hostfile",),
+        )
+    speeds = {
+        name: speed
+        for name, card in cards.items()
+        if name not in radios and (speed := networks.speed(seen.survey.facts[name], card))
+    }
+    same: dict[str, list[str]] = {}
     for name, speed in speeds.items():
         others = [each for other, each in speeds.items() if other != name]
         usual = statistics.median_low(others) if others else 0
         if speed <= 100 or speed * _FAR <= usual:
-            card = _card(seen, name)[0]
-            compared = f", and the others' at {networks.rate(int(usual))}" if speed * _FAR <= usual else ""
-            yield _slow(
-                name,
-                f"its link runs at {networks.rate(speed)}{compared}",
-                f"/sys/class/net/{card}/speed: {speed}",
-                "a cable with broken pairs, a slow switch port, or the wrong card",
-                _look(name, card),
-            )
+            compared = f", and the others' at {networks.rate(usual)}" if speed * _FAR <= usual else ""
+            same.setdefault(f"its link runs at {networks.rate(speed)}{compared}", []).append(name)
+    for summary, slow in same.items():
+        yield _slow(
+            tuple(slow),
+            summary,
+            "\n".join(f"{name}: /sys/class/net/{cards[name]}/speed: {speeds[name]}" for name in slow),
+            "a cable with broken pairs, a slow switch port, or the wrong card",
+            tuple(_negotiated(name, cards[name]) for name in slow),
+        )
+
+
+def _radios(seen: Examination, name: str) -> frozenset[str]:
+    return seen.health[name].network.wireless or frozenset()
 
 
 def linkspeed_measured(seen: Examination) -> Iterator[Finding]:
@@ -154,7 +162,11 @@ def linkspeed_measured(seen: Examination) -> Iterator[Finding]:
         pairs = [one for one in flows if name in (one.source, one.target)]
         lines = [f"{one.source} → {one.target}: {_rate(one.rate or 0)}" for one in pairs[:_SHOWN]]
         cause = "a limit that was set, a cable with broken pairs, a slow switch port, or a machine that was busy"
-        yield _slow(name, "its link is slow: " + "; ".join(told), "\n".join(lines), cause, _look(name, card))
+        fix = (
+            _negotiated(name, card),
+            f"on {name}: sudo tc qdisc del dev {card} root   if tc qdisc show dev {card} tells a limit",
+        )
+        yield _slow((name,), "its link is slow: " + "; ".join(told), "\n".join(lines), cause, fix)
 
 
 def slowest(flows: Iterable[Flow]) -> str:
@@ -242,18 +254,15 @@ def _below_card(seen: Examination, flows: list[Flow]) -> dict[str, list[str]]:
     return {name: [words] for name in ends}
 
 
-def _look(name: str, card: str) -> tuple[str, ...]:
-    return (
-        f"on {name}: sudo ethtool {card}   tells what was negotiated: try another cable, another switch port",
-        f"on {name}: sudo tc qdisc del dev {card} root   takes away a limit that tc qdisc show dev {card} tells",
-    )
+def _negotiated(name: str, card: str) -> str:
+    return f"on {name}: sudo ethtool {card}   tells what was negotiated: try another cable, another switch port"
 
 
-def _slow(name: str, summary: str, evidence: str, cause: str, fix: tuple[str, ...]) -> Finding:
+def _slow(nodes: tuple[str, ...], summary: str, evidence: str, cause: str, fix: tuple[str, ...]) -> Finding:
     return Finding(
         id="net.linkspeed",
         status="warn",
-        nodes=(name,),
+        nodes=nodes,
         summary=summary,
         evidence=evidence,
         cause=cause,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clusterft.checks import addresses, walls
+from clusterft.checks import astray, walls
 from clusterft.checks.examination import Examination
 from clusterft.checks.walls import Opening, Side
 from clusterft.facts.links import SPAN, Dial, Kind
@@ -66,17 +66,17 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
     """By node, in the hostfile's order; what a wrong address explains is left out."""
     if seen.links is None:
         return []
-    elsewhere = addresses.misled(seen)
+    elsewhere = astray.misled(seen)
     tried = [one for one in seen.links.of(kind) if not one.stranger and (one.source, one.target) not in elsewhere]
     sides: dict[tuple[str, Side], list[Dial]] = {}
     for one in tried:
         if one.reached:
             continue
         outward = _outward(seen, one, tried)
-        side: tuple[str, Side] = (one.source, "out") if outward else (one.target, "in")
+        place: tuple[str, Side] = (one.source, "out") if outward else (one.target, "in")
         if not outward and _answers_refused(seen, one, tried):
-            side = (one.source, "in")
-        sides.setdefault(side, []).append(one)
+            place = (one.source, "in")
+        sides.setdefault(place, []).append(one)
     found = []
     for node in seen.nodes:
         for side in _SIDES:

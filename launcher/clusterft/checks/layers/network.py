@@ -9,6 +9,7 @@ _AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")  # what then
 
 CHECKS: tuple[Check, ...] = (
     Check(("net.dup-ip",), addresses.dup_ip),
+    Check(("net.dup-ip",), addresses.dup_ip_unreached),
     Check(("nccl.bridge",), addresses.bridge),
     Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),
     Check(("net.wrong-nic",), addresses.wrong_nic, after=("net.dup-ip", "nccl.bridge")),

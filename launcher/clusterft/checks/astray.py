@@ -1,0 +1,94 @@
+"""Tries of the port matrix that an address explains: who else answered, or that nobody is there. Pure.
+
+A neighbour's MAC alone proves nothing, as clouds and some radios answer for others; it counts only where the
+connection failed, and others find the node elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Literal
+
+from clusterft.checks import networks
+from clusterft.checks.examination import Examination
+from clusterft.facts import NodeFacts
+from clusterft.facts.links import Dial
+
+_AWAY = 1.0  # seconds: a firewall refuses at once, a host that is not there takes three
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A try that an address explains: who else answered, if that is known, and under which MAC."""
+
+    dial: Dial
+    kind: Literal["answered", "mac", "nowhere"]
+    who: str = ""
+    mac: str = ""
+
+
+def misled(seen: Examination) -> set[tuple[str, str]]:
+    """(source, target) of tries that an address explains; answers to an impostor go astray too."""
+    found = {(one.dial.source, one.dial.target) for one in troubles(seen)}
+    return found | {(one.dial.target, one.dial.source) for one in troubles(seen) if one.kind == "mac"}
+
+
+def troubles(seen: Examination) -> list[Trouble]:
+    """All of them."""
+    found = (_trouble(seen, one) for one in (seen.links.dials if seen.links else ()))
+    return [one for one in found if one]
+
+
+def _trouble(seen: Examination, one: Dial) -> Trouble | None:
+    facts = seen.survey.facts.get(one.target)
+    if facts is None:
+        return None
+    if one.boot and facts.boot_id and one.boot != facts.boot_id:
+        who = next((name for name, each in seen.survey.facts.items() if each.boot_id == one.boot), "")
+        return Trouble(one, "answered", who)
+    if one.stranger == "it answers something else" and one.listened:
+        return Trouble(one, "answered")
+    if one.reached or not one.error:
+        return None
+    foreign = _foreign(seen, one)
+    if foreign:
+        return Trouble(one, "mac", _carrier(seen, foreign), foreign)
+    at = networks.holder(facts, one.address)
+    away = one.error == "no route to host" and one.seconds >= _AWAY
+    strange = bool(facts.addresses) and (at is None or bool(networks.virtual(at.interface)))
+    if one.error == "network is unreachable" or away or (strange and is_ip(one.address)):
+        return Trouble(one, "nowhere")
+    return None
+
+
+def _foreign(seen: Examination, one: Dial) -> str:
+    """The MAC that the sender takes for the target's, if it is none of its own, nor of a proxy for several."""
+    known = seen.links.macs if seen.links else {}
+    here, facts = known.get(one.source, {}), seen.survey.facts[one.target]
+    mac, own = here.get(one.address), {card.mac for card in facts.links or () if card.mac}
+    if mac is None or not own or mac in own:
+        return ""
+    if any(macs.get(one.address) in own for macs in known.values()):
+        return mac  # others find it where it is
+    return mac if len(known) < 3 and list(here.values()).count(mac) == 1 else ""
+
+
+def _carrier(seen: Examination, mac: str) -> str:
+    return next(
+        (name for name, each in seen.survey.facts.items() if any(card.mac == mac for card in each.links or ())), ""
+    )
+
+
+def own(facts: NodeFacts, ip: str) -> str:
+    """The real interface on which a node has this address; empty if it has it on none."""
+    return next((one.interface for one in networks.real(facts) if one.ip == ip), "")
+
+
+def is_ip(text: str) -> bool:
+    """Not a name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,583 @@
+"""Proves what doctor makes of ports, ways, addresses and interfaces: who is named, what mends it, else silence.
+
+Of the samples in tests/golden/doctor/network, iptables.txt is recorded from a lab node; nft_native.txt is written
+by hand after nft's documentation.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterft.checks import Survey, addresses, highlights, meeting, networks, report
+from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.layers import network, rendezvous
+from clusterft.facts import Address, Firewall, InfiniBand, Link, NodeFacts, frames, health
+from clusterft.facts import links as matrix
+from clusterft.facts.health import network as look
+from clusterft.facts.health.network import Chain, Listener, NetworkHealth
+from clusterft.facts.links import Dial, Flow, Links
+from clusterft.findings import Finding
+from clusterft.plan import network as plan
+from clusterft.probing import pairing
+
+NAMES = ("a", "b", "c")
+THREE = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
+WORD = "5eed5eed5eed5eed"
+GOLDEN = scenes.GOLDEN / "doctor" / "network"
+MAC = {"a": "02:00:00:00:00:0a", "b": "02:00:00:00:00:0b", "c": "02:00:00:00:00:0c"}
+HOST = {"a": 10, "b": 11, "c": 12}
+QUIET = NetworkHealth(wireless=frozenset(), listening=False, running=False)
+
+
+def ip(name: str, net: str = "10.0.0") -> str:
+    """A node's address in a network."""
+    return f"{net}.{HOST[name]}"
+
+
+def node(name: str, *more: Address, speed: int | None = 1000, mtu: int = 1500, **changes: Any) -> NodeFacts:
+    """A machine on one LAN, with Docker's usual bridge."""
+    own = (
+        Address("lo", "127.0.0.1", 8),
+        Address("eno1", ip(name), 24),
+        Address("docker0", "172.17.0.1", 16),
+        *more,
+    )
+    cards = {one.interface for one in more} - {"eno1", "lo", "docker0"}
+    links = (
+        Link("lo", True, 65536, None, None),
+        Link("eno1", True, mtu, MAC[name], speed),
+        Link("docker0", True, 1500, "02:42:00:00:00:01", None),
+        *(Link(card, True, 1500, "02:00:00:00:01:01", None) for card in sorted(cards)),
+    )
+    return scenes.facts(name, **{"addresses": own, "links": links, **changes})
+
+
+def survey(*known: NodeFacts, of: Any = THREE, **contacts: str) -> Survey:
+    """Three nodes that SSH reaches on the LAN."""
+    return scenes.survey(of, *(known or map(node, NAMES)), contacts=contacts or {name: ip(name) for name in NAMES})
+
+
+def dials(*failed: tuple[str, str, str, float], kind: str = "high", **changes: Any) -> tuple[Dial, ...]:
+    """All pairs reach each other, but for these: (source, target, error, seconds)."""
+    wrong = {(source, target): (error, seconds) for source, target, error, seconds in failed}
+    found = []
+    for source, target in permutations(NAMES, 2):
+        error, seconds = wrong.get((source, target), ("", 0.001))
+        one = Dial(
+            source, target, ip(target), 40000 if kind == "high" else 29500, kind, error=error, seconds=seconds
+        )  # type: ignore[arg-type]
+        one = one if error else replace(one, boot=f"boot-of-{target}", small=0.001, large=0.002, mss=1448)
+        found.append(replace(one, **changes.get(f"{source}{target}", {})))
+    return tuple(found)
+
+
+def seen(tried: Iterable[Dial] = (), **changes: Any) -> Examination:
+    """What doctor knows of the three."""
+    links = Links(addresses={name: ip(name) for name in NAMES}, dials=tuple(tried))
+    whole = Examination(
+        Wanted("cpu", contained=False),
+        survey(),
+        links=links,
+        health={name: _health(QUIET) for name in NAMES},
+    )
+    return replace(whole, **changes)
+
+
+def _health(of: NetworkHealth) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(network=of)
+
+
+def judged(what: Examination) -> list[Finding]:
+    """All that both layers have to say above info."""
+    found = report.judge(what, (*network.CHECKS, *rendezvous.CHECKS))
+    return [one for one in found if one.status in ("fail", "warn")]
+
+
+def one_of(what: Examination, identity: str) -> Finding:
+    """The only finding, of this id."""
+    found = judged(what)
+    assert [one.id for one in found] == [identity], [(one.id, one.nodes, one.summary) for one in found]
+    return found[0]
+
+
+# -- which network training uses ----------------------------------------------
+
+
+def test_a_bridge_that_every_node_has_is_never_chosen_and_is_said_to_be_one() -> None:
+    choice = networks.choose(survey())
+    assert {name: place.ip for name, place in choice.places.items()} == {name: ip(name) for name in NAMES}
+    assert {place.interface for place in choice.places.values()} == {"eno1"}
+    assert list(choice.others.values()) == ["docker0 is a bridge of Docker"]
+
+
+def test_the_fastest_network_that_all_share_is_chosen_over_the_one_of_ssh() -> None:
+    def fast(name: str) -> NodeFacts:
+        made = node(name, Address("enp65s0", ip(name, "192.168.100"), 24))
+        cards = tuple(replace(card, speed=25000) if card.name == "enp65s0" else card for card in made.links or ())
+        return replace(made, links=cards)
+
+    choice = networks.choose(survey(*map(fast, NAMES)))
+    assert {place.ip for place in choice.places.values()} == {ip(name, "192.168.100") for name in NAMES}
+    assert choice.why == "all nodes share it at 25 Gbit/s, and 10.0.0.0/24 at 1 Gbit/s"
+    lacking = (fast("a"), fast("b"), node("c"))
+    assert networks.choose(survey(*lacking)).places["a"].ip == ip("a")
+    cable_out = replace(
+        fast("c"), links=tuple(replace(one, up=one.name != "enp65s0") for one in fast("c").links or ())
+    )
+    assert networks.choose(survey(fast("a"), fast("b"), cable_out)).places["a"].ip == ip("a")
+
+
+@pytest.mark.parametrize(
+    ("interface", "net", "why"),
+    [("tailscale0", "100.64.0", "tailscale0, which is a VPN"), ("wg0", "10.8.0", "wg0, which is a VPN"),
+     ("virbr0", "192.168.122", "a bridge for virtual machines")],
+)  # fmt: skip
+def test_where_ssh_goes_through_a_vpn_the_nodes_own_network_is_chosen(interface: str, net: str, why: str) -> None:
+    known = [node(name, Address(interface, ip(name, net), 24)) for name in NAMES]
+    choice = networks.choose(survey(*known, **{name: ip(name, net) for name in NAMES}))
+    assert {place.interface for place in choice.places.values()} == {"eno1"} and why in choice.why
+
+
+def test_without_another_network_the_vpn_it_is() -> None:
+    known = [
+        scenes.facts(name, addresses=(Address("wg0", ip(name, "10.8.0"), 24),), controller_route=("wg0", ip(name)))
+        for name in NAMES
+    ]
+    choice = networks.choose(survey(*known, **{name: ip(name, "10.8.0") for name in NAMES}))
+    assert {place.ip for place in choice.places.values()} == {ip(name, "10.8.0") for name in NAMES}
+
+
+def test_a_public_or_forwarded_contact_gives_way_to_what_all_share() -> None:
+    public = networks.choose(survey(**{name: f"8.8.4.{HOST[name]}" for name in NAMES}))
+    assert {place.ip for place in public.places.values()} == {ip(name) for name in NAMES}
+    assert "no address of its own" in public.why
+    one_door = networks.choose(survey(**dict.fromkeys(NAMES, "203.0.113.9")))
+    assert {place.ip for place in one_door.places.values()} == {ip(name) for name in NAMES}
+
+
+def test_the_same_address_on_all_is_no_network() -> None:
+    known = [scenes.facts(name, addresses=(Address("eth0", "10.0.2.15", 24),)) for name in NAMES]
+    choice = networks.choose(survey(*known))
+    assert {name: place.ip for name, place in choice.places.items()} == {name: ip(name) for name in NAMES}
+
+
+def test_addr_of_the_hostfile_is_always_taken() -> None:
+    given = scenes.cluster("a slots=1\nb slots=1 addr=10.99.0.5\nc slots=1\n")
+    places = networks.choose(survey(of=given)).places
+    assert {name: place.ip for name, place in places.items()} == {"a": ip("a"), "b": "10.99.0.5", "c": ip("c")}
+    assert plan.solve(survey(of=given))["b"].ip == "10.99.0.5"
+
+
+# -- who is tried -------------------------------------------------------------
+
+
+@given(st.integers(1, 100))
+def test_every_node_dials_and_is_dialled_and_large_clusters_cost_little_more(count: int) -> None:
+    nodes = tuple(f"n{place}" for place in range(count))
+    chosen = pairing.targets(nodes)
+    dialled = [to for others in chosen.values() for to in others]
+    assert all(name not in chosen[name] and len(set(chosen[name])) == len(chosen[name]) for name in nodes)
+    if count <= pairing.ALL:
+        assert len(dialled) == count * (count - 1) and not pairing.sampled(nodes)
+    else:
+        assert len(dialled) <= 2 * count * count.bit_length() and {dialled.count(name) for name in nodes} == {
+            len(chosen["n0"])
+        }
+        assert f"{len(dialled)} of {count * (count - 1)} pairs" in pairing.sampled(nodes)
+    for pairs in pairing.matchings(nodes):
+        busy = [name for pair in pairs for name in pair]
+        assert len(busy) == len(set(busy))
+
+
+# -- ports --------------------------------------------------------------------
+
+
+def test_all_well_is_silence() -> None:
+    assert judged(seen(dials())) == []
+    assert judged(seen((*dials(), *dials(kind="rendezvous")))) == []
+
+
+def test_the_node_that_nobody_reaches_is_named_with_its_own_firewalls_line() -> None:
+    shut = dials(("a", "b", "timed out", 4.0), ("c", "b", "timed out", 4.0))
+    one = one_of(seen(shut), "net.high-ports")
+    assert one.nodes == ("b",) and one.status == "fail" and one.needs_root
+    assert one.fix[0] == "on b: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp -j ACCEPT"
+    assert "cloud" in one.fix[1] and "50000 51000" in one.fix[2]
+    assert "new connections from a and c to high ports on b do not come about" in one.summary
+    assert "in silence" in one.cause
+
+
+@pytest.mark.parametrize(
+    ("wall", "health", "line"),
+    [
+        (Firewall(True, None, None), QUIET, "on b: sudo ufw allow from 10.0.0.0/24"),
+        (Firewall(None, True, None), QUIET,
+         "on b: sudo firewall-cmd --permanent --zone=trusted --add-source=10.0.0.0/24"),
+        (Firewall(False, False, ("x",)),
+         replace(QUIET, chains=(Chain("inet", "firewall", "inbound", "input", "drop"),
+                                Chain("ip", "filter", "INPUT", "input", "accept"))),
+         "on b: sudo nft insert rule inet firewall inbound ip saddr 10.0.0.0/24 accept"),
+        (None, QUIET, "on b: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp -j ACCEPT"),
+    ],
+)  # fmt: skip
+def test_the_line_is_for_whatever_manages_that_nodes_firewall(
+    wall: Firewall | None, health: NetworkHealth, line: str
+) -> None:
+    known = survey(node("a"), node("b", firewall=wall), node("c"))
+    shut = dials(("a", "b", "no route to host", 0.0), ("c", "b", "no route to host", 0.0))
+    what = seen(shut, survey=known, health={"a": _health(QUIET), "b": _health(health), "c": _health(QUIET)})
+    one = one_of(what, "net.high-ports")
+    assert one.fix[0] == line and "refuses the rest at once" in one.cause
+    assert all(shlex.split(step.partition(": ")[2]) for step in one.fix if step.startswith("on b: "))
+
+
+def test_the_rendezvous_port_blocks_where_the_head_has_it_and_warns_elsewhere() -> None:
+    head = dials(("b", "a", "timed out", 4.0), ("c", "a", "timed out", 4.0), kind="rendezvous")
+    one = one_of(seen((*dials(), *head)), "net.master-port")
+    assert (one.status, one.nodes) == ("fail", ("a",))
+    assert one.fix[0] == "on a: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp --dport 29500:29627 -j ACCEPT"
+    other = dials(("a", "b", "timed out", 4.0), ("c", "b", "timed out", 4.0), kind="rendezvous")
+    one = one_of(seen((*dials(), *other)), "net.master-port")
+    assert (one.status, one.nodes) == ("warn", ("b",)) and "once a is lost" in one.summary
+
+
+def test_where_all_high_ports_are_shut_the_rendezvous_port_is_not_told_as_well() -> None:
+    both = [*dials(("b", "a", "timed out", 4.0), ("c", "a", "timed out", 4.0))]
+    both += dials(("b", "a", "timed out", 4.0), ("c", "a", "timed out", 4.0), kind="rendezvous")
+    assert one_of(seen(both), "net.high-ports").nodes == ("a",)
+
+
+def test_nodes_that_the_same_line_opens_are_one_finding() -> None:
+    shut = dials(*((one, other, "timed out", 4.0) for one, other in permutations(NAMES, 2)))
+    one = one_of(seen(shut), "net.high-ports")
+    assert one.nodes == NAMES and one.fix[0].startswith("on each of a, b, c: sudo iptables")
+
+
+def test_one_direction_names_the_node_that_does_not_let_in() -> None:
+    one = one_of(seen(dials(("a", "b", "timed out", 4.0))), "net.high-ports")
+    assert one.nodes == ("b",) and "c can" in one.cause
+
+
+def test_a_new_node_that_the_others_do_not_let_in_is_not_blamed_for_it() -> None:
+    shut = dials(("a", "b", "timed out", 4.0), ("a", "c", "timed out", 4.0))
+    assert {name for one in judged(seen(shut)) for name in one.nodes} == {"b", "c"}
+
+
+def test_a_sender_is_named_where_its_own_rules_are_known_to_refuse() -> None:
+    shut = dials(("a", "b", "timed out", 4.0), ("a", "c", "timed out", 4.0))
+    own = {name: _health(replace(QUIET, refusing=frozenset({"OUTPUT"} if name == "a" else ()))) for name in NAMES}
+    one = one_of(seen(shut, health=own), "net.high-ports")
+    assert one.nodes == ("a",) and one.fix[0] == "on a: sudo iptables -I OUTPUT -d 10.0.0.0/24 -p tcp -j ACCEPT"
+
+
+def test_rules_that_keep_out_even_answers_are_one_nodes_fault() -> None:
+    shut = dials(("a", "b", "timed out", 4.0), ("c", "b", "timed out", 4.0), ("b", "a", "timed out", 4.0),
+                 ("b", "c", "timed out", 4.0))  # fmt: skip
+    one = one_of(seen(shut), "net.high-ports")
+    assert one.nodes == ("b",) and "from a and c" in one.summary
+
+
+def test_where_nobody_listens_a_refusal_is_an_answer() -> None:
+    refused = [replace(one, listened=one.target != "b", small=None, large=None, boot="") for one in dials(
+        ("a", "b", "connection refused", 0.0), ("c", "b", "connection refused", 0.0))]  # fmt: skip
+    assert judged(seen(refused)) == []
+    silent = [replace(one, error="timed out") if one.target == "b" else one for one in refused]
+    assert one_of(seen(silent), "net.high-ports").nodes == ("b",)
+
+
+def test_what_a_program_tells_is_taken_with_care() -> None:
+    assert matrix.dial(
+        "a", "high", {"to": "b", "error": "No route to host", "seconds": "x", "mss": -4, "lost": 3}
+    ) == (Dial("a", "b", "None", 0, "high", error="no route to host"))
+    assert matrix.flow("a", "b", {"rate": float("1e99"), "again": True, "pings": "9"}) == Flow("a", "b")
+
+
+# -- addresses ----------------------------------------------------------------
+
+
+def misplaced(addr: str, *failed: tuple[str, str, str, float], **changes: Any) -> Examination:
+    """b is dialled at another address."""
+    cluster = scenes.cluster(f"a slots=1\nb slots=1 addr={addr}\nc slots=1\n")
+    tried = [replace(one, address=addr) if one.target == "b" else one for one in dials(*failed)]
+    links = Links({**{name: ip(name) for name in NAMES}, "b": addr}, tuple(tried))
+    return seen(survey=survey(of=cluster), links=links, **changes)
+
+
+@pytest.mark.parametrize("error", [("timed out", 4.0), ("no route to host", 3.1), ("network is unreachable", 0.0)])
+def test_an_address_that_leads_nowhere_is_named_with_the_hostfiles_line(error: tuple[str, float]) -> None:
+    one = one_of(misplaced("10.99.0.5", ("a", "b", *error), ("c", "b", *error)), "net.wrong-nic")
+    assert one.nodes == ("b",) and one.fix == ("in rack, line 2: b slots=1 addr=10.0.0.11",)
+
+
+def test_a_network_that_one_node_is_cut_off_from_is_that_nodes_and_another_one_is_offered() -> None:
+    gone = ("no route to host", 3.1)
+    shut = dials(("a", "b", *gone), ("c", "b", *gone), ("b", "a", *gone), ("b", "c", *gone))
+    links = Links({name: ip(name) for name in NAMES}, shut, elsewhere={name: ip(name, "10.1.0") for name in NAMES})
+    one = one_of(seen(links=links), "net.wrong-nic")
+    assert one.nodes == ("b",) and one.fix[0] == "in rack, line 1: a slots=1 addr=10.1.0.10"
+
+
+def test_one_address_on_two_machines_is_told_whoever_answers() -> None:
+    twice = survey(node("a"), node("b"), node("c", Address("eno1", ip("b"), 24)))
+    one = one_of(seen(dials(), survey=twice), "net.dup-ip")
+    assert one.nodes == ("b", "c") and one.fix[0] == "on c: sudo ip addr del 10.0.0.11/24 dev eno1"
+
+
+def test_a_node_that_ssh_no_longer_finds_because_another_has_its_address() -> None:
+    cluster = scenes.cluster("a slots=1\nb slots=1 addr=10.0.0.11\nc slots=1\n")
+    known = scenes.survey(cluster, node("a"), node("c", Address("eno1", ip("b"), 24)), lost="b",
+                          contacts={"a": ip("a"), "c": ip("c")})  # fmt: skip
+    found = list(addresses.dup_ip_unreached(seen(survey=known, links=None)))
+    assert [one.nodes for one in found] == [("b", "c")]
+
+
+def test_a_machine_that_is_none_of_the_nodes_is_found_by_who_answers() -> None:
+    tried = dials(ab={"boot": "boot-of-a-stranger"})
+    one = one_of(seen(tried), "net.dup-ip")
+    assert one.nodes == ("b",) and "none of the nodes" in one.evidence and "arping" in one.fix[0]
+
+
+def test_a_foreign_mac_counts_only_where_the_connection_failed_and_others_know_better() -> None:
+    macs = {"a": {ip("b"): "de:ad:be:ef:00:01", ip("c"): MAC["c"]}, "c": {ip("b"): MAC["b"]}}
+    shut = dials(("a", "b", "connection refused", 0.0))
+    links = Links({name: ip(name) for name in NAMES}, shut, macs=macs)
+    one = one_of(seen(links=links), "net.dup-ip")
+    assert one.nodes == ("b",) and "de:ad:be:ef:00:01" in one.fix[0]
+    assert judged(seen(links=replace(links, dials=dials()))) == []
+    cloud = {name: {ip(other): "12:34:56:78:9a:bc" for other in NAMES if other != name} for name in NAMES}
+    assert [one.id for one in judged(seen(links=replace(links, macs=cloud)))] == ["net.high-ports"]
+
+
+def test_a_bridge_matters_only_where_it_is_dialled() -> None:
+    one = one_of(misplaced("172.17.0.1"), "nccl.bridge")
+    assert one.nodes == ("b",) and one.fix == ("in rack, line 2: b slots=1 addr=10.0.0.11",)
+
+
+def test_public_addresses_are_a_warning_and_private_and_shared_ones_are_not() -> None:
+    known = [scenes.facts(name, addresses=(Address("eth0", f"8.8.{HOST[name]}.4", 24),)) for name in NAMES]
+    links = Links({name: f"8.8.{HOST[name]}.4" for name in NAMES})
+    one = one_of(seen(survey=survey(*known), links=links), "net.public-addr")
+    assert one.nodes == NAMES and one.status == "warn"
+    for net in ("100.64.0", "192.168.1", "172.20.0", "198.18.0"):
+        shared = Links({name: ip(name, net) for name in NAMES})
+        assert list(addresses.public_addr(seen(links=shared))) == []
+
+
+def test_two_cables_in_one_subnet_are_told_and_a_laptop_on_cable_and_radio_is_not() -> None:
+    twice = survey(node("a"), node("b", Address("eno2", "10.0.0.77", 24)), node("c"))
+    one = one_of(seen(dials(), survey=twice), "net.dup-route")
+    assert one.nodes == ("b",) and one.fix[0] == "on b: sudo ip addr del 10.0.0.77/24 dev eno2"
+    radio = {name: _health(replace(QUIET, wireless=frozenset({"eno2"}))) for name in NAMES}
+    assert judged(seen(dials(), survey=twice, health=radio)) == []
+    routes = ((ip("a"), "eno2", "10.0.0.77"),)
+    by_radio = survey(node("a"), node("b", Address("eno2", "10.0.0.77", 24), routes=routes), node("c"))
+    assert [one.id for one in judged(seen(dials(), survey=by_radio, health=radio))] == ["net.dup-route"]
+
+
+# -- what the way carries -----------------------------------------------------
+
+
+STALL: dict[str, Any] = {"large": None, "lost": ("large", "timed out", "there")}
+
+
+def test_jumbo_frames_over_a_common_switch_name_the_two_ends() -> None:
+    known = survey(node("a", mtu=9000), node("b", mtu=9000), node("c"))
+    tried = dials(ab={**STALL, "passes": 1500, "mss": 8948}, ba={**STALL, "passes": 1500, "mss": 8948})
+    one = one_of(seen(tried, survey=known), "net.mtu")
+    assert one.nodes == ("a", "b") and one.fix[0] == "on a: sudo ip link set eno1 mtu 1500" and len(one.fix) == 4
+    assert "MSS 8948" in one.evidence and "a eno1 9000, b eno1 9000, c eno1 1500" in one.evidence
+
+
+def test_a_narrow_way_names_the_node_behind_it_and_what_passes() -> None:
+    back = {**STALL, "lost": ("large", "timed out", "back"), "passes": 1400}
+    there = {**STALL, "passes": 1400}
+    one = one_of(seen(dials(ab=there, cb=there, ba=back, bc=back)), "net.mtu")
+    assert one.nodes == ("b",) and one.fix[0] == "on b: sudo ip link set eno1 mtu 1400"
+
+
+def flows(*lossy: str, rate: dict[str, float] | None = None, again: int = 9) -> tuple[Flow, ...]:
+    """All pairs, with what was lost of the ways named, and rates of those nodes in bytes a second."""
+    slow = rate or {}
+    return tuple(
+        Flow(
+            one,
+            other,
+            min(slow.get(one, 1.1e9), slow.get(other, 1.1e9)),
+            800,
+            again if one + other in lossy else 0,
+        )
+        for one, other in permutations(NAMES, 2)
+    )
+
+
+def carried(*what: Flow) -> Examination:
+    """With these measurements."""
+    return seen(links=Links({name: ip(name) for name in NAMES}, dials(), what))
+
+
+def test_loss_names_the_node_that_all_bad_ways_have_in_common() -> None:
+    one = one_of(carried(*flows("ab", "bc", "cb")), "net.loss")
+    assert one.nodes == ("b",) and one.fix[0].startswith("replace the cable of eno1 on b")
+    assert one_of(carried(*flows("ab", "ba")), "net.loss").nodes == ("a", "b")
+    assert judged(carried(*flows("ab", again=1))) == []
+
+
+def test_a_slow_link_is_measured_against_the_others_and_a_busy_machine_is_none() -> None:
+    one = one_of(carried(*flows(rate={"b": 1.2e6})), "net.linkspeed")
+    assert one.nodes == ("b",) and "9.6 Mbit/s" in one.summary and "8.8 Gbit/s" in one.summary
+    assert judged(carried(*flows(rate={"b": 0.25e9}))) == []
+
+
+def test_a_card_at_a_tenth_of_the_others_is_named() -> None:
+    known = survey(node("a", speed=10000), node("b", speed=1000), node("c", speed=10000))
+    one = one_of(seen(dials(), survey=known), "net.linkspeed")
+    assert one.nodes == ("b",) and "1 Gbit/s, and the others' at 10 Gbit/s" in one.summary
+    equal = survey(*(node(name, speed=100) for name in NAMES))
+    assert one_of(seen(dials(), survey=equal), "net.linkspeed").nodes == NAMES
+    mixed = survey(node("a", speed=2500), node("b", speed=1000), node("c", speed=None))
+    assert judged(seen(dials(), survey=mixed)) == []
+
+
+def test_training_over_wifi_is_told() -> None:
+    radio = {"b": _health(replace(QUIET, wireless=frozenset({"eno1"}))), "a": _health(QUIET), "c": _health(QUIET)}
+    assert one_of(seen(dials(), health=radio), "net.linkspeed").nodes == ("b",)
+
+
+def test_the_slowest_pair_is_shown_beside_a_network_that_is_well() -> None:
+    measured = carried(Flow("a", "b", 1.1725e9), Flow("b", "a", 1.17625e9), Flow("a", "c", 1.2e9))
+    shown = highlights.of(replace(measured, health={}))
+    assert shown["network"] == "9.38 Gbit/s a→b, 9.41 back"
+
+
+# -- rendezvous ---------------------------------------------------------------
+
+
+def asking(directory: Path, more: str, device: str = "cuda") -> Wanted:
+    """A job with an env: of its own."""
+    text = scenes.JOB.replace("device: cpu", f"device: {device}").replace("builtin:tiny", "/models/sdxl") + more
+    return Wanted("cuda" if device == "cuda" else "cpu", contained=False, job=scenes.job(text, directory))
+
+
+@pytest.mark.parametrize(
+    ("value", "lacking"),
+    [("eno1", ()), ("=eno1", ()), ("en", ()), ("^docker,lo", ()), ("eth0", NAMES), ("=eno", NAMES),
+     ("eno2,eth", ("a", "c"))],
+)  # fmt: skip
+def test_an_interface_that_env_names_must_be_there(value: str, lacking: tuple[str, ...], tmp_path: Path) -> None:
+    wanted = asking(tmp_path, f"env: {{NCCL_SOCKET_IFNAME: '{value}'}}\n")
+    known = survey(node("a"), node("b", Address("eno2", "10.5.0.1", 24)), node("c"))
+    found = [one for one in meeting.ifname(seen(wanted=wanted, survey=known))]
+    assert tuple(name for one in found for name in one.nodes) == lacking
+    assert all("remove NCCL_SOCKET_IFNAME" in one.fix[0] for one in found)
+
+
+def test_a_bridge_that_env_names_leads_every_node_to_itself(tmp_path: Path) -> None:
+    one = one_of(seen(dials(), wanted=asking(tmp_path, "env: {GLOO_SOCKET_IFNAME: docker0}\n")), "nccl.bridge")
+    assert one.nodes == NAMES
+
+
+FABRIC = (InfiniBand("mlx5_0", 1, "ACTIVE", "200 Gb/sec (4X HDR)", "InfiniBand", "ib0"),)
+
+
+def with_fabric(tmp_path: Path, more: str = "", **ports: tuple[InfiniBand, ...]) -> Examination:
+    """Nodes with these RDMA ports."""
+    known = (node(name, infiniband=ports.get(name, ())) for name in NAMES)
+    return seen(dials(), survey=survey(*known), wanted=asking(tmp_path, more))
+
+
+def test_infiniband_on_some_nodes_only_blocks_unless_it_is_switched_off(tmp_path: Path) -> None:
+    one = one_of(with_fabric(tmp_path, a=FABRIC, b=FABRIC), "nccl.net-mix")
+    assert (one.nodes, one.status) == (("c",), "fail") and "NCCL_IB_DISABLE" in one.fix[0]
+    assert judged(with_fabric(tmp_path, "env: {NCCL_IB_DISABLE: '1'}\n", a=FABRIC)) == []
+    assert judged(with_fabric(tmp_path, a=FABRIC, b=FABRIC, c=FABRIC)) == []
+    assert judged(with_fabric(tmp_path)) == []
+    roce = (replace(FABRIC[0], link_layer="Ethernet"),)
+    assert one_of(with_fabric(tmp_path, a=roce), "nccl.net-mix").status == "warn"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"state": "INIT"}, "subnet manager"), ({"rate": "40 Gb/sec (4X QDR)"}, "full rate")]
+)
+def test_a_port_that_is_not_like_its_like_is_named(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    two = (*FABRIC, replace(FABRIC[0], device="mlx5_1"))
+    odd = (FABRIC[0], replace(two[1], **change))
+    one = one_of(with_fabric(tmp_path, a=two, b=two, c=odd), "nccl.ib-timeout")
+    assert one.nodes == ("c",) and words in one.cause and "mlx5_1" in one.summary
+
+
+def busy(who: tuple[Listener, ...], *, at: str = "a", running: bool = False) -> Examination:
+    """Somebody on the port."""
+    known = survey(*(node(name, listening=frozenset({22, 29500} if name == at else {22})) for name in NAMES))
+    own = replace(QUIET, listening=True, listeners=who, running=running)
+    return seen(dials(), survey=known, health={**{name: _health(QUIET) for name in NAMES}, at: _health(own)})
+
+
+def test_who_is_on_the_port_is_told_and_a_run_of_ours_is_none() -> None:
+    one = one_of(busy((Listener(31, "python3 -m http.server 29500"),)), "rdzv.inuse")
+    assert (one.nodes, one.status) == (("a",), "warn") and "29501" in one.summary
+    assert one.fix[0].startswith("on a: sudo kill 31") and one.fix[1] == "or port: 29501 in job.yaml"
+    assert "it matters once a is lost" in one_of(busy((), at="b"), "rdzv.inuse").summary
+    assert judged(busy((Listener(31, "/usr/bin/python3 -m clusterft_trainer.supervisor run"),))) == []
+    assert judged(busy((), running=True)) == []
+    full = survey(node("a", listening=frozenset({22, *range(29500, 29564)})), node("b"), node("c"))
+    found = list(meeting.inuse(replace(busy(()), survey=full)))
+    assert [(one.status, one.nodes) for one in found] == [("fail", ("a",))]
+
+
+def test_unreadable_is_unknown() -> None:
+    blind = survey(*(scenes.facts(name, listening=None) for name in NAMES))
+    found = report.judge(seen(survey=blind, wanted=Wanted("cuda")), (*network.CHECKS, *rendezvous.CHECKS))
+    unknown = {one.id for one in found if one.status == "unknown"}
+    assert unknown == {"net.dup-route", "rdzv.inuse", "nccl.net-mix"}
+    assert not any(one.status in ("fail", "warn") for one in found)
+
+
+# -- what a node's shell says -------------------------------------------------
+
+
+def sample(name: str) -> NetworkHealth:
+    """A recorded answer."""
+    asked = health.Asked(WORD)
+    names = (*look.sections(asked), *look.stages(asked))
+    return look.parse(frames.framed((GOLDEN / f"{name}.txt").read_text(), WORD, names), asked)
+
+
+def test_a_node_with_iptables() -> None:
+    found = sample("iptables")
+    assert found.listening and found.listeners == (Listener(31, "python3 -m http.server 29500"),)
+    assert found.refusing == {"INPUT"} and found.iptables and found.chains is None
+    assert found.running is False and found.wireless == frozenset()
+
+
+def test_a_node_with_nftables_of_its_own() -> None:
+    found = sample("nft_native")
+    assert found.chains == (
+        Chain("inet", "firewall", "inbound", "input", "drop"),
+        Chain("ip", "filter", "INPUT", "input", "accept"),
+        Chain("inet", "firewall", "outbound", "output", "accept"),
+    )
+    assert found.wireless == {"wlp3s0"} and found.running and found.listening is False and found.refusing is None
+    assert found.neighbours and len(found.neighbours) == 3
+
+
+@given(st.dictionaries(st.sampled_from(["neighbours", "wireless", "running", "listeners", "rules"]), st.text()))
+def test_hostile_answers_do_not_break_the_parser(said: dict[str, str]) -> None:
+    whole = dict.fromkeys(("neighbours", "wireless", "running", "listeners", "rules"), "") | said
+    look.parse({f"net.{key}": text for key, text in whole.items()}, health.Asked(WORD))
+
+
+def test_a_shell_that_says_nothing_leaves_all_unknown() -> None:
+    empty = {f"net.{key}": "" for key in ("neighbours", "wireless", "running", "listeners", "rules")}
+    assert look.parse(empty, health.Asked(WORD)) == NetworkHealth()
