@@ -2,12 +2,12 @@
 
 Torch-free, and pure but for the reader that is handed in. Owns the vocabulary of the others (`known`), how their
 files are read (`shell`, `command`, `tables`), the rules from their settings to ours (`what`, `learning`,
-`optimizers`, `aim`, `course`, `machine`, `conflicts`) and the page that comes out. Refuses to drop a flag
-silently, to write a secret, and to write a job that our own validation would refuse.
+`optimizers`, `aim`, `course`, `machine`, `sources`, `cache`, `conflicts`) and the page that comes out. Refuses to
+drop a flag silently, to write a secret, and to write a job that our own validation would refuse.
 """
 
 from clusterft_trainer.migrate.found import Migration as Migration
 from clusterft_trainer.migrate.found import Unmatched as Unmatched
+from clusterft_trainer.migrate.here import beside as beside
 from clusterft_trainer.migrate.page import report as report
-from clusterft_trainer.migrate.rules import beside as beside
 from clusterft_trainer.migrate.rules import run as run

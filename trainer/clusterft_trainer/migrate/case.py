@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from clusterft_trainer.migrate.found import LAUNCH, Kind, Read
+from clusterft_trainer.migrate.found import LAUNCH, Folders, Kind, Read
 from clusterft_trainer.migrate.sheet import Sheet
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\|.*\\")
@@ -26,6 +26,7 @@ class Case:
     kohya: bool  # whether it says anything of a training, and not only of machines
     processes: int | None  # of all machines together, where it is said
     read: Read
+    folders: Folders
 
 
 def positive(sheet: Sheet, name: str) -> int | None:

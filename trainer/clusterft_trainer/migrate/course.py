@@ -10,11 +10,10 @@ import re
 import tomllib
 from dataclasses import dataclass
 
-from clusterft_trainer.migrate import what
 from clusterft_trainer.migrate.case import Case, positive
 from clusterft_trainer.migrate.sheet import Sheet
 
-_STEPS = 1600  # kohya's default
+STEPS = 1600  # kohya's default
 _MOST_PROMPTS = 16
 _LARGEST_SHARE = 0.5
 _OPTION = re.compile(r"\s--(ss|[a-z]+)\s+", re.IGNORECASE)
@@ -26,14 +25,12 @@ def length(sheet: Sheet, case: Case) -> None:
     if epochs is not None:
         if steps is not None:
             sheet.leave("max_train_steps", "overruled", "kohya goes by max_train_epochs where both are given")
-        times = what.repeats(sheet)
-        say = f"kohya's {epochs}, in which each picture came {times} times" if times > 1 else ""
-        sheet.put("train.epochs", epochs * times, "max_train_epochs", say=say)
+        sheet.put("train.epochs", epochs, "max_train_epochs")
     else:
         say = "" if steps else "kohya's default" if case.kohya else ""
-        sheet.put("train.steps", steps or _STEPS, "max_train_steps", say=say)
+        sheet.put("train.steps", steps or STEPS, "max_train_steps", say=say)
         if not case.kohya:
-            sheet.blank("train.steps", _STEPS, "how long to train, or epochs:")
+            sheet.blank("train.steps", STEPS, "how long to train, or epochs:")
     seed = sheet.whole("seed")
     if seed is not None and not 0 <= seed < 2**63:
         sheet.leave("seed", "unreadable", "must lie between 0 and 2^63")
@@ -56,8 +53,7 @@ def checkpoints(sheet: Sheet, case: Case) -> None:
                 "state, several times as large, from which export makes that file; keep: null keeps them all"
             )
     if epochs is not None and states:
-        every = epochs * what.repeats(sheet)
-        sheet.put("train.checkpoints.every_epochs", every, "save_every_n_epochs", "save_state")
+        sheet.put("train.checkpoints.every_epochs", epochs, "save_every_n_epochs", "save_state")
     if steps is None and not (epochs and states):
         say = "kohya kept nothing to resume from" if case.kohya else ""
         sheet.put("train.checkpoints.rolling", "15min", say=say)

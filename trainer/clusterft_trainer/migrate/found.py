@@ -11,6 +11,8 @@ from typing import Literal
 
 # Text of a file that the migrated one names, or None if it is not at hand.
 Read = Callable[[str], str | None]
+# Names of the folders in a folder, or None if it is not at hand.
+Folders = Callable[[str], tuple[str, ...] | None]
 Value = bool | int | float | str | tuple[str, ...]
 Why = Literal["unknown", "not needed", "not possible", "by design", "overruled", "unreadable"]
 Kind = Literal["command", "toml", "dataset", "accelerate"]
@@ -32,6 +34,7 @@ class Flag:
     shown: str  # --flip_aug, [general] flip_aug, zero_stage
     rank: int = ARGV
     variable: str = ""  # a shell variable in the value that nothing here assigns
+    part: tuple[int, int] = (-1, -1)  # which [[datasets]], and which subset of all, it stands in
 
     @property
     def secret(self) -> bool:

@@ -136,7 +136,13 @@ _LEFT: tuple[tuple[Why, str, str], ...] = (
         "not needed",
         "loading is set up by the trainer itself",
         "max_data_loader_n_workers persistent_data_loader_workers vae_batch_size disable_mmap_load_safetensors "
-        "lowram highvram cache_info text_encoder_batch_size",
+        "lowram highvram text_encoder_batch_size",
+    ),
+    ("not needed", "the index of the pictures is kept, and brought up to date, by itself", "cache_info"),
+    (
+        "not needed",
+        "an entry of the cache is found by what it was made from, so no wrong one can be",
+        "skip_cache_check",
     ),
     (
         "not needed",
@@ -146,16 +152,6 @@ _LEFT: tuple[tuple[Why, str, str], ...] = (
     ),
     ("not needed", "attention is as lean with torch's own kernels", "mem_eff_attn diffusers_xformers split_attn"),
     ("not needed", "kohya ignores it for SDXL, too", "clip_skip no_token_padding"),
-    (
-        "by design",
-        "train.data.cache keeps latents, and clusterft prep makes them; kohya's .npz are taken where they are",
-        "cache_latents cache_latents_to_disk skip_cache_check",
-    ),
-    (
-        "by design",
-        "frozen text encoders are computed as captions come; text: true under train.data.cache keeps their states",
-        "cache_text_encoder_outputs cache_text_encoder_outputs_to_disk",
-    ),
     (
         "by design",
         "TensorBoard's files are written into the run's own directory",
@@ -192,17 +188,20 @@ _LEFT: tuple[tuple[Why, str, str], ...] = (
         "pictures are trained as they are, cut from the middle",
         "color_aug face_crop_aug_range random_crop",
     ),
-    ("by design", "flip: true under train.data.cache mirrors samples by a coin", "flip_aug"),
     ("not possible", "masks are not read", "masked_loss alpha_mask conditioning_data_dir"),
     ("not possible", "prior preservation is not built", "reg_data_dir prior_loss_weight is_reg"),
     (
         "not possible",
-        "captions are read as they stand: write it into the .txt files",
-        "class_tokens weighted_captions custom_attributes",
+        "captions come from their files alone: write it into those that lack one",
+        "class_tokens",
     ),
+    (
+        "not possible",
+        "brackets and numbers in a caption are trained as the text that they are",
+        "weighted_captions",
+    ),
+    ("not possible", "a source has no attributes of one's own", "custom_attributes"),
     ("not possible", "captions are treated alike in all epochs", "caption_dropout_every_n_epochs"),
-    ("by design", "train.data.captions.warmup has the same, by steps", "token_warmup_min token_warmup_step"),
-    ("by design", "repeats: N of a source says how often an epoch shows it", "dataset_repeats"),
     ("not possible", "a LoRA counts once", "network_multiplier"),
     ("not possible", "pictures are resized in one way only", "resize_interpolation"),
     (

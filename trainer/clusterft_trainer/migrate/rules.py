@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from clusterft_trainer.errors import ConfigError
 from clusterft_trainer.migrate import (
     aim,
+    cache,
     command,
     conflicts,
     course,
@@ -20,17 +21,20 @@ from clusterft_trainer.migrate import (
     machine,
     optimizers,
     page,
+    sources,
     tables,
     what,
 )
 from clusterft_trainer.migrate.case import Case, processes
-from clusterft_trainer.migrate.found import LAUNCH, Flag, Migration, Read, Reading
+from clusterft_trainer.migrate.found import LAUNCH, Flag, Folders, Migration, Read, Reading
+from clusterft_trainer.migrate.here import LARGEST, Beside
 from clusterft_trainer.migrate.known import SCRIPTS
 from clusterft_trainer.migrate.sheet import Sheet
 
 _RULES: tuple[Callable[[Sheet, Case], None], ...] = (
     what.model,
     what.output,
+    sources.sources,
     what.data,
     what.captions,
     learning.rates,
@@ -50,17 +54,20 @@ _RULES: tuple[Callable[[Sheet, Case], None], ...] = (
     course.samples,
     course.held_out,
     course.trackers,
+    cache.cache,
     machine.place,
     conflicts.resolve,
 )
-_LARGEST = 4 << 20  # bytes of a settings file; more is something else
 _REMEDY = "Give a shell command that runs sdxl_train.py, kohya's TOML, or the YAML of `accelerate config`."
 
 
 def run(text: str, name: str, read: Read = lambda path: None) -> Migration:
-    """Migrate one file; `read` gives the text of files that it names, where they are at hand."""
+    """Migrate one file; `read` gives the text of files that it names, where they are at hand.
+
+    A reader that is `beside` the file also tells which folders are in one.
+    """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if "\0" in text or len(text) > _LARGEST:
+    if "\0" in text or len(text) > LARGEST:
         raise ConfigError(f"{name} is not a text of settings.", _REMEDY)
     first = _read(text, name)
     script = command.stem(first.script)
@@ -93,19 +100,8 @@ def run(text: str, name: str, read: Read = lambda path: None) -> Migration:
     )
 
 
-def beside(file: Path) -> Read:
-    """A reader of the text files that a file names, relative to its folder or by their whole path."""
-
-    def read(path: str) -> str | None:
-        found = file.parent / path
-        if not found.is_file() or found.stat().st_size > _LARGEST:
-            return None
-        try:
-            return found.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{found} is not UTF-8 text: {error.reason}.", "Save it as UTF-8.") from None
-
-    return read
+def _no_folders(path: str) -> tuple[str, ...] | None:
+    return None
 
 
 def _read(text: str, name: str) -> Reading:
@@ -153,6 +149,7 @@ def _text(read: Read, path: str, name: str) -> str | None:
 def _case(sheet: Sheet, first: Reading, script: str, name: str, read: Read) -> Case:
     for flag in ("config_file", "dataset_config", LAUNCH + "config_file"):
         _included(sheet, flag, read)
+    folders: Folders = read.folders if isinstance(read, Beside) else _no_folders
     ours = [flag for flag in sheet.flags if not flag.name.startswith(LAUNCH)]
     return Case(
         kind=first.kind,
@@ -163,6 +160,7 @@ def _case(sheet: Sheet, first: Reading, script: str, name: str, read: Read) -> C
         kohya=bool(ours) or bool(script),
         processes=processes(sheet),
         read=read,
+        folders=folders,
     )
 
 

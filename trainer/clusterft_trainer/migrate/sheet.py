@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -74,16 +74,10 @@ class Sheet:
         if flag is None or flag.value in _NOTHING or flag.value is False:
             return None
         try:
-            value = _as(kind, flag.value)
+            return _as(kind, flag.value)
         except ValueError:
-            reason = f"is not {what}"
-            if flag.variable:
-                reason = f"{flag.variable} is a shell variable: write its value into the job"
-            elif flag.value is True:
-                reason = "has no value"
-            self.leave(name, "unreadable", reason)
+            self.leave(name, "unreadable", _unreadable(flag, what))
             return None
-        return value
 
     def number(self, name: str) -> float | None:
         """The value as a finite number."""
@@ -120,6 +114,17 @@ class Sheet:
         found = self._every(name)
         self._seen.update(found)
         return [self.flags[i] for i in found]
+
+    def of(self, flag: Flag, kind: type[_T]) -> _T | None:
+        """The value of one flag out of several that count, as text or as an integer."""
+        if flag.value in _NOTHING or flag.value is False:
+            return None
+        try:
+            return _as(kind, flag.value)
+        except ValueError:
+            what = "text that a job can hold" if kind is str else "a whole number"
+            self.leave_flag(flag, "unreadable", _unreadable(flag, what))
+            return None
 
     def names(self) -> Iterator[str]:
         """Names of all flags, in order."""
@@ -172,6 +177,16 @@ class Sheet:
         """Report all flags of a name as not honoured."""
         for i in self._every(name):
             if i not in self._left:
+                self._leave_one(i, why, reason)
+
+    def leave_flag(self, flag: Flag, why: Why, reason: str) -> None:
+        """Report one flag of several that count."""
+        self._leave_one(next(i for i, other in enumerate(self.flags) if other is flag), why, reason)
+
+    def leave_others(self, name: str, heeded: Container[Flag], why: Why, reason: str) -> None:
+        """Report all flags of a name but those that are honoured."""
+        for i in self._every(name):
+            if i not in self._left and self.flags[i] not in heeded:
                 self._leave_one(i, why, reason)
 
     def _leave_one(self, index: int, why: Why, reason: str) -> None:
@@ -254,10 +269,19 @@ def _as(kind: type[Any], value: Value) -> Any:
         return text
     if isinstance(value, (bool, tuple)):
         raise ValueError
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError from None
     if not math.isfinite(number) or (kind is int and not number.is_integer()):
         raise ValueError
     return int(value if isinstance(value, int) else number) if kind is int else number
+
+
+def _unreadable(flag: Flag, what: str) -> str:
+    if flag.variable:
+        return f"{flag.variable} is a shell variable: write its value into the job"
+    return "has no value" if flag.value is True else f"is not {what}"
 
 
 def _asks_for_nothing(flag: Flag) -> bool:

@@ -94,11 +94,11 @@ def _dataset(values: Mapping[str, Any], file: str, lines: _Lines) -> Iterator[Fl
         for inner, settled in table.items():
             if inner != "subsets":
                 place = lines.place(file, "datasets", index, inner)
-                yield _flag(inner, settled, place, f"[[datasets]] {inner}", DATASET)
+                yield _flag(inner, settled, place, f"[[datasets]] {inner}", DATASET, (index, -1))
         for part in _tables(table.get("subsets")):
             for inner, settled in part.items():
                 place = lines.place(file, "datasets.subsets", subset, inner)
-                yield _flag(inner, settled, place, f"[[datasets.subsets]] {inner}", SUBSET)
+                yield _flag(inner, settled, place, f"[[datasets.subsets]] {inner}", SUBSET, (index, subset))
             subset += 1
 
 
@@ -106,9 +106,9 @@ def _tables(value: object) -> list[Mapping[str, Any]]:
     return [table for table in value if isinstance(table, dict)] if isinstance(value, list) else []
 
 
-def _flag(key: str, value: object, place: str, shown: str, rank: int) -> Flag:
+def _flag(key: str, value: object, place: str, shown: str, rank: int, part: tuple[int, int] = (-1, -1)) -> Flag:
     name = DATASET_NAMES.get(key, key) if rank > FILE else key
-    return Flag(resolve(name) if rank == FILE else name, _plain(value), place, shown, rank)
+    return Flag(resolve(name) if rank == FILE else name, _plain(value), place, shown, rank, part=part)
 
 
 def _plain(value: object) -> Value:

@@ -1,4 +1,4 @@
-"""Rules for what is trained on what: model, output, pictures, captions.
+"""Rules for what is trained on what: model, output, sizes of pictures, captions.
 
 Owns kohya's defaults of these. Refuses nothing: what only the user can know is left to be filled in.
 """
@@ -9,13 +9,24 @@ import math
 import re
 
 from clusterft_trainer.migrate.case import Case, path, positive
-from clusterft_trainer.migrate.found import SUBSET
+from clusterft_trainer.migrate.course import STEPS
 from clusterft_trainer.migrate.sheet import Sheet
+from clusterft_trainer.migrate.subsets import subsets
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES = {"float": "fp32", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "no": "fp32"}
 _STEP = 64  # pixels; train.data.resolution is a multiple
 _SMALLEST, _LARGEST = 64, 4096
+_BUCKET_STEP, _BUCKET_SMALLEST, _BUCKET_LARGEST = 64, 256, 1024  # kohya's defaults
+# What subsets may say each for itself, and what it becomes.
+_FOR_ALL = {
+    "data.captions": (
+        "shuffle_caption keep_tokens keep_tokens_separator caption_separator secondary_separator caption_prefix "
+        "caption_suffix enable_wildcard caption_dropout_rate caption_tag_dropout_rate token_warmup_min "
+        "token_warmup_step"
+    ).split(),
+    "data.cache": ["flip_aug"],
+}
 
 
 def model(sheet: Sheet, case: Case) -> None:
@@ -56,7 +67,7 @@ def output(sheet: Sheet, case: Case) -> None:
     sheet.put("train.output.dtype", dtype, "save_precision", say="" if said else "kohya: as the weights are held")
     every = positive(sheet, "save_every_n_epochs")
     if every is not None:
-        sheet.put("train.output.every_epochs", every * repeats(sheet), "save_every_n_epochs")
+        sheet.put("train.output.every_epochs", every, "save_every_n_epochs")
     for flag, key in (("author", "author"), ("license", "license"), ("description", "description")):
         text = sheet.text(f"metadata_{flag}")
         if text is not None:
@@ -78,14 +89,7 @@ def _format(sheet: Sheet, *, lora: bool) -> None:
 
 
 def data(sheet: Sheet, case: Case) -> None:
-    """The pictures, and the size at which they are trained."""
-    sources = _sources(sheet, case)
-    if sources:
-        by = ("train_data_dir", "image_dir", "in_json", "caption_extension", "caption_extention")
-        sheet.put("train.data.sources", sources, *by)
-    else:
-        why = "a folder of pictures, each with a .txt"
-        sheet.blank("train.data.sources", [{"folder": "/data/FILL-IN"}], why)
+    """The size at which pictures are trained."""
     resolution = _resolution(sheet, case)
     sheet.put("train.data.resolution", resolution, "resolution")
     if case.kohya:
@@ -93,42 +97,6 @@ def data(sheet: Sheet, case: Case) -> None:
             "train.data.crop_ids", "kohya", say="the offsets that kohya tells the model; true: the real ones"
         )
     _buckets(sheet, case, resolution)
-
-
-def _sources(sheet: Sheet, case: Case) -> list[object]:
-    folders = [flag.value for flag in sheet.every("image_dir") if isinstance(flag.value, str) and flag.value]
-    single, listed = sheet.text("train_data_dir"), sheet.text("in_json")
-    metadata = any(sheet.every(name) for name in ("in_json", "metadata_file"))
-    sheet.leave("metadata_file", "not possible", "write a kohya: source for each subset that has one")
-    if folders:
-        sheet.leave("in_json", "overruled", "kohya ignores it beside a data set file")
-    elif listed:
-        _extension(sheet, metadata=True)
-        found = {"kohya": path(sheet, listed, "data.sources")}
-        return [found | ({"folder": path(sheet, single, "data.sources")} if single else {})]
-    if folders and single is not None:
-        sheet.leave("train_data_dir", "overruled", "kohya ignores it beside a data set file")
-    elif single is not None:
-        folders = [single]
-        if not metadata:
-            sheet.note(
-                f"data: {single}: all folders in it are searched; the repeats in their names (10_name) do not "
-                "count, nor does the name stand in for a missing caption"
-            )
-    more = _extension(sheet, metadata=metadata)
-    return [{"folder": path(sheet, str(folder), "data.sources")} | more for folder in dict.fromkeys(folders)]
-
-
-def _extension(sheet: Sheet, *, metadata: bool) -> dict[str, object]:
-    """What a folder is told of its text files; .txt and .caption are read anyway."""
-    given = [sheet.text(name) for name in ("caption_extension", "caption_extention")]
-    ending = next((text for text in given if text), None)
-    if metadata:
-        for name in ("caption_extension", "caption_extention"):
-            sheet.leave(name, "not needed", "captions come from the metadata file")
-    if metadata or ending is None or ending.lstrip(".") in ("txt", "caption"):
-        return {}
-    return {"suffixes": [f".{ending.lstrip('.')}"]}
 
 
 def _resolution(sheet: Sheet, case: Case) -> int:
@@ -157,21 +125,39 @@ def _resolution(sheet: Sheet, case: Case) -> int:
 
 
 def _buckets(sheet: Sheet, case: Case, resolution: int) -> None:
-    if case.kohya and not sheet.switch("enable_bucket"):
+    """Limits, where they are not those that the resolution has here anyway."""
+    told = case.kohya and sheet.switch("enable_bucket")
+    if case.kohya and not told:
         sheet.note("data: kohya without enable_bucket cuts all pictures to one size; here they go into buckets")
-    step = sheet.whole("bucket_reso_steps")
-    if step not in (None, 64):
-        sheet.put("train.data.buckets.step", step, "bucket_reso_steps")
-    limits = (("largest", "max_bucket_reso", resolution), ("smallest", "min_bucket_reso", resolution // 4))
+    ours = 64 if resolution >= 512 else 32
+    step = positive(sheet, "bucket_reso_steps") or (_BUCKET_STEP if told else ours)
+    if step != ours:
+        say = "" if sheet.given("bucket_reso_steps") else "kohya's default"
+        sheet.put("train.data.buckets.step", step, "bucket_reso_steps", say=say)
     if sheet.switch("bucket_no_upscale"):
         sheet.put("train.data.buckets.upscale", False, "bucket_no_upscale")
-        for _, name, _ in limits:
+        for name in ("max_bucket_reso", "min_bucket_reso"):
             sheet.leave(name, "not needed", "kohya ignores it with bucket_no_upscale, too")
         return
-    for key, name, ours in limits:
-        value = sheet.whole(name)
-        if value not in (None, ours):
-            sheet.put(f"train.data.buckets.{key}", value, name)
+    largest, smallest = positive(sheet, "max_bucket_reso"), positive(sheet, "min_bucket_reso")
+    # What it is not told, kohya takes from its defaults, and does not start where they do not fit the resolution.
+    if largest is None:
+        largest = max(_BUCKET_LARGEST, resolution) if told else resolution
+    if smallest is None:
+        smallest = min(_BUCKET_SMALLEST, resolution) if told else _smallest(resolution, step)
+    limits = (  # kohya makes both multiples of the step
+        ("largest", -(-largest // step) * step, resolution, "max_bucket_reso"),
+        ("smallest", max(smallest // step, 1) * step, _smallest(resolution, step), "min_bucket_reso"),
+    )
+    for key, value, here, name in limits:
+        if value != here:
+            say = "" if sheet.given(name) else "kohya's default"
+            sheet.put(f"train.data.buckets.{key}", value, name, say=say)
+
+
+def _smallest(resolution: int, step: int) -> int:
+    """The shortest side that the resolution has here without a limit."""
+    return max(step, resolution // 4 // step * step)
 
 
 _SEPARATORS = (("keep_separator", "keep_tokens_separator"), ("secondary_separator", "secondary_separator"))
@@ -192,6 +178,7 @@ def captions(sheet: Sheet, case: Case) -> None:
         sheet.put("train.data.captions.wildcards", True, "enable_wildcard")
     if sheet.switch("shuffle_caption"):
         sheet.put("train.data.captions.shuffle", True, "shuffle_caption")
+    _warmup(sheet)
     _tags(sheet)
     tokens = sheet.whole("max_token_length")
     if tokens not in (None, 75):
@@ -199,38 +186,53 @@ def captions(sheet: Sheet, case: Case) -> None:
     _everywhere(sheet)
 
 
+def _warmup(sheet: Sheet) -> None:
+    """Captions that grow; below 1, kohya's length of that is a share of all steps."""
+    names = ("token_warmup_step", "token_warmup_min")
+    length, least = sheet.number(names[0]), sheet.whole(names[1])
+    epochs = positive(sheet, "max_train_epochs")
+    steps = math.ceil(length or 0)
+    if length is not None and 0 < length < 1:
+        steps = math.floor(length * (positive(sheet, "max_train_steps") or STEPS))
+        if epochs is not None:
+            reason = "a share of steps that only kohya knew: write warmup: {steps: N} under data.captions"
+            for name in names:
+                sheet.leave(name, "not possible", reason)
+            return
+    if steps < 1:
+        sheet.leave(names[0], "not needed", "it ends before the first step")
+        sheet.leave(names[1], "not needed", "kohya heeds it with token_warmup_step only")
+        return
+    sheet.put("train.data.captions.warmup.steps", steps, names[0])
+    if least is not None and least < 1:
+        sheet.leave(names[1], "not possible", "one tag is kept at least")
+    elif least is not None and least > 1:
+        sheet.put("train.data.captions.warmup.least", least, names[1])
+
+
 def _tags(sheet: Sheet) -> None:
     """What only matters where tags are moved or dropped."""
     keep, separator = positive(sheet, "keep_tokens"), sheet.text("caption_separator")
-    moved = sheet.get("train.data.captions.shuffle") or sheet.get("train.data.captions.tag_dropout")
+    moved = any(sheet.get(f"train.data.captions.{key}") for key in ("shuffle", "tag_dropout", "warmup"))
     found = (("keep", "keep_tokens", keep), ("separator", "caption_separator", separator))
     for key, name, value in found:
         if value in (None, ","):
             continue
         if moved:
             sheet.put(f"train.data.captions.{key}", value, name)
+        elif key == "separator" and sheet.get("train.data.captions.secondary_separator"):
+            # kohya puts it in the place of the secondary one, moved or not
+            sheet.leave(name, "not possible", "captions are taken apart with shuffle, tag_dropout or warmup only")
         else:
-            sheet.leave(name, "not needed", "kohya heeds it with shuffle_caption or caption_tag_dropout_rate only")
-
-
-def repeats(sheet: Sheet) -> int:
-    """How often an epoch of kohya's saw each picture, where that is one number for all; else 1, and a word."""
-    said = [flag.value for flag in sheet.flags if flag.name == "dataset_repeats"]
-    subsets = len([flag for flag in sheet.flags if flag.name == "image_dir" and flag.rank == SUBSET])
-    if not said:
-        return 1
-    alike = {value for value in said if isinstance(value, int) and value > 0}
-    if len(alike) == 1 and len(alike) == len(set(said)) and len(said) >= max(1, subsets):
-        return int(next(iter(alike)))
-    sheet.note("epochs: kohya's folders had different repeats; here an epoch sees each picture once: raise epochs")
-    return 1
+            reason = "kohya heeds it with shuffle_caption, token_warmup_step or caption_tag_dropout_rate only"
+            sheet.leave(name, "not needed", reason)
 
 
 def _everywhere(sheet: Sheet) -> None:
     """What some subsets say and others do not, holds for all pictures here."""
-    subsets = len([flag for flag in sheet.flags if flag.name == "image_dir" and flag.rank == SUBSET])
-    per_subset = ("shuffle_caption", "keep_tokens", "caption_dropout_rate", "caption_tag_dropout_rate")
-    for name in per_subset:
-        said = [flag for flag in sheet.flags if flag.name == name and flag.rank == SUBSET]
-        if said and len(said) < subsets:
-            sheet.note(f"data.captions: {name} was for {len(said)} of {subsets} subsets; here it holds for all")
+    parts = subsets(sheet)
+    for setting, names in _FOR_ALL.items():
+        for name in names:
+            said = sum(any(flag.value is not False for flag in part.own((name,))) for part in parts)
+            if 0 < said < len(parts):
+                sheet.note(f"{setting}: {name} was for {said} of {len(parts)} subsets; here it holds for all")
