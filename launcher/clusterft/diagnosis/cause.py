@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from clusterft.diagnosis.candidates import CODE, CONTACT, ECHO, OWN, SAID, SPECIFIC, Candidate, gather
+from clusterft.diagnosis.candidate import CODE, CONTACT, ECHO, OWN, SAID, SPECIFIC, Candidate
+from clusterft.diagnosis.candidates import gather
 from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Verdict
 from clusterft.diagnosis.heard import Heard, Quote
 from clusterft.diagnosis.suspects import blame, odd_one
@@ -18,6 +19,7 @@ from clusterft.diagnosis.suspects import blame, odd_one
 _SLACK = 5.0  # seconds by which clocks and launchers' looks may differ
 _EVIDENCE = 8
 _ORDER = (
+    "os.oom",
     "rdzv.dns",
     "nccl.bridge",
     "net.high-ports",

@@ -68,7 +68,7 @@ class Hearing:
         block, begun = tracebacks.take(line.text, quote)
         if block is not None:
             self._block(voice, block, begun, at)
-        for match in signatures.find(line.text, known.ALL):
+        for match in signatures.telling(line.text, known.ALL):
             self._sight(voice, match, quote, at, block)
         end = self._launcher(source).take(line.text, quote, node, at if at is not None else voice.last_at)
         if end is not None and len(self.heard.ends) < _ENDS:
@@ -167,7 +167,7 @@ class Hearing:
                     Recovered(f"NFS server {recovered[1]} did not answer for a while", node)
                 )
             return
-        for match in signatures.find(quote.text, known.ALL):
+        for match in signatures.telling(quote.text, known.ALL):
             one = Sighting(match, quote, node, None, at, self._order, 0)
             server = match.words.get("server")
             if server is not None:

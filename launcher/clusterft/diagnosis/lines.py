@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _CLOCK = r"(\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?"
-_ISO = re.compile(rf"[\[(]?(\d{{4}})[-/](\d\d)[-/](\d\d)[T _]{_CLOCK}(Z|[+-]\d\d:?\d\d)?[\])]?[ :]*(?:- )?")
+_ISO = re.compile(rf"[\[(]?(\d{{4}})[-/](\d\d)[-/](\d\d)[T _]{_CLOCK}(Z|[+-]\d\d:?\d\d)?[\])]?:? ?(?:- )?")
 _AMERICAN = re.compile(rf"(\d\d)/(\d\d)/(\d{{4}}) {_CLOCK}(?: -)? ?")
 _GLOG = re.compile(rf"\[?([IWEFVD])(\d\d)(\d\d) {_CLOCK} +(?:\d+ +)?(?=[\w/.-]+:\d+\])")
 _SYSLOG = re.compile(rf"([A-Z][a-z][a-z]) +(\d\d?) {_CLOCK} ")
@@ -52,7 +52,7 @@ class Line:
 def clean(raw: bytes) -> str:
     """Bytes of one line as text: without colours and control characters, and of a bounded length."""
     if len(raw) > _LONGEST * 2:
-        raw = raw[: _LONGEST - _END] + b" ... " + raw[-_END:]
+        raw = raw[: _LONGEST - _END - 5] + b" ... " + raw[-_END:].rstrip(b"\r\n")
     return tidy(raw.rstrip(b"\r\n").rpartition(b"\r")[2].decode("utf-8", errors="backslashreplace"))
 
 

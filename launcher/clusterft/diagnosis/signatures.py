@@ -56,6 +56,17 @@ def find(text: str, signatures: tuple[Signature, ...]) -> Iterator[Match]:
     yield from found
 
 
+def telling(text: str, signatures: tuple[Signature, ...]) -> Iterator[Match]:
+    """Of those that name a cause by themselves only the first: the tables have the more specific ones before."""
+    named = False
+    for match in find(text, signatures):
+        if match.signature.weight in ("specific", "kernel"):
+            if named:
+                continue
+            named = True
+        yield match
+
+
 def told(text: str, words: Mapping[str, str]) -> str:
     """A cause or a fix with its words in place; other braces stay."""
     return re.sub(r"\{(\w+)\}", lambda hit: words.get(hit[1]) or hit[0], text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clusterft.diagnosis.candidates import Candidate
+from clusterft.diagnosis.candidate import Candidate
 from clusterft.diagnosis.heard import Heard, Quote, Sighting, Voice
 
 _PEER = (

@@ -7,6 +7,7 @@ from clusterft.diagnosis.signatures import Signature, known
 _OPEN = "on every node: sudo ufw allow from SUBNET   (all ports: NCCL and Gloo choose theirs at random)"
 _INTERFACE = "NCCL_SOCKET_IFNAME=IF GLOO_SOCKET_IFNAME=IF   with the interface of the nodes' own network"
 _PEER = "another rank ended or could not be reached; this one only noticed"
+_FIRST = "look for the rank that ended first"
 _RERUN = "start again with NCCL_DEBUG=INFO, and read the WARN lines before this one"
 _PORT = "on rank 0's node: ss -ltnp 'sport = :{port}'   then end that process, or choose another port"
 
@@ -68,7 +69,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "peer-lost",
         r"onnect to (?P<address>\S+).*Connection refused",
         "nobody listens at {address}: that rank has ended, or the address is not its",
-        "look for the rank that ended first",
+        _FIRST,
         weight="secondary",
     ),
     known(
@@ -239,8 +240,10 @@ SIGNATURES: tuple[Signature, ...] = (
         "look at the rank that is missing or behind: its last lines, py-spy dump --pid PID",
         weight="secondary",
     ),
-    known(8, "peer-lost", r"[Cc]onnection (was )?(closed|reset) by", _PEER, weight="secondary"),
-    known(20, "peer-lost", r"remote process exited or there was a network error", _PEER, weight="secondary"),
+    known(8, "peer-lost", r"(?<!read: )[Cc]onnection (was )?(closed|reset) by", _PEER, _FIRST, weight="secondary"),
+    known(
+        20, "peer-lost", r"remote process exited or there was a network error", _PEER, _FIRST, weight="secondary"
+    ),
     known(
         0,
         "peer-lost",
@@ -248,6 +251,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"failed to recv, got 0 bytes|sendBytes failed|recvValue failed|ncclRemoteError|DistStoreError|"
         r"NCCL communicator was aborted|Failed to (recv|check|wait).*TCPStore",
         _PEER,
+        _FIRST,
         weight="secondary",
     ),
     known(

@@ -99,7 +99,7 @@ SIGNATURES: tuple[Signature, ...] = (
     known(
         49,
         "rdzv.inuse",
-        r"launch distributed communication on port (?P<port>\d+)",
+        r"launch distributed communication on port\W*(?P<port>\d+)?",
         "another process holds the rendezvous port",
         "on {node}: ss -ltnp 'sport = :{port}'   then end that process, or choose another --main_process_port",
     ),

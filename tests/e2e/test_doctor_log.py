@@ -1,0 +1,127 @@
+"""`clusterft doctor --run` and `--log` as people type them: runs that fail on real nodes, and what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import LightLab
+
+pytestmark = [pytest.mark.lab_light, pytest.mark.trainer]
+
+ROOT = Path(__file__).resolve().parents[2]
+LOOP = ROOT / "tests" / "bundles" / "loop.py"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LightLab]:
+    """Two nodes for all tests of this file."""
+    with LightLab.up(count=2) as made:
+        yield made
+
+
+class Desk:
+    """A controller with a job whose script fails as it is told to."""
+
+    def __init__(self, lab: LightLab, root: Path, home: Path) -> None:
+        self.root, self.lab = root, lab
+        (root / "pair").write_text(lab.hostfile.read_text())
+        pins = home / "pair" / "known_hosts"
+        pins.parent.mkdir(parents=True)
+        shutil.copy(lab.known_hosts, pins)
+        self.shared = Path(lab.shared, root.name)
+        (root / "code").mkdir()
+        shutil.copy(LOOP, root / "code" / "train.py")
+
+    def train(self, **env: str) -> str:
+        """To its end, whatever that is; the run's id."""
+        body = {
+            "name": "own",
+            "hosts": str(self.root / "pair"),
+            "shared": str(self.shared),
+            "runtime": "process",
+            "resources": {"device": "cpu", "threads": 1},
+            "launcher": "torchrun",
+            "restarts": 0,
+            "env": env,
+            "script": {"path": "code/train.py"},
+        }
+        (self.root / "job.yaml").write_text(json.dumps(body))
+        before = set(self.shared.glob("*/run.json"))
+        self.run("train", str(self.root / "job.yaml"), "--hosts", str(self.root / "pair"), seconds=240)
+        (found,) = set(self.shared.glob("*/run.json")) - before
+        return found.parent.name
+
+    def run(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """Any command."""
+        argv = [sys.executable, "-m", "clusterft", *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, cwd=self.root, env=os.environ)
+
+    def why(self, run: str) -> dict[str, Any]:
+        """What doctor says of a run, with its exit code."""
+        done = self.run("doctor", "--run", run, "--hosts", str(self.root / "pair"), "--json")
+        assert done.stdout.startswith("{"), done.stdout + done.stderr
+        return {**json.loads(done.stdout), "code": done.returncode}
+
+
+@pytest.fixture
+def desk(lab: LightLab, tmp_path: Path, home: Path) -> Desk:
+    """A controller for one test."""
+    return Desk(lab, tmp_path, home)
+
+
+def test_a_run_that_failed_is_told_with_rank_node_lines_and_remedy(desk: Desk) -> None:
+    run = desk.train(FAULT="exception", FAULT_RANK="1")
+    said = desk.why(run)
+    assert (said["code"], said["verdict"], said["id"]) == (5, "failed", "exception")
+    assert (said["node"], said["rank"], said["run"]) == ("n2", 1, run)
+    assert any("KeyError: 'caption'" in quote["text"] for quote in said["evidence"])
+    for quote in said["evidence"]:
+        path, _, number = quote["where"].rpartition(":")
+        if path.startswith("logs/"):
+            line = (desk.shared / run / path).read_text().splitlines()[int(number) - 1]
+            assert quote["text"].strip() in line
+    assert any("train.py" in step for step in said["fix"])
+    assert any(one["what"] == "lost a peer" for one in said["followed"])
+    shown = desk.run("doctor", "--run", run, "--hosts", str(desk.root / "pair"))
+    assert shown.returncode == 5 and "n2 rank 1" in shown.stdout and "KeyError" in shown.stdout
+    folder = desk.run("doctor", "--log", str(desk.shared / run), "--json")
+    other = json.loads(folder.stdout)
+    assert (other["id"], other["node"], other["rank"]) == ("exception", "n2", 1)
+
+
+def test_a_rank_that_was_killed_is_told_and_a_run_that_ended_well_is_well(desk: Desk) -> None:
+    said = desk.why(desk.train(FAULT="kill", FAULT_RANK="0"))
+    # All light nodes have one kernel: somebody else's kill for memory at this moment counts as a reason.
+    assert said["code"] == 5 and said["id"] in ("killed", "os.oom") and (said["node"], said["rank"]) == ("n1", 0)
+    good = desk.why(desk.train())
+    assert (good["code"], good["verdict"], good["id"]) == (0, "ok", "")
+
+
+def test_a_run_or_a_file_that_is_not_there_is_a_mistake_of_the_command_line(desk: Desk) -> None:
+    desk.train()
+    done = desk.run("doctor", "--run", "own-19990101-0000-dead", "--hosts", str(desk.root / "pair"))
+    assert done.returncode == 2 and "has no run" in done.stderr
+    done = desk.run("doctor", "--log", "nowhere.log")
+    assert done.returncode == 2 and "there is no file nowhere.log" in done.stderr
+    done = desk.run("doctor", "--run", "x", "--log", "pair")
+    assert done.returncode == 2 and "exclude each other" in done.stderr
+
+
+def test_a_node_that_cannot_be_asked_is_said_and_the_rest_still_judged(desk: Desk, lab: LightLab) -> None:
+    run = desk.train(FAULT="exception", FAULT_RANK="1")
+    lab.node("n2").cut_link()
+    try:
+        said = desk.why(run)
+    finally:
+        lab.node("n2").restore_link()
+    assert (said["id"], said["node"], said["rank"]) == ("exception", "n2", 1)
+    assert any(one.startswith("n2: ") for one in said["unread"])
