@@ -276,7 +276,7 @@ def test_a_run_under_way_is_no_leftover_and_one_that_is_over_is(rack: Rack, lab:
 
 SLOW_RUNC = """\
 r=$(command -v runc); cp $r /root/runc.real; cp $r /root/runc.kept
-printf '#!/bin/sh\\ncase "$*" in *version*) exec /root/runc.real "$@" ;; esac\\nexec sleep 300\\n' >/root/runc.slow
+printf '#!/bin/sh\\ncase "$*" in *version*) exec /root/runc.real "$@" ;; esac\\nexec sleep 299\\n' >/root/runc.slow
 chmod 755 /root/runc.slow; mv /root/runc.slow $r
 """
 
@@ -290,7 +290,7 @@ def test_an_engine_that_starts_no_container_is_found_by_the_deadline(rack: Rack,
         assert one["status"] == "fail" and "restart containerd docker" in one["fix"][0]
         assert answer["took"] < 60
     finally:
-        on(lab, "n2", "mv /root/runc.kept $(command -v runc); pkill -x sleep || :")
+        on(lab, "n2", "mv /root/runc.kept $(command -v runc); pkill -f 'sleep 29[9]' || :")
     _cleared(lab, "n2")
     clean(rack.doctor())
 

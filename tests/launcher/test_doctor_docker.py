@@ -118,6 +118,13 @@ def test_a_login_older_than_its_group_and_one_without_are_told_apart() -> None:
     assert without.fix[0].startswith("sudo usermod -aG docker me") and "root" in without.fix[0]
 
 
+def test_an_engine_that_was_slow_once_and_then_answered_is_there() -> None:
+    silent = scenes.docker(state="down", words="no answer to `docker version` within 4 s")
+    assert judged(seen(docker=silent)) == []
+    hangs = only(seen(DockerHealth(), docker=silent))
+    assert (hangs.id, hangs.nodes, hangs.fix[0]) == ("dk.down", ("b",), "sudo systemctl restart docker")
+
+
 def test_behind_an_engine_that_is_down_nothing_is_said_of_it() -> None:
     of = seen(DockerHealth(), docker=scenes.docker(state="down", words="Cannot connect"))
     assert only(of).id == "dk.down"

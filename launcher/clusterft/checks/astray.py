@@ -44,7 +44,8 @@ def _trouble(seen: Examination, one: Dial) -> Trouble | None:
     facts = seen.survey.facts.get(one.target)
     if facts is None:
         return None
-    if one.boot and facts.boot_id and one.boot != facts.boot_id:
+    # Its own program is no stranger, whatever boot id it was told: in a container on a node that is one itself.
+    if one.boot and facts.boot_id and one.boot != facts.boot_id and one.name != one.target:
         who = next((name for name, each in seen.survey.facts.items() if each.boot_id == one.boot), "")
         return Trouble(one, "answered", who)
     if one.stranger == "it answers something else" and one.listened:

@@ -13,8 +13,12 @@ _ENGINE = ("dk.absent", "dk.down", "dk.perm", "dk.old")
 
 
 def usable(seen: Examination) -> Iterator[Finding]:
-    """Whether there is an engine, and we may use it."""
-    return docker.usable(seen.survey, cuda=seen.wanted.device == "cuda")
+    """Whether there is an engine, and we may use it. One that was slow to answer once, and then did, is there."""
+    for one in docker.usable(seen.survey, cuda=seen.wanted.device == "cuda"):
+        health = seen.health.get(one.nodes[0])
+        answers = one.id == "dk.down" and health is not None and health.docker.now is not None
+        if not answers:
+            yield one
 
 
 def cards(seen: Examination) -> Iterator[Finding]:

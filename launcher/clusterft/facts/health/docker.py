@@ -33,7 +33,7 @@ _STAGE = """\
 with=docker; tag={tag}; S={shared}; W={within}; export S W
 {ask}
 command -v docker >/dev/null || exit 0
-v=$(ask 3 docker version -f '{{{{.Server.Version}}}}')
+v=$(ask 6 docker version -f '{{{{.Server.Version}}}}')
 case $v in *'permission denied'*)
   command -v sudo >/dev/null && with=sudo && v=$(ask 3 docker version -f '{{{{.Server.Version}}}}') ;;
 esac
