@@ -81,7 +81,7 @@ def desk(lab: LightLab, tmp_path: Path, home: Path) -> Desk:
 def test_a_run_that_failed_is_told_with_rank_node_lines_and_remedy(desk: Desk) -> None:
     run = desk.train(FAULT="exception", FAULT_RANK="1")
     said = desk.why(run)
-    assert (said["code"], said["verdict"], said["id"]) == (5, "failed", "exception")
+    assert (said["code"], said["verdict"], said["id"]) == (5, "failed", "exception"), said
     assert (said["node"], said["rank"], said["run"]) == ("n2", 1, run)
     assert any("KeyError: 'caption'" in quote["text"] for quote in said["evidence"])
     for quote in said["evidence"]:

@@ -215,3 +215,29 @@ def test_the_screen_names_who_when_why_and_what_to_do() -> None:
     shown = "\n".join(view.lines(diagnosis(BUNDLES / "killed-by-the-kernel")))
     assert "os.oom" in shown and "n2 rank 1" in shown and "dmesg-n2.txt:" in shown
     assert "fix:  lower train.data.workers" in shown and "then  1 other: lost a peer" in shown
+
+
+KERNEL = "[Thu Nov 26 {} 2026] {}\n"
+XID = "NVRM: Xid (PCI:0000:41:00): 31, pid=77, name=python3, MMU Fault"
+
+
+def test_a_kernels_word_of_long_before_is_not_why_somebody_ended_of_his_own(tmp_path: Path) -> None:
+    steps = "2026-11-26T09:00:00.000000000Z [rank1]: step 1\n"
+    for clock, expected in (("08:30:00", "exception"), ("09:30:00", "exception"), ("09:59:30", "gpu.xid")):
+        folder = tmp_path / clock
+        folder.mkdir()
+        (folder / "dmesg-n2.txt").write_text(KERNEL.format(clock, XID))
+        assert written(folder, n2=steps + error(1, "10:00:00", "RuntimeError: CUDA error: x")).id == expected
+
+
+def test_another_programs_kill_for_memory_is_no_cause_where_somebody_ended_of_his_own(tmp_path: Path) -> None:
+    kill = "Memory cgroup out of memory: Killed process 77 (python) total-vm:1kB"
+    (tmp_path / "dmesg-n1.txt").write_text(KERNEL.format("09:59:00", kill))
+    steps = "2026-11-26T09:00:00.000000000Z [rank1]: step 1\n"
+    assert written(tmp_path, n2=steps + error(1, "10:00:00", "KeyError: 'x'")).id == "exception"
+
+
+def test_a_kill_for_memory_explains_ranks_that_only_lost_a_peer(tmp_path: Path) -> None:
+    (tmp_path / "dmesg-n2.txt").write_text(KERNEL.format("10:00:00", "Killed process 77 (python3) total-vm:1kB"))
+    found = written(tmp_path, n1=error(0, "10:00:01", LOST), n2="2026-11-26T09:59:59.000000000Z step 4\n")
+    assert (found.id, found.node) == ("os.oom", "n2")

@@ -26,7 +26,8 @@ class Candidate:
     cause: str = ""
     fix: tuple[str, ...] = ()
     quotes: tuple[Quote, ...] = ()
-    gang: bool = False
+    gang: bool = False  # what the head found: it has heard all of them
+    kernel: bool = False  # what a kernel said, and no end of a process is known to be of it
     ends: tuple[End, ...] = ()
     called: tuple[str, str] | None = None  # (rank, collective), where the others called something else
     at_once: float | None = None

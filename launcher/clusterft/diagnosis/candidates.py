@@ -40,7 +40,7 @@ _NAN = re.compile(
     r"FloatingPointError|\b(loss|gradients?|grad_norm)\b.{0,40}\b(nan|inf)\b|\bnan\b.{0,20}\bloss\b", re.I
 )
 _TRAINS = re.compile(r"^(python|pt_|torchrun|deepspeed|accelerate)")
-_PAST = 900.0
+_PAST = 900.0  # seconds after the last line: some only notice that a share hangs when a watchdog ends them
 _HARMLESS_XIDS = frozenset({"63"})
 _IDS = {  # classes of the trainer that the catalogue has an id for
     "host-oom": "os.oom",
@@ -156,23 +156,23 @@ def _remedies(one: Told) -> tuple[str, ...]:
 
 
 def _kernel(heard: Heard, ends: list[End]) -> Iterator[Candidate]:
+    """While the run was there: what came before it is another's, or the run would have met it at once."""
     times = [at for voice in heard.voices for at in (voice.first_at, voice.last_at) if at is not None]
     for one in heard.kernel:
         if one.match.signature.weight != "kernel" or one.match.words.get("xid") in _HARMLESS_XIDS:
             continue
-        if one.at is not None and times and not min(times) - _PAST <= one.at <= max(times) + _PAST:
+        if one.at is not None and times and not min(times) - AROUND <= one.at <= max(times) + _PAST:
             continue
-        rank, at, strength = None, heard.true(one.node, one.at), SPECIFIC
+        end, strength = None, SPECIFIC
         if one.match.signature.id == "os.oom":
             end = killed_by(one, ends)
-            ours = end is not None or _TRAINS.match(one.match.words.get("name", ""))
-            if not ours:
+            if end is None and not _TRAINS.match(one.match.words.get("name", "")):
                 continue
-            rank = end.rank if end else None
             strength = (
                 SPECIFIC if end else CONTACT
             )  # another program's on the same node, if anybody ended otherwise
-        yield as_seen(one, strength, rank, at, (one.quote,))
+        seen = as_seen(one, strength, end.rank if end else None, heard.true(one.node, one.at), (one.quote,))
+        yield replace(seen, kernel=end is None)
 
 
 # -- what ranks and launchers wrote --------------------------------------------------------------

@@ -17,6 +17,7 @@ from clusterft.diagnosis.heard import Heard, Quote
 from clusterft.diagnosis.suspects import blame, odd_one
 
 _SLACK = 5.0  # seconds by which clocks and launchers' looks may differ
+_AT_ONCE = 120.0  # seconds in which a fault that a kernel has told ends whoever meets it
 _EVIDENCE = 8
 _ORDER = (
     "os.oom",
@@ -64,7 +65,7 @@ def first_of(heard: Heard, found: list[Candidate]) -> Candidate | None:
     gang = [one for one in found if one.gang and one.id in _GANG and one.strength == SAID]
     strong = [one for one in found if one.strength in (SAID, SPECIFIC, OWN) and one not in gang]
     contacts = [one for one in found if one.strength == CONTACT]
-    chosen = _earliest(strong)
+    chosen = _earliest(_near(strong))
     if gang and (chosen is None or chosen.strength == OWN):
         return gang[0]
     contact = min(contacts, key=lambda one: (_ORDER.index(one.id), _time(one), one.order), default=None)
@@ -76,6 +77,15 @@ def first_of(heard: Heard, found: list[Candidate]) -> Candidate | None:
     if echoes:
         return blame(heard, echoes, found)
     return min((one for one in found if one.strength == CODE), key=_time, default=None)
+
+
+def _near(strong: list[Candidate]) -> list[Candidate]:
+    """What a kernel said long before somebody ended of his own is not why he did; who hangs, hangs for long."""
+    ended = [one.at for one in strong if not one.kernel and one.at is not None]
+    begin = min(ended, default=None)
+    if begin is None:
+        return strong
+    return [one for one in strong if not one.kernel or one.at is None or one.at >= begin - _AT_ONCE]
 
 
 def _earliest(strong: list[Candidate]) -> Candidate | None:
@@ -99,7 +109,9 @@ def _first(one: Candidate) -> bool:
 
 def _before(contact: Candidate, chosen: Candidate) -> bool:
     """Whether ranks failed to come together well before anybody ended of his own."""
-    return contact.at is not None and chosen.at is not None and contact.at < chosen.at - _SLACK
+    return (
+        not contact.kernel and contact.at is not None and chosen.at is not None and contact.at < chosen.at - _SLACK
+    )
 
 
 def _time(one: Candidate) -> float:
