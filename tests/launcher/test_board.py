@@ -123,6 +123,19 @@ def test_a_start_up_warning_that_sounds_like_an_echo_is_none() -> None:
     assert (found.node, found.rank) == ("gpu1", 1) and "KeyError" in found.summary
 
 
+def test_torch_puts_the_rank_before_the_lines_of_a_traceback() -> None:
+    found = verdict(
+        said("gpu1", 1, "[rank1]: KeyError: 'latents'"),
+        died("gpu1", 1, 1, 9.2),
+        said("gpu0", 0, f"[rank0]: {CLOSED}"),
+        *(said("gpu0", 0, f"frame {number}") for number in range(3)),
+        died("gpu0", 0, 1, 9.1),
+        ended("gpu1", "failed", 1, 9.2),
+        ended("gpu0", "failed", 1, 9.3),
+    )
+    assert found.summary == "rank 1 on gpu1: KeyError: 'latents'"
+
+
 def test_a_stop_does_not_hide_a_failure() -> None:
     why = told("gpu1", 1, "disk-full", "no room", 9.0)
     found = verdict(why, Stopping("asked"), ended("gpu1", "failed", 5, 9.5), ended("gpu0", "stopped", 0, 10.0))

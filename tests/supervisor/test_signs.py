@@ -40,6 +40,13 @@ def test_a_scripts_last_error_has_a_class(line: str, failure: str) -> None:
     assert (sign.failure, sign.rank, sign.text) == (failure, 3, f"rank 3: {line}")
 
 
+def test_torch_puts_the_rank_before_each_line_of_a_traceback() -> None:
+    sign = after("[rank3]: Traceback (most recent call last):", "[rank3]:   go()", "[rank3]: KeyError: 'caption'")
+    assert (sign.failure, sign.text) == ("exception", "rank 3: KeyError: 'caption'")
+    peer = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:41000"
+    assert after(f"[rank3]: {peer}", "one", "two", "three").failure == ECHO
+
+
 def test_a_warning_about_connections_at_the_start_is_no_echo() -> None:
     sign = after("[W] Connection refused, will retry", "step 1", "step 2", "step 3", "ValueError: mine")
     assert sign.failure == "exception"

@@ -19,7 +19,8 @@ ECHO = re.compile(
     r"remote process exited|Connection was likely closed|store has failed|Application timeout"
 )
 ECHOED = "peer-lost"  # what the trainer calls such an end itself
-_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt)\b.*")
+# torch puts the rank before each line of a traceback, once ranks have met.
+_ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def _death(board: Board, deaths: list[tuple[str, stream.RankDied]]) -> Verdict |
         return None
     node, death = deaths[0]
     lines = last_lines(board, node, death.rank)
-    error = next((line for line in reversed(lines) if _ERROR.match(line)), f"exit code {death.code}")
+    error = next(
+        (found[1] for line in reversed(lines) if (found := _ERROR.match(line))), f"exit code {death.code}"
+    )
     summary = f"rank {death.rank} on {node}: {error}"
     return Verdict("failed", summary, "exception", node, death.rank, evidence=lines)
 

@@ -18,7 +18,8 @@ _ECHO = re.compile(
     r"[Cc]onnection (closed|reset) by|Connection refused|[Bb]roken pipe|Watchdog caught collective|"
     r"remote process exited|Connection was likely closed|store has failed|Application timeout"
 )
-_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b.*")
+# torch puts the rank before each line of a traceback, once ranks have met.
+_ERROR = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)")
 _KEPT = 12  # last lines of each rank
 _SIGNS = 16  # of one attempt; ranks that fail alike say nothing new
 _LONGEST = 2_000  # characters of one sign
@@ -78,7 +79,7 @@ class Signs:
 
     def _spoke_last(self, rank: int, code: int, echo: bool) -> None:
         lines = [text for text in self._last.get(rank, ()) if text.strip()]
-        error = next((text for text in reversed(lines) if _ERROR.match(text)), f"exit code {code}")
+        error = next((found[1] for text in reversed(lines) if (found := _ERROR.match(text))), f"exit code {code}")
         self._add("log", ECHO if echo else _class(error, "exception"), rank, f"rank {rank}: {error}")
 
     def _echoes(self, rank: int) -> bool:
