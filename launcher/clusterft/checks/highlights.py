@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clusterft.checks import paths
-from clusterft.checks import shared_dir
+from clusterft.checks import paths, shared_dir
 from clusterft.checks.check import Layer
 from clusterft.checks.examination import Examination
 
