@@ -111,7 +111,7 @@ sys.exit(code)
 
 VERBS = (
     *("up", "down", "open", "ssh", "push", "prep", "train", "resume", "attach", "stop", "status", "logs", "runs"),
-    *("init", "migrate", "settings", "schema"),
+    *("init", "migrate", "settings", "schema", "doctor"),
 )
 
 
