@@ -429,7 +429,11 @@ def test_a_program_on_a_card_is_told_apart_by_whose_it_is(tmp_path: Path) -> Non
 def test_a_driver_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
     (tmp_path / "sleepy").mkdir()
     found = ask(tmp_path, ("sh",), smi.Smi(), **{"nvidia-smi": "#!/bin/sh\nexec sleep 60\n"})
-    assert found.cards == () and found.cuda is None
+    assert found.cards == () and found.cuda is None and found.words == gpu_health.SILENT
+    of = seen(plains=(), words=found.words)
+    health_of_b = replace(of.health["b"], gpu=replace(found, xids=()))
+    told = only(replace(of, health={**of.health, "b": health_of_b}))
+    assert (told.id, told.fix[-1]) == ("gpu.count", "sudo reboot") and "does not answer" in told.summary
 
 
 def test_without_cards_asked_for_nothing_is_asked(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from clusterft.checks import boxes, cards, gpu, xid
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination, Thing
+from clusterft.facts.health.gpu import SILENT
 from clusterft.findings import Finding
 
 _BOTH: tuple[Thing, ...] = ("facts", "health")
@@ -19,8 +21,21 @@ def mismatch(seen: Examination) -> Iterator[Finding]:
 
 
 def count(seen: Examination) -> Iterator[Finding]:
-    """gpu.count: cards that are not there."""
-    return gpu.count(seen.survey)
+    """gpu.count: cards that are not there, or that a driver which hangs does not tell of."""
+    for one in gpu.count(seen.survey):
+        health = seen.health.get(one.nodes[0])
+        if health and health.gpu.words == SILENT:
+            yield replace(
+                one,
+                summary="its cards are not known: nvidia-smi does not answer",
+                evidence=SILENT,
+                cause="the driver hangs, often after a fault of one card",
+                fix=("sudo dmesg | grep -i nvrm   (which card, and why)", "sudo reboot"),
+                needs_root=True,
+                blast_radius="the whole machine",
+            )
+        else:
+            yield one
 
 
 def mixed(seen: Examination) -> Iterator[Finding]:

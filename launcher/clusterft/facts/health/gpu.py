@@ -21,6 +21,7 @@ FIELDS = (
 )
 # Renamed with driver 535; the older name went on for a while.
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+SILENT = "nvidia-smi gave no answer within 8 s"  # which it never does by itself
 _REMAPPED = ("gpu_uuid", "remapped_rows.uncorrectable", "remapped_rows.pending", "remapped_rows.failure")
 
 _QUERY = """\
@@ -30,7 +31,7 @@ command -v nvidia-smi >/dev/null && {{
     c=$(hear 8 nvidia-smi $q${{f:+,$f}})
     case $c in *'is not a valid field'*) ;; *) break ;; esac
   done
-  printf '%s\\n' "$c"
+  printf '%s\\n' "${{c:-{silent}}}"
   # Busy ones are looked at again a moment later: one look says little of what changes by the millisecond.
   case $c in *', 9'[0-9]', '* | *', 100, '*)
     echo again; sleep 1
@@ -156,7 +157,7 @@ def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds: a driver without persistence wakes its cards for every question."""
     if not asked.cuda:
         return {}
-    query = _QUERY.format(fields=",".join(FIELDS), reasons=" ".join(_REASONS))
+    query = _QUERY.format(fields=",".join(FIELDS), reasons=" ".join(_REASONS), silent=SILENT)
     return {"gpu.now": query, "gpu.remapped": _REMAP, "gpu.cuda": _CUDA, "gpu.users": _PIDS, "gpu.kernel": _KERNEL}
 
 
