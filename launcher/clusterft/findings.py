@@ -5,9 +5,14 @@ Check ids are an API: they are never renamed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+# Escape sequences, and all control characters but tab and newline.
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 Status = Literal["ok", "warn", "fail", "unknown", "skipped"]
 
@@ -26,9 +31,22 @@ class Finding:
     needs_root: bool = False
     blast_radius: str = ""  # what applying the fix affects
 
+    def __post_init__(self) -> None:
+        """Words of a node may hold what moves a terminal's cursor or sets its title: nothing of it gets out."""
+        for name in ("summary", "evidence", "cause", "blast_radius"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "fix", tuple(plain(step) for step in self.fix))
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`."""
         return asdict(self)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows as it is, whoever wrote it."""
+    if text.isprintable():
+        return text
+    return _CONTROL.sub("", _SEQUENCE.sub("", text))
 
 
 def blockers(findings: Iterable[Finding]) -> tuple[Finding, ...]:

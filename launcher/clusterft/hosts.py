@@ -44,6 +44,7 @@ class Node:
     gpus: tuple[str, ...] = ()
     transport: Transport = "ssh"
     line: int = 0
+    settled: bool = False  # addr is what `doctor --fix` has settled, and not the hostfile's word
 
 
 @dataclass(frozen=True, slots=True)

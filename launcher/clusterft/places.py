@@ -40,6 +40,11 @@ class ClusterPlaces:
         return self.dir / "hostfile"
 
     @property
+    def addresses(self) -> Path:
+        """Where nodes are dialled, as `doctor --fix` has settled it."""
+        return self.dir / "addresses.json"
+
+    @property
     def settings(self) -> Path:
         """What `up` was told and what came of it: image, shared dir."""
         return self.dir / "settings.json"

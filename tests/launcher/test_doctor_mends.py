@@ -11,6 +11,7 @@ import scenes
 from clusterft.apply import fixing, settings
 from clusterft.checks import addresses, containers, mends, report, suite
 from clusterft.checks.examination import Examination, Wanted
+from clusterft.errors import UsageError
 from clusterft.facts import Address, health
 from clusterft.facts.desk import Desk, OwnFile, SharedLogin
 from clusterft.facts.health.docker import Container, DockerHealth
@@ -76,7 +77,7 @@ def test_a_shared_login_with_old_groups_is_closed_here() -> None:
     desk = Desk(shared=(SharedLogin("b", "/run/mux", ("me",)),))
     surveyed = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b", groups=("me", "docker")))
     of = replace(seen(desk=desk), survey=surveyed)
-    assert planned(of) == [("ctl.stale-mux", "", "ssh -O exit b")]
+    assert planned(of) == [("ctl.stale-mux", "", "ssh -O stop b")]
 
 
 def test_own_files_get_their_modes_here() -> None:
@@ -105,18 +106,30 @@ def test_an_address_is_pinned_in_the_settings_and_used_by_every_command(
     done = fixing.apply(Fleet(TWO, where.known_hosts), chosen)
     assert [one.words for one in done] == ["", ""]
     assert {node.name: node.addr for node in settings.find(rack, None).nodes} == {"a": "10.9.9.9", "b": "10.0.0.1"}
-    known = settings.load(where)
-    assert known and known.addresses == {"a": "10.0.0.0", "b": "10.0.0.1"}
+    assert [node.settled for node in settings.find(rack, None).nodes] == [False, True]
+    assert settings.load(where) is None, "a cluster that was never up does not look as if it were"
+    assert "addresses.json removed" in settings.forget(where)
+    assert settings.find(rack, None).nodes[1].addr is None
 
 
-def test_settings_from_before_there_were_pins_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLUSTERFT_HOME", str(tmp_path))
+def test_what_was_settled_wrongly_can_be_settled_anew() -> None:
+    of = on_a_bridge()
+    settled = tuple(replace(n, addr="172.17.0.1", settled=True) for n in TWO.nodes)
+    of = replace(of, survey=replace(of.survey, cluster=replace(of.survey.cluster, nodes=settled)))
+    (one,) = mends.mends(of, [Finding("nccl.bridge", "fail", ("b",), "")])
+    assert (one.node, one.pin) == ("b", "10.0.0.2")
+
+
+def test_addresses_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERFT_HOME", str(tmp_path / "home"))
+    rack = tmp_path / "rack"
+    rack.write_text("b slots=1\n")
     where = settings.cluster_places("rack")
-    settings.save(where, settings.Settings(id="x"))
-    text = where.settings.read_text().replace(',\n  "addresses": {}', "")
-    assert "addresses" not in text
-    settings.write(where.settings, text)
-    assert settings.load(where) == settings.Settings(id="x")
+    for damaged in ("{", '{"addresses": {"b": "not an address"}}', '{"addresses": 3}'):
+        settings.write(where.addresses, damaged)
+        with pytest.raises(UsageError) as refused:
+            settings.find(rack, None)
+        assert str(where.addresses) in refused.value.where and "rm " in refused.value.remedy
 
 
 def test_what_the_hostfile_says_is_never_overruled() -> None:

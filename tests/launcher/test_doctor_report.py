@@ -156,6 +156,14 @@ def test_the_screen_never_says_ready_while_something_blocks() -> None:
     assert "Ready" not in shown and "1 blocks" in shown and "mend it" in shown and re.search(r"x\.one +b ", shown)
 
 
+def test_what_a_node_says_cannot_move_the_terminals_cursor() -> None:
+    evil = "\x1b]0;owned\x07pid 7\x1b[2K\rok\x9b1A\u202e"
+    one = Finding("x.one", "fail", ("b",), evil, evidence=f"{evil}\nsecond", cause=evil, fix=(evil,))
+    shown = "\n".join(view.lines(the_report((one,)))) + repr(one.to_dict())
+    assert "pid 7ok1A" in shown and "second" in shown
+    assert not any(sign in shown for sign in ("\x1b", "\\x1b", "\r", "\\r", "\x07", "\x9b", "\u202e", "owned"))
+
+
 def test_the_odd_ones_of_many_nodes_are_named() -> None:
     whole = tuple(f"n{index}" for index in range(16))
     assert view.names(whole, whole) == "all 16 nodes"

@@ -296,7 +296,6 @@ class Bringup:
             device=self._wants.device,
             shared=self._wants.shared or before.shared,
             nodes=self.roster.up,
-            addresses=before.addresses,
         )
         found.changes += settings.remember(self._where, self._given)
         if settings.save(self._where, now) and "settings kept" not in found.changes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def files(paths: tuple[Path, ...]) -> Collected:
         try:
             year = time.gmtime(path.stat().st_mtime).tm_year
             _read(hearing, path, naming.source(str(path), year, str(root) if root else ""))
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             unread.append(f"{path}: {getattr(error, 'strerror', None) or error}")
     heard = hearing.done()
     heard.unread += tuple(unread)

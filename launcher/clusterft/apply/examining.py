@@ -28,6 +28,8 @@ _DEADLINES: Mapping[Thing, float] = {"health": 16.0, "links": 25.0, "share": 25.
 _QUICK = "not with --quick"
 _DEEP = "only with --deep"
 
+_AT_ONCE = 32  # nodes; what comes after them waits its turn
+
 T = TypeVar("T")
 Show = Callable[[str], None]
 
@@ -97,7 +99,7 @@ def _survey(fleet: Fleet, wanted: Wanted, gathered: _Gathered) -> Survey:
     own.start()
     shared = (wanted.shared,) if wanted.shared else ()
     survey = fleet.survey(lambda node: (*shared, _home(node)))
-    own.join(_DEADLINES["health"])
+    own.join(_DEADLINES["health"] * _turns(survey))
     _lacking(gathered, survey, "health")
     gathered.absent["facts"] = {miss.node: Absence(miss.id) for miss in survey.unreached}
     return survey
@@ -120,7 +122,7 @@ def _probe(
             threads[thing] = threading.Thread(target=_try, args=(thing, work, gathered), daemon=True)
             threads[thing].start()
     for thing, thread in threads.items():
-        thread.join(max(0.0, began + _DEADLINES[thing] - time.monotonic()))
+        thread.join(max(0.0, began + _DEADLINES[thing] * _turns(survey) - time.monotonic()))
         _lacking(gathered, survey, thing)
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
@@ -131,6 +133,11 @@ def _probe(
         last.start()
         last.join(_DEADLINES["deep"])
         _lacking(gathered, survey, "deep")
+
+
+def _turns(survey: Survey) -> int:
+    """How many times a node's own deadline may pass before all have had their turn."""
+    return -(-len(survey.cluster.active) // _AT_ONCE)
 
 
 def _try(thing: Thing, work: Callable[[], object], gathered: _Gathered) -> None:

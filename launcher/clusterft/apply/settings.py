@@ -1,12 +1,13 @@
 """What the controller remembers of a cluster between commands: its hostfile, what `up` was told, what came of it.
 
-Only `up` writes here; `down` takes it away. Every file appears whole or not at all.
+Only `up` writes here, and `doctor --fix` the addresses; `down` takes it away. Every file appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,6 @@ class Settings:
     device: Literal["cuda", "cpu"] = "cuda"
     shared: str | None = None
     nodes: tuple[str, ...] = ()  # up at last sight
-    addresses: dict[str, str] = field(default_factory=dict)  # node -> addr= where the hostfile gives none
 
 
 def cluster_places(cluster: str) -> ClusterPlaces:
@@ -58,7 +58,6 @@ def load(where: ClusterPlaces) -> Settings | None:
             **{name: body[name] for name in ("id", "image", "tag", "tried", "device", "shared")},
             nodes=tuple(body["nodes"]),
             parts=parts and ImageParts.from_dict(parts),
-            addresses={str(node): str(ip) for node, ip in body.get("addresses", {}).items()},  # since doctor --fix
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is not what this version writes ({type(error).__name__}: {error})"
@@ -76,15 +75,15 @@ def load_if_sound(where: ClusterPlaces) -> Settings | None:
 def save(where: ClusterPlaces, settings: Settings) -> bool:
     """Write it down; whether that changed anything."""
     parts = settings.parts and settings.parts.to_dict()
-    plain = {one.name: getattr(settings, one.name) for one in fields(settings)}
+    plain = {field.name: getattr(settings, field.name) for field in fields(settings)}
     body = {"schema": SCHEMA, **plain, "parts": parts}
     return write(where.settings, json.dumps(body, indent=2) + "\n")
 
 
 def pin(where: ClusterPlaces, node: str, address: str) -> None:
     """Dial a node at this address from now on, unless its hostfile says another one."""
-    known = load(where) or Settings()
-    save(where, replace(known, addresses={**known.addresses, node: address}))
+    body = {"schema": SCHEMA, "addresses": {**_addresses(where), node: address}}
+    write(where.addresses, json.dumps(body, indent=2) + "\n")
 
 
 def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
@@ -115,7 +114,14 @@ def find(path: Path | None, name: str | None) -> Cluster:
 def forget(where: ClusterPlaces) -> tuple[str, ...]:
     """Take it all away but the pins: a host key once compared stays compared."""
     changes = []
-    for path in (where.settings, where.hostfile, where.key, where.key.with_suffix(".pub"), where.baseline):
+    for path in (
+        where.settings,
+        where.addresses,
+        where.hostfile,
+        where.key,
+        where.key.with_suffix(".pub"),
+        where.baseline,
+    ):
         if path.exists():
             path.unlink()
             changes.append(f"{path.name} removed")
@@ -140,12 +146,24 @@ def any_default() -> bool:
 
 
 def _pinned(cluster: Cluster) -> Cluster:
-    """With the addresses that were settled here; unreadable settings are for those who need more of them."""
-    known = load_if_sound(cluster_places(cluster.name))
-    if known is None or not known.addresses:
-        return cluster
-    nodes = (replace(node, addr=node.addr or known.addresses.get(node.name)) for node in cluster.nodes)
-    return replace(cluster, nodes=tuple(nodes))
+    """With the addresses that were settled here."""
+    known = _addresses(cluster_places(cluster.name))
+    nodes = (
+        replace(node, addr=known[node.name], settled=True) if node.addr is None and node.name in known else node
+        for node in cluster.nodes
+    )
+    return replace(cluster, nodes=tuple(nodes)) if known else cluster
+
+
+def _addresses(where: ClusterPlaces) -> dict[str, str]:
+    try:
+        body = json.loads(where.addresses.read_text(encoding="utf-8"))
+        return {str(node): str(ipaddress.ip_address(ip)) for node, ip in body["addresses"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = f"rm {where.addresses}   and let doctor --fix settle them anew"
+        raise UsageError(f"cannot be read: {error!r}", where=str(where.addresses), remedy=remedy) from None
 
 
 def _default() -> str | None:

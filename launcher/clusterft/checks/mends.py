@@ -58,11 +58,11 @@ def _modes(seen: Examination, found: Finding) -> Iterator[Mend]:
 
 
 def _shared_login(seen: Examination, found: Finding) -> Iterator[Mend]:
-    """Closes the user's shared connection; commands that use it go on over one of their own the next time."""
+    """Nobody joins that connection any more; who uses it now goes on, and the next command makes a new one."""
     for one in seen.desk.shared:
         if one.node in found.nodes:
-            words = f"ssh -O exit {one.node}"
-            yield Mend(found.id, "", words, ("ssh", "-O", "exit", "-S", one.socket, one.node))
+            words = f"ssh -O stop {one.node}"
+            yield Mend(found.id, "", words, ("ssh", "-O", "stop", "-S", one.socket, one.node))
 
 
 def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
@@ -80,7 +80,7 @@ def _leftover(seen: Examination, found: Finding) -> Iterator[Mend]:
 
 def _address(seen: Examination, found: Finding) -> Iterator[Mend]:
     """Settles which address, and with it which interface, training uses; what the hostfile says stays its own."""
-    plain = {node.name for node in seen.survey.cluster.active if node.addr is None}
+    plain = {node.name for node in seen.survey.cluster.active if node.addr is None or node.settled}
     for node, address in addresses.leading(seen, found.nodes).items():
         if node in plain:
             yield Mend(found.id, node, f"dial it at {address} (kept in the cluster's settings)", pin=address)

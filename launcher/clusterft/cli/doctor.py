@@ -180,7 +180,7 @@ def _code(answer: Report, *, strict: bool) -> int:
         return Blocked.exit_code
     if answer.broken:
         return ClusterftError.exit_code
-    return _WARNED if strict and answer.verdict == "warn" else 0
+    return _WARNED if strict and answer.verdict in ("warn", "unknown") else 0
 
 
 def _cluster(options: Options, job: JobSpec | None) -> Cluster:
