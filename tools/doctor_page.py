@@ -32,8 +32,8 @@ What it says of an id on a node: `✗ fail` blocks training; `! warn` costs spee
 first: `skipped (ssh.timeout)`. The verdict is computed from these alone.
 
 Exit codes: 0 nothing blocks · 1 a check of doctor itself broke · 2 wrong usage, hostfile or job · 3 something
-blocks · 4 warnings, or not known, only under `--strict` · 5 with `--run` and `--log`: the run failed, and this is why · 130
-interrupted.
+blocks · 4 warnings, or not known whether it is ready, only under `--strict` · 5 with `--run` and `--log`: the run
+failed, and this is why · 130 interrupted.
 `--json` prints one document, described in [formats.md](formats.md).
 
 In the tables, *found by* means: **look** one round trip to each node; **probe** programs on the nodes that talk

@@ -1,6 +1,6 @@
 """What the controller remembers of a cluster between commands: its hostfile, what `up` was told, what came of it.
 
-Only `up` writes here, and `doctor --fix` the addresses; `down` takes it away. Every file appears whole or not at all.
+Only `up` writes here, and `doctor --fix` the addresses; `down` takes it away. A file appears whole or not at all.
 """
 
 from __future__ import annotations
