@@ -23,6 +23,8 @@ from clusterft import findings, spec
 from clusterft.apply import record
 from clusterft.board import verdict
 from clusterft.checks.report import Report
+from clusterft.diagnosis.diagnosis import Diagnosis, Follower
+from clusterft.diagnosis.heard import Quote
 from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
 from clusterft_trainer.corpus import faults, index
@@ -170,6 +172,11 @@ def page() -> str:
             table(packing.Report),
             "### `doctor`\n",
             document(Report.to_dict),
+            "### `doctor --run` and `doctor --log`\n",
+            "`schema`, and:\n",
+            table(Diagnosis),
+            table(Follower),
+            table(Quote),
             "### Checks, of `doctor` and of a command that a check stopped\n",
             table(findings.Finding),
         ]
