@@ -100,8 +100,8 @@ def _one_way(lab: LightLab) -> list[str]:
 
 
 HIGH = "1024:65535"
-ALL = "on {0}: sudo iptables -I INPUT -s {{subnet}} -p tcp -j ACCEPT"
-MEET = "on {0}: sudo iptables -I INPUT -s {{subnet}} -p tcp --dport 29500:29627 -j ACCEPT"
+ALL = "on {0}: sudo iptables -I INPUT -p tcp -s {{subnet}} -j ACCEPT"
+MEET = "on {0}: sudo iptables -I INPUT -p tcp -s {{subnet}} --dport 29500:29627 -j ACCEPT"
 PORTS = (
     Case("drop 29500", "net.master-port", ("n1",), MEET.format("n1"), *_blocked("n1", 29500)),
     Case("reject 29500", "net.master-port", ("n1",), MEET.format("n1"), *_blocked("n1", 29500, "reject"),
@@ -118,7 +118,7 @@ PORTS = (
     Case("high ports prohibited", "net.high-ports", ("n2",), ALL.format("n2"), *_blocked("n2", HIGH, "prohibit"),
          evidence=("no route to host at once",)),
     Case("outgoing connections dropped", "net.high-ports", ("n3",),
-         "on n3: sudo iptables -I OUTPUT -d {subnet} -p tcp -j ACCEPT",
+         "on n3: sudo iptables -I OUTPUT -p tcp -d {subnet} -j ACCEPT",
          *_rules("n3", "OUTPUT", "!", "-o", "lo", "-p", "tcp", "--syn", "--dport", HIGH, "-j", "DROP"),
          evidence=("new connections from n3 to high ports on n1 and n2",)),
 )  # fmt: skip
@@ -398,7 +398,7 @@ def test_of_forty_nodes_a_sample_is_tried_which_is_said_and_still_finds_the_one(
         answer = desk.doctor(*ONLY, seconds=180)
         clean(answer)
         notes = "\n".join(answer["notes"])
-        assert "of 40 nodes each has dialled the 12" in notes and "480 of 1560 pairs" in notes
+        assert "of 40 nodes each has dialled the 10" in notes and "400 of 1560 pairs" in notes
         assert "with the two beside it" in notes
         lab.node("n17").block_port("30000:65535", "reject")
         answer = desk.doctor(*ONLY, seconds=180)
