@@ -180,12 +180,12 @@ FAULTS = [
           ("docker network prune", "default-address-pools"), evidence=("br-",)),
     Fault("a container of another time", "dk.leftover",
           lambda lab, _: on(lab, "n2", f"{RUN} --name old --label clusterft.run=tiny-0 "
-                            "--entrypoint sleep $(docker images -q | head -n 1) 600"),
+                            "--entrypoint true $(docker images -q | head -n 1); sleep 62", timeout=90),
           lambda lab, _: on(lab, "n2", "docker rm -f old"),
-          ("on n2: docker rm -f ",), evidence=("old", "running"), status="warn"),
+          ("on n2: docker rm -f ",), evidence=("old", "exited"), status="warn"),
     Fault("a container of a doctor that was killed", "dk.leftover",
-          lambda lab, _: on(lab, "n2", "docker create --name left --label clusterft.doctor=clusterft-doctor-1 "
-                            "$(docker images -q | head -n 1) true"),
+          lambda lab, _: on(lab, "n2", "docker create --name left --label clusterft.doctor=left "
+                            "$(docker images -q | head -n 1) true; sleep 62", timeout=90),
           lambda lab, _: on(lab, "n2", "docker rm -f left"),
           ("on n2: docker rm -f ",), evidence=("created",), status="warn"),
     Fault("the runtime of containers is gone", "dk.box",
@@ -356,7 +356,7 @@ def test_the_answer_is_the_same_whoever_asks(lab: FullLab, tmp_path: Path) -> No
     desk = Desk(lab, tmp_path, hosts=lab.access.hostfile_for("sudoer").read_text(), job=JOB.split("image:")[0] +
                 "train:" + JOB.split("train:")[1])  # fmt: skip
     on(lab, "n2", f"{RUN} --name old --label clusterft.run=tiny-0 "
-       "--entrypoint sleep $(docker images -q | head -n 1) 600")  # fmt: skip
+       "--entrypoint true $(docker images -q | head -n 1); sleep 62", timeout=90)  # fmt: skip
     try:
         one = finding(desk.doctor(*QUIET), "dk.leftover", "n2")
         assert "old" in one["evidence"]

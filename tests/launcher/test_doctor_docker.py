@@ -15,7 +15,7 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import report, suite
+from clusterft.checks import containers, report, suite
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.facts import DockerGroup, box, health
 from clusterft.facts.box import Box, Torch
@@ -176,12 +176,13 @@ def test_an_image_that_could_not_be_looked_at_is_unknown() -> None:
         ({"state": "created", "since": NOW - 301}, True),
         ({"state": "paused"}, False),
         ({"state": "restarting"}, False),
-        ({"labels": {"clusterft.run": "old"}}, True),  # no run of ours is labelled so
+        ({"labels": {"clusterft.run": "old"}}, False),  # it runs, of another version of ours
+        ({"labels": {"clusterft.run": "old"}, "state": "exited"}, True),
         ({"labels": {**LABELS, "clusterft.owner": "1007"}, "state": "exited"}, False),  # another person's
         ({"labels": {**LABELS, "clusterft.config-digest": ""}}, False),  # opened by hand
         ({"labels": {"clusterft.doctor": "clusterft-b-all"}, "since": NOW - 300}, False),  # a doctor at work
         ({"labels": {"clusterft.doctor": "clusterft-b-all"}, "since": NOW - 1300}, True),
-        ({"labels": {"clusterft.doctor": "other"}, "since": NOW - 3}, True),
+        ({"labels": {"clusterft.doctor": "other"}, "since": NOW - 1300}, False),  # a copy's labels
     ],
     ids=str,
 )
@@ -203,6 +204,26 @@ def test_an_ended_container_of_a_run_that_lives_elsewhere_is_not_left_behind() -
         "c", engine(containers=(container(labels={**LABELS, "clusterft.node": "c"}),)), GpuHealth()
     )
     assert judged(replace(of, health={**of.health, "c": lives})) == []
+
+
+@pytest.mark.parametrize("lost", ["unreached", "silent"])
+def test_of_a_run_that_may_live_on_an_unseen_node_nothing_is_said(lost: str) -> None:
+    of = seen(engine(containers=(container(state="exited", since=NOW - 900),)))
+    assert [one.id for one in judged(of)] == ["dk.leftover"]
+    known = {name: one for name, one in of.health.items() if name != "c"}
+    of = replace(
+        of, health=known if lost == "unreached" else {**known, "c": node_health("c", DockerHealth(), GpuHealth())}
+    )
+    assert list(containers.left_behind(of)) == [], "nothing is taken away either"
+    (told,) = containers.leftover(of)
+    assert (told.status, told.nodes) == ("unknown", ("b",)) and "containers of c" in told.summary
+
+
+def test_a_doctors_own_container_is_judged_whatever_else_is_unseen() -> None:
+    left = container(labels={"clusterft.doctor": "clusterft-b-all"}, since=NOW - 1300)
+    of = seen(engine(containers=(left,)))
+    of = replace(of, health={name: one for name, one in of.health.items() if name != "c"})
+    assert [words for _, _, words in containers.left_behind(of)] == ["of a doctor that was killed"]
 
 
 @pytest.mark.parametrize(("over", "left"), [(NOW - 121, True), (NOW - 60, False), (None, False)])

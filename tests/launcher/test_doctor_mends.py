@@ -41,6 +41,7 @@ def seen(*containers_: Container, desk: Desk | None = None) -> Examination:
     """Two nodes; the containers are on b."""
     surveyed = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b"))
     known = {name: healthy(name) for name in ("a", "b")}
+    known["a"] = replace(known["a"], docker=DockerHealth(now=10_000.0, containers=()))
     known["b"] = replace(known["b"], docker=DockerHealth(now=10_000.0, containers=containers_))
     return Examination(Wanted("cpu"), surveyed, desk=desk or Desk(), health=known)
 

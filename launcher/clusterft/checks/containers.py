@@ -20,46 +20,96 @@ def leftover(seen: Examination) -> Iterator[Finding]:
     """dk.leftover: what no run, no controller and no doctor will take away any more."""
     for name, one, words in left_behind(seen):
         yield _leftover(name, one, seen.health[name].docker, words)
+    blind = _blind(seen)
+    for name, one in _lying(seen) if blind else ():
+        yield Finding(
+            "dk.leftover",
+            "unknown",
+            (name,),
+            f"whether run {one.run} is over, as {one.name} is, is not known: the containers of "
+            f"{', '.join(blind[:4])}{' ...' if blind[4:] else ''} could not be read",
+        )
 
 
 def left_behind(seen: Examination) -> Iterator[tuple[str, Container, str]]:
-    """Node, container, and why nobody will come for it."""
+    """Node, container, and why nobody will come for it.
+
+    Of an ended container of a run nothing is said while the containers of any node are not known: the run may
+    be under way there, and what it has left here is still to be fetched.
+    """
     alive = {
-        (one.labels.get("clusterft.cluster"), one.run)
+        key
         for health in seen.health.values()
         for one in health.docker.containers or ()
         if one.run and one.state not in OVER
+        for key in (_run(one), (None, one.run))
     }
+    blind = bool(_blind(seen))
+    for name, one in _ours(seen):
+        docker = seen.health[name].docker
+        if DOCTOR in one.labels:
+            words = _of_doctor(one, docker)
+        elif one.state not in OVER:
+            words = _runs_on(one, docker)
+        else:
+            held = blind or _run(one) in alive or not _ended(one, docker)
+            words = "" if held else f"run {one.run} is over here, and nothing of it runs"
+        if words:
+            yield name, one, words
+
+
+def _ours(seen: Examination) -> Iterator[tuple[str, Container]]:
+    """Those with our labels, but for another person's, who may still want them."""
     for name, health in seen.health.items():
-        docker, facts = health.docker, seen.survey.facts.get(name)
-        for one in docker.containers or ():
+        facts = seen.survey.facts.get(name)
+        for one in health.docker.containers or ():
             owner = one.labels.get("clusterft.owner")
-            if owner is not None and facts and facts.uid is not None and owner != str(facts.uid):
-                continue  # another person's, who may still want it
-            words = _left(one, docker, alive)
-            if words:
-                yield name, one, words
+            if owner is None or not facts or facts.uid is None or owner == str(facts.uid):
+                yield name, one
 
 
-def _left(one: Container, docker: DockerHealth, alive: set[tuple[str | None, str]]) -> str:
-    """Why nobody will come for it; empty if somebody may."""
-    age = None if one.since is None or docker.now is None else docker.now - one.since
-    if DOCTOR in one.labels:
-        if one.labels[DOCTOR] != one.name:
-            return "no doctor has made it like this"
-        limit = _OVER_SECONDS if one.state in OVER else _DOCTOR_SECONDS
-        return "of a doctor that was killed" if age is not None and age > limit else ""
-    if not one.labels.keys() >= _ENOUGH:
-        return "its labels are not those of a run that is under way"
-    if one.state in OVER:
-        limit = _CREATED_SECONDS if one.state == "created" else _OVER_SECONDS
-        here = (one.labels.get("clusterft.cluster"), one.run) in alive
-        return f"run {one.run} is over here, and nothing of it runs" if _older(age, limit) and not here else ""
+def _blind(seen: Examination) -> tuple[str, ...]:
+    """Nodes on which a run may have containers that we do not see."""
+    return tuple(
+        name for name in seen.nodes if name not in seen.health or seen.health[name].docker.containers is None
+    )
+
+
+def _lying(seen: Examination) -> Iterator[tuple[str, Container]]:
+    """Ended ones of runs."""
+    for name, one in _ours(seen):
+        if one.state in OVER and DOCTOR not in one.labels and _ended(one, seen.health[name].docker):
+            yield name, one
+
+
+def _run(one: Container) -> tuple[str | None, str]:
+    """What its run is known by; other versions of ours do not label the cluster."""
+    return one.labels.get("clusterft.cluster"), one.run
+
+
+def _of_doctor(one: Container, docker: DockerHealth) -> str:
+    """Why no doctor will come for it; one made from an image of ours by hand may have its labels, not its name."""
+    limit = _OVER_SECONDS if one.state in OVER else _DOCTOR_SECONDS
+    ours = one.labels[DOCTOR] == one.name
+    return "of a doctor that was killed" if ours and _older(_age(one, docker), limit) else ""
+
+
+def _runs_on(one: Container, docker: DockerHealth) -> str:
+    """Why one that runs will not end; its labels alone say nothing of that."""
     known = (docker.records or {}).get(one.run)
-    if one.state == "running" and known and known.over is not None and docker.now is not None:
-        over = docker.now - known.over
-        return f"run {one.run} has ended, and it goes on" if over > _RUNS_ON_SECONDS else ""
-    return ""
+    if one.state != "running" or not known or known.over is None or docker.now is None:
+        return ""
+    over = docker.now - known.over
+    return f"run {one.run} has ended, and it goes on" if over > _RUNS_ON_SECONDS else ""
+
+
+def _ended(one: Container, docker: DockerHealth) -> bool:
+    """Whether it is over for longer than its controller would take."""
+    return _older(_age(one, docker), _CREATED_SECONDS if one.state == "created" else _OVER_SECONDS)
+
+
+def _age(one: Container, docker: DockerHealth) -> float | None:
+    return None if one.since is None or docker.now is None else docker.now - one.since
 
 
 def _older(age: float | None, limit: float) -> bool:
