@@ -177,7 +177,7 @@ SSH: tuple[Fault, ...] = (
         "ssh.timeout",
         _from_here("-I"),
         _from_here("-D"),
-        ("on n2: sudo ufw allow from", "to any port 22 proto tcp"),
+        ("on n2: sudo ufw prepend allow from", "to any port 22 proto tcp"),
         evidence=("n1, n3 can reach sshd at", "the way from this machine"),
     ),
     Fault(

@@ -231,17 +231,19 @@ def test_two_that_never_meet_are_a_link_with_a_rule_for_each_side() -> None:
     groups = (*(pair(one, 0.8) for one in FULL if one != "bd"), *twice(pair("bd", None)))
     (found,) = loud(examined(Deep(groups=groups)))
     assert (found.id, found.status, found.nodes) == ("net.high-ports", "fail", ("b", "d"))
-    assert found.fix == (
-        "on b: sudo iptables -I INPUT -p tcp -s 10.0.0.4 -j ACCEPT",
-        "on d: sudo iptables -I INPUT -p tcp -s 10.0.0.2 -j ACCEPT",
-    )
+    assert found.fix[0] == "on b: sudo iptables -I INPUT -p tcp -s 10.0.0.4 -j ACCEPT"
+    assert found.fix[1].startswith("or on b, where nft keeps the rules: sudo nft list ruleset |")
+    assert found.fix[2] == "on d: sudo iptables -I INPUT -p tcp -s 10.0.0.2 -j ACCEPT"
+    assert "gone after a reboot" in found.fix[4] and len(found.fix) == 5
     assert "Connection timed out" in found.evidence
 
 
 def test_a_node_that_meets_nobody_is_told_what_its_own_firewall_understands() -> None:
     groups = (*(pair(one, 0.8) for one in ("ac", "ad", "cd")), *(pair(one, None) for one in ("ab", "bc", "bd")))
     (found,) = loud(examined(Deep(groups=groups), firewall=Firewall(ufw=True, firewalld=None, chains=None)))
-    assert found.nodes == ("b",) and found.fix[0].startswith("on b: sudo ufw allow from 10.0.0.1 to any proto tcp")
+    assert found.nodes == ("b",) and found.fix[0].startswith(
+        "on b: sudo ufw prepend allow from 10.0.0.1 && sudo ufw"
+    )
     (found,) = loud(examined(Deep(groups=groups), firewall=Firewall(ufw=None, firewalld=True, chains=None)))
     assert "--add-source=10.0.0.3" in found.fix[0] and found.fix[0].endswith("sudo firewall-cmd --reload")
 

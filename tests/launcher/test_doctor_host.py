@@ -450,7 +450,7 @@ def test_what_other_nodes_reach_is_not_off() -> None:
     assert told.cause == "it is up, and a firewall stops what comes from this machine"
     assert "a can reach sshd at 10.0.0.2 port 22" in told.evidence
     assert (
-        told.fix[0].startswith("on b: sudo ufw allow from 10.0.0.9 to any port 22")
+        told.fix[0].startswith("on b: sudo ufw prepend allow from 10.0.0.9 to any port 22")
         and "power it on" not in told.fix
     )
     off = replace(lost("ssh.timeout"), desk=Desk(closed=(reached._replace(by=(), not_by=("a",)),)))

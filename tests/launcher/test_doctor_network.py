@@ -7,6 +7,7 @@ by hand after nft's documentation.
 from __future__ import annotations
 
 import shlex
+import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import permutations
@@ -18,7 +19,7 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import Survey, addresses, highlights, meeting, networks, report
+from clusterft.checks import Survey, addresses, highlights, meeting, networks, report, walls
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import network, rendezvous
 from clusterft.facts import Address, Firewall, InfiniBand, Link, NodeFacts, frames, health
@@ -213,8 +214,9 @@ def test_the_node_that_nobody_reaches_is_named_with_its_own_firewalls_line() -> 
     shut = dials(("a", "b", "timed out", 4.0), ("c", "b", "timed out", 4.0))
     one = one_of(seen(shut), "net.high-ports")
     assert one.nodes == ("b",) and one.status == "fail" and one.needs_root
-    assert one.fix[0] == "on b: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp -j ACCEPT"
-    assert "cloud" in one.fix[1] and "50000 51000" in one.fix[2]
+    assert one.fix[0] == "on b: sudo iptables -I INPUT -p tcp -s 10.0.0.0/24 -j ACCEPT"
+    assert one.fix[1].startswith("or, where nft keeps the rules: sudo nft list ruleset | awk ")
+    assert "gone after a reboot" in one.fix[2] and "cloud" in one.fix[3] and "50000 51000" in one.fix[4]
     assert "new connections from a and c to high ports on b do not come about" in one.summary
     assert "in silence" in one.cause
 
@@ -222,14 +224,14 @@ def test_the_node_that_nobody_reaches_is_named_with_its_own_firewalls_line() -> 
 @pytest.mark.parametrize(
     ("wall", "health", "line"),
     [
-        (Firewall(True, None, None), QUIET, "on b: sudo ufw allow from 10.0.0.0/24"),
+        (Firewall(True, None, None), QUIET, "on b: sudo ufw prepend allow from 10.0.0.0/24"),
         (Firewall(None, True, None), QUIET,
          "on b: sudo firewall-cmd --permanent --zone=trusted --add-source=10.0.0.0/24"),
         (Firewall(False, False, ("x",)),
          replace(QUIET, chains=(Chain("inet", "firewall", "inbound", "input", "drop"),
                                 Chain("ip", "filter", "INPUT", "input", "accept"))),
          "on b: sudo nft insert rule inet firewall inbound ip saddr 10.0.0.0/24 accept"),
-        (None, QUIET, "on b: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp -j ACCEPT"),
+        (None, QUIET, "on b: sudo iptables -I INPUT -p tcp -s 10.0.0.0/24 -j ACCEPT"),
     ],
 )  # fmt: skip
 def test_the_line_is_for_whatever_manages_that_nodes_firewall(
@@ -243,11 +245,71 @@ def test_the_line_is_for_whatever_manages_that_nodes_firewall(
     assert all(shlex.split(step.partition(": ")[2]) for step in one.fix if step.startswith("on b: "))
 
 
+@pytest.mark.parametrize(
+    ("health", "first", "nft_too"),
+    [
+        (replace(QUIET, iptables=True, refusing=frozenset({"INPUT"})), "iptables", False),  # root has read them
+        (replace(QUIET, iptables=True), "iptables", True),
+        (replace(QUIET, iptables=False), "nft", False),
+        (replace(QUIET, iptables=False, chains=(Chain("inet", "f", "in", "input", "drop"),)), "nft", False),
+    ],
+)
+def test_where_nobody_can_tell_which_tool_keeps_the_rules_both_are_given(
+    health: NetworkHealth, first: str, nft_too: bool
+) -> None:
+    what = seen(health={name: _health(health) for name in NAMES})
+    opening = walls.Opening("b", ("10.0.0.0/24",), (29500, 29500))
+    lines = walls.lines(what, opening, silent=False)
+    assert lines[0].startswith(f"sudo {first} ") and "29500" in lines[0] and "29500:29500" not in lines[0]
+    assert any(line.startswith("or, where nft") for line in lines) == nft_too
+    assert "gone after a reboot" in lines[-1]
+
+
+RULESET = """table ip6 filter {
+\tchain INPUT {
+\t\ttype filter hook input priority filter; policy drop;
+\t}
+}
+table inet walled {
+\tset known {
+\t\ttype ipv4_addr
+\t}
+\tchain inbound { # handle 3
+\t\ttype filter hook input priority filter; policy drop;
+\t\tct state established accept
+\t}
+\tchain outbound {
+\t\ttype filter hook output priority filter; policy accept;
+\t}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("side", "others", "rules"),
+    [
+        ("in", "10.0.0.0/24", ["inet walled inbound ip saddr 10.0.0.0/24 accept"]),
+        ("out", "10.0.0.7", ["inet walled outbound ip daddr 10.0.0.7 accept"]),
+        ("in", "fd00::7",
+         ["ip6 filter INPUT ip6 saddr fd00::7 accept", "inet walled inbound ip6 saddr fd00::7 accept"]),
+    ],
+)  # fmt: skip
+def test_the_line_for_rules_that_only_root_may_read_finds_their_chains(
+    side: walls.Side, others: str, rules: list[str]
+) -> None:
+    blind = seen(health={name: _health(replace(QUIET, iptables=False)) for name in NAMES})
+    (line, _) = walls.lines(blind, walls.Opening("b", (others,), None, side), silent=False)
+    piped = line.removeprefix("sudo nft list ruleset | ").removesuffix(" | sudo nft -f -")
+    assert len(piped) == len(line) - len("sudo nft list ruleset |  | sudo nft -f -")
+    done = subprocess.run(["sh", "-c", piped], input=RULESET, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"insert rule {rule}" for rule in rules]
+
+
 def test_the_rendezvous_port_blocks_where_the_head_has_it_and_warns_elsewhere() -> None:
     head = dials(("b", "a", "timed out", 4.0), ("c", "a", "timed out", 4.0), kind="rendezvous")
     one = one_of(seen((*dials(), *head)), "net.master-port")
     assert (one.status, one.nodes) == ("fail", ("a",))
-    assert one.fix[0] == "on a: sudo iptables -I INPUT -s 10.0.0.0/24 -p tcp --dport 29500:29627 -j ACCEPT"
+    assert one.fix[0] == "on a: sudo iptables -I INPUT -p tcp -s 10.0.0.0/24 --dport 29500:29627 -j ACCEPT"
     other = dials(("a", "b", "timed out", 4.0), ("c", "b", "timed out", 4.0), kind="rendezvous")
     one = one_of(seen((*dials(), *other)), "net.master-port")
     assert (one.status, one.nodes) == ("warn", ("b",)) and "once a is lost" in one.summary
@@ -279,7 +341,7 @@ def test_a_sender_is_named_where_its_own_rules_are_known_to_refuse() -> None:
     shut = dials(("a", "b", "timed out", 4.0), ("a", "c", "timed out", 4.0))
     own = {name: _health(replace(QUIET, refusing=frozenset({"OUTPUT"} if name == "a" else ()))) for name in NAMES}
     one = one_of(seen(shut, health=own), "net.high-ports")
-    assert one.nodes == ("a",) and one.fix[0] == "on a: sudo iptables -I OUTPUT -d 10.0.0.0/24 -p tcp -j ACCEPT"
+    assert one.nodes == ("a",) and one.fix[0] == "on a: sudo iptables -I OUTPUT -p tcp -d 10.0.0.0/24 -j ACCEPT"
 
 
 def test_rules_that_keep_out_even_answers_are_one_nodes_fault() -> None:
@@ -384,6 +446,28 @@ def test_two_cables_in_one_subnet_are_told_and_a_laptop_on_cable_and_radio_is_no
     routes = ((ip("a"), "eno2", "10.0.0.77"),)
     by_radio = survey(node("a"), node("b", Address("eno2", "10.0.0.77", 24), routes=routes), node("c"))
     assert [one.id for one in judged(seen(dials(), survey=by_radio, health=radio))] == ["net.dup-route"]
+
+
+def test_the_address_that_ssh_uses_is_never_taken_away() -> None:
+    two = Address("eno2", "10.0.0.77", 24)
+    given = scenes.cluster("a slots=1\nb slots=1 addr=10.0.0.11\nc slots=1\n")
+    usual = {name: ip(name) for name in NAMES}
+
+    def steps(known: Survey) -> tuple[str, ...]:
+        return one_of(seen(dials(), survey=known), "net.dup-route").fix
+
+    by_other = survey(node("a"), node("b", two), node("c"), of=given, **{**usual, "b": "10.0.0.77"})
+    behind_nat = survey(
+        node("a"), node("b", two, login_address="10.0.0.77"), node("c"), of=given, **{**usual, "b": "203.0.113.9"}
+    )
+    untold = survey(node("a"), node("b", two), node("c"), of=given, **{**usual, "b": "203.0.113.9"})
+    for known in (by_other, behind_nat, untold):
+        assert not any("addr del" in step for step in steps(known))
+        assert steps(known)[0].startswith("on b, at its console, as SSH may use 10.0.0.77: give eno2 a subnet")
+    twice = survey(node("a"), node("b"), node("c", Address("eno1", ip("b"), 24), login_address=ip("b")))
+    (one,) = list(addresses.dup_ip_unreached(seen(links=None, survey=replace(
+        twice, cluster=given, facts={name: twice.facts[name] for name in "ac"}))))  # fmt: skip
+    assert one.fix[0] == "on c, at its console, as SSH may use 10.0.0.11: give eno1 another address"
 
 
 # -- what the way carries -----------------------------------------------------

@@ -157,6 +157,7 @@ def dup_route(seen: Examination) -> Iterator[Finding]:
             if len(cards) > 1 and _matters(seen, name, tuple(cards)):
                 keep = _kept(seen, name, tuple(cards))
                 others = [one for card, one in cards.items() if card != keep]
+                gone = [one for one in others if not _by_ssh(seen, name, one.ip)]
                 yield Finding(
                     id="net.dup-route",
                     status="warn",
@@ -164,16 +165,39 @@ def dup_route(seen: Examination) -> Iterator[Finding]:
                     summary=f"{' and '.join(cards)} are in one subnet, {network}: packets may take either",
                     evidence="\n".join(f"{card}: {one.ip}/{one.prefix}" for card, one in cards.items()),
                     cause="the kernel has two equal routes, and answers for either address on either card",
-                    fix=(
-                        *(
-                            f"on {name}: sudo ip addr del {one.ip}/{one.prefix} dev {one.interface}"
-                            for one in others
-                        ),
-                        "and take it out of the node's network configuration, or give it a subnet of its own",
-                    ),
+                    fix=(*(_deletion(name, one) for one in gone), *_apart(name, others, gone)),
                     needs_root=True,
                     blast_radius="connections to the address that goes",
                 )
+
+
+def _apart(name: str, others: list[Address], gone: list[Address]) -> Iterator[str]:
+    """What else it takes; the address that SSH uses is never deleted, as the node would be lost with it."""
+    for one in others:
+        if one not in gone:
+            yield (
+                f"on {name}, at its console, as SSH may use {one.ip}: give {one.interface} a subnet of its own "
+                "in the node's network configuration"
+            )
+    if gone:
+        yield "and take it out of the node's network configuration, or give it a subnet of its own"
+
+
+def _by_ssh(seen: Examination, name: str, ip: str) -> bool:
+    """Whether this is, or may be, the address by which SSH comes to the node."""
+    survey = seen.survey
+    node = next((one for one in survey.cluster.nodes if one.name == name), None)
+    if node is None or node.transport == "local":
+        return False
+    facts = survey.facts.get(name)
+    known = {survey.contacts.get(name), facts.login_address if facts else None} - {None}
+    # Through a door of someone else's, or a forwarded port, nothing tells which one it is.
+    told = facts is not None and any(networks.holder(facts, one) for one in known if one)
+    return ip in known or not told
+
+
+def _deletion(name: str, one: Address) -> str:
+    return f"on {name}: sudo ip addr del {one.ip}/{one.prefix} dev {one.interface}"
 
 
 def dialled(seen: Examination) -> dict[str, str]:
@@ -265,8 +289,10 @@ def _removal(seen: Examination, names: tuple[str, ...], ip: str) -> tuple[str, .
     steps = []
     for name in names:
         at = networks.holder(seen.survey.facts[name], ip)
-        if at:
-            steps.append(f"on {name}: sudo ip addr del {ip}/{at.prefix} dev {at.interface}")
+        if at and _by_ssh(seen, name, ip):
+            steps.append(f"on {name}, at its console, as SSH may use {ip}: give {at.interface} another address")
+        elif at:
+            steps.append(_deletion(name, at._replace(ip=ip)))
     return (*steps, "and give it an address of its own in its network configuration")
 
 

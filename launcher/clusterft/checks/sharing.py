@@ -79,7 +79,7 @@ def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple
     if dialled and dialled.outcome in ("silent", "failed"):
         if host:
             return f"a firewall keeps port 2049 of {host} closed", (
-                nfs.opening(seen, host, node),
+                *nfs.opening(seen, host, node),
                 last,
             )
         return f"{server} is off, or a firewall keeps its port 2049 closed", (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clusterft.checks import acceptance
+from clusterft.checks import acceptance, walls
 from clusterft.checks.examination import Examination
 from clusterft.checks.measured import story
+from clusterft.checks.walls import Opening
 from clusterft.facts.deep import Deep, Group
 from clusterft.findings import Finding
 
@@ -54,7 +55,7 @@ def _closed(
         summary=summary,
         evidence="\n".join(map(story, dead)),
         cause="besides the rendezvous, ranks use TCP ports that the system chooses, in both directions",
-        fix=tuple(_let_in(seen, node, others) for node, others in peers.items() if others),
+        fix=_steps(seen, peers),
         needs_root=True,
         blast_radius="the firewall: all TCP ports, for these nodes alone",
     )
@@ -79,17 +80,17 @@ def _stuck(nodes: tuple[str, ...], dead: list[Group], summary: str, deep: Deep) 
     )
 
 
-def _let_in(seen: Examination, node: str, others: list[str]) -> str:
-    """One command for a node's own firewall."""
-    addresses = [(seen.deep.addresses if seen.deep else {}).get(other, other) for other in others]
-    facts = seen.survey.facts.get(node)
-    wall = facts.firewall if facts else None
-    if wall and wall.ufw:
-        return f"on {node}: " + " && ".join(f"sudo ufw allow from {one} to any proto tcp" for one in addresses)
-    if wall and wall.firewalld:
-        sources = " ".join(f"--add-source={one}" for one in addresses)
-        return f"on {node}: sudo firewall-cmd --zone=trusted --permanent {sources} && sudo firewall-cmd --reload"
-    return f"on {node}: sudo iptables -I INPUT -p tcp -s {','.join(addresses)} -j ACCEPT"
+def _steps(seen: Examination, peers: dict[str, list[str]]) -> tuple[str, ...]:
+    """Of all these nodes; what is said of each of them alike comes once, at the end."""
+    each = [_let_in(seen, node, others) for node, others in peers.items() if others]
+    every = [step for steps in each for step in steps]
+    return tuple(dict.fromkeys(sorted(every, key=lambda step: " on " not in f" {step.partition(':')[0]}:")))
+
+
+def _let_in(seen: Examination, node: str, others: list[str]) -> tuple[str, ...]:
+    """What opens a node's own firewall to these others."""
+    known = seen.deep.addresses if seen.deep else {}
+    return walls.steps(seen, Opening(node, tuple(known.get(other, other) for other in others), None))
 
 
 def _together(deep: Deep) -> Iterator[Finding]:

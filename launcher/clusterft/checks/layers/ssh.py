@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.checks import catalogue, controller
+from clusterft.checks import catalogue, controller, walls
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.facts.desk import Closed
@@ -123,11 +123,7 @@ def _seen_by_others(one: Closed) -> str:
 
 
 def _open(one: Closed) -> str:
-    whom = one.own or "this machine's address"
-    return (
-        f"on {one.node}: sudo ufw allow from {whom} to any port {one.port} proto tcp   (or the same "
-        "in its firewall, or in the provider's security group)"
-    )
+    return walls.unseen(one.node, one.own or "this machine's address", one.port)
 
 
 CHECKS: tuple[Check, ...] = (
