@@ -9,7 +9,9 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from clusterft.checks import walls
 from clusterft.checks.examination import Examination
+from clusterft.checks.walls import Opening
 from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.storage import Export, FstabLine, Served, StorageHealth
 from clusterft.facts.storage import over
@@ -155,16 +157,9 @@ def starting(seen: Examination, host: str) -> str:
     return f"on {host}: sudo systemctl enable --now nfs-server"
 
 
-def opening(seen: Examination, host: str, node: str) -> str:
-    """The command that lets a node through the host's own firewall, in that firewall's words."""
-    facts, who = seen.survey.facts.get(host), _network(seen, node)
-    firewall = facts.firewall if facts else None
-    if firewall and firewall.ufw:
-        return f"on {host}: sudo ufw allow from {who} to any port 2049 proto tcp"
-    if firewall and firewall.firewalld:
-        rule = f'rule family="ipv4" source address="{who}" service name="nfs" accept'
-        return f"on {host}: sudo firewall-cmd --permanent --add-rich-rule='{rule}' && sudo firewall-cmd --reload"
-    return f"on {host}: sudo iptables -I INPUT -p tcp -s {who} --dport 2049 -j ACCEPT"
+def opening(seen: Examination, host: str, node: str) -> tuple[str, ...]:
+    """What lets a node through the host's own firewall."""
+    return walls.steps(seen, Opening(host, (_network(seen, node),), (2049, 2049)))
 
 
 def server_of(mount: Mount) -> str:
