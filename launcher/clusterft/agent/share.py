@@ -56,7 +56,7 @@ class Proof:
                 raise
             self.place = os.path.join(self.directory, ".clusterft-doctor-" + self._word)
             made = [False, _made(self.place)]
-        _sweep(own)
+        _sweep(own, self.place)
         for other in asked["names"]:
             os.path.exists(os.path.join(self.place, other))
         os.listdir(self.place)
@@ -65,9 +65,6 @@ class Proof:
             "place": self.place,
             "made": made[0],
             "free": room.f_bavail * room.f_frsize,
-            "inodes": room.f_favail if room.f_files else None,
-            "fsid": getattr(room, "f_fsid", None),
-            "device": os.stat(self.place).st_dev,
         }
 
     def write(self, asked: Body) -> Body:
@@ -172,13 +169,18 @@ def _made(path: str) -> bool:
     return True
 
 
-def _sweep(own: str) -> None:
-    """What a doctor that was killed has left, of a day ago or older; others' files may not be ours to remove."""
+def _sweep(own: str, place: str) -> None:
+    """What a doctor that was killed has left, of a day ago or older; others' files may not be ours to remove.
+
+    How old is told by the server's clock alone, which has just dated the place of this proof: a node's own may be
+    days off.
+    """
+    now = os.stat(place).st_mtime
     old = [name for name in os.listdir(own) if name.startswith("doctor-")] if os.path.isdir(own) else []
-    for name in old[:_LITTER]:
-        path = os.path.join(own, name)
+    paths = [os.path.join(own, name) for name in old]
+    for path in [one for one in paths if one != place][:_LITTER]:
         try:
-            if time.time() - os.stat(path).st_mtime > _STALE:
+            if now - os.stat(path).st_mtime > _STALE:
                 for file in os.listdir(path):
                     _gone(os.path.join(path, file), os.unlink)
                 _gone(path, os.rmdir)
