@@ -327,6 +327,7 @@ def test_a_hang_is_told_with_where_it_waits() -> None:
     share = only(seen(a=stuck("rpc_wait_bit_killable")), "os.hung-task")
     assert share.status == "warn" and "network filesystem" in share.cause and "findmnt" in share.fix[0]
     disk = only(seen(a=stuck("__sb_start_write")), "os.hung-task")
+    assert loud(seen(a=stuck("rtnl_lock"))) == [], "on a busy machine locks are waited for, and that is no hang"
     assert "dmesg" in disk.fix[0] and "pid 7 python3 waits in __sb_start_write" in disk.evidence
     line = KernelLine(30.0, "INFO: task python3:7 blocked for more than 120 seconds.")
     both = replace(stuck("io_schedule"), kernel=(line,))

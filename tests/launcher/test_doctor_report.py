@@ -141,6 +141,13 @@ def test_where_something_vital_cannot_be_read_nothing_good_is_said() -> None:
     assert report.verdict([Finding(vital[0], "unknown", ("a",), "")]) == "unknown"
 
 
+def test_what_was_moot_for_a_reason_that_is_not_told_is_not_called_well() -> None:
+    first = saying(Finding("fs.hung", "fail", ("a",), "does not answer"))
+    found = report.judge(seen(), [first, saying(ids=("fs.lock",), after=("fs.hung",))], frozenset({"fs.lock"}))
+    assert report.verdict(found) == "unknown"
+    assert report.verdict(report.judge(seen(unasked={"deep": "x"}), [saying(ids=("x.d",), reads=("deep",))])) == "ok"
+
+
 def test_only_some_ids_are_told_and_the_others_still_make_them_moot() -> None:
     first = saying(Finding("fs.hung", "fail", ("a",), "does not answer"))
     later = saying(ids=("fs.lock",), after=("fs.hung",))

@@ -20,10 +20,8 @@ _YOUNG = 20.0  # seconds; one of those that is younger may be of this very look
 _ON_PURPOSE = ("refrigerator", "vfork", "freez", "ptrace_stop")  # paused, or waiting for a child
 _REMOTE = re.compile(r"nfs|rpc_|fuse|request_wait|ceph|cifs|smb|lustre|ll_|gpfs|beegfs|9p|p9_|gluster")
 # Where a process waits for a disk that is only slow: 5 s of that say nothing, the kernel's own 120 s do.
-_DISK = re.compile(
-    r"io_schedule|jbd2|folio_wait|wait_on_page|wait_on_buffer|wait_transaction|blk_mq|rq_qos|wbt_|balance_dirty|"
-    r"sync_inodes|wb_wait|submit_bio|xlog|xfs_|btrfs_|get_write_access|txg_|zio_|cv_wait|dm_|md_|raid"
-)
+_FROZEN = re.compile(r"percpu_rwsem|sb_start")
+_LONG = re.compile(f"{_REMOTE.pattern}|{_FROZEN.pattern}")
 _VIRTUAL = re.compile(r"lo$|docker|br-|veth|virbr|tailscale|wg\d|tun|tap|cni|flannel|cali|vmnet|vboxnet|zt")
 
 
@@ -70,7 +68,10 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
 def hung(node: str, health: HostHealth) -> Iterator[Finding]:
     """os.hung-task: processes that wait in the kernel and did not run for as long as we looked."""
     told = [line for line in health.kernel or () if "blocked for more than" in line.words and _recent(line)]
-    stuck = [one for one in health.stuck or () if _counts(one) and (told or not _DISK.search(one.place))]
+    # Under load any lock or disk is waited for; only where a server or a freeze is the reason does a look suffice.
+    stuck = [
+        one for one in health.stuck or () if _counts(one) and (told or _LONG.search(one.place) or not one.place)
+    ]
     if not stuck:
         return  # what the kernel has told of is over
     if not told and not any(one.place for one in stuck):
@@ -78,7 +79,7 @@ def hung(node: str, health: HostHealth) -> Iterator[Finding]:
         return
     places = {one.place for one in stuck if one.place}
     remote = any(_REMOTE.search(place) for place in places)
-    frozen = any("percpu_rwsem" in place or "sb_start" in place for place in places)
+    frozen = any(_FROZEN.search(place) for place in places)
     named = "\n".join(f"pid {one.pid} {one.name} waits in {one.place or 'the kernel'}" for one in stuck[:8])
     yield Finding(
         id="os.hung-task",
