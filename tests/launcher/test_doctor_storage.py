@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,39 @@ def test_a_server_whom_the_others_call_by_another_name_is_not_said_to_lack_a_mou
     assert judged(whole) == []
 
 
+SAMBA = Mount("//10.0.0.1/out", "/mnt/out", "cifs", "rw,vers=3.1.1")
+SSHFS = Mount("train@10.0.0.1:/srv/out", "/mnt/out", "fuse.sshfs", "rw")
+
+
+@pytest.mark.parametrize(
+    "mount", [SAMBA, SSHFS, replace(SAMBA, source="//a.lan/out"), replace(NFS, fstype="glusterfs")]
+)
+def test_the_server_itself_needs_no_mount_of_what_it_lends_whatever_the_kind(mount: Mount) -> None:
+    own = facts("a", listening=frozenset({22}), hostname="a")
+    assert judged(with_facts(with_health(), own, facts("b", mount), facts("c", mount))) == []
+
+
+def test_a_samba_server_that_the_others_call_by_another_name_is_known_by_its_port() -> None:
+    mount = replace(SAMBA, source="//storage/out")
+    whole = with_facts(with_health(), facts("b", mount), facts("c", mount))
+    assert judged(with_facts(whole, facts("a", listening=frozenset({22, 445})))) == []
+    assert only(with_facts(whole, facts("a", listening=frozenset({22}))), "fs.not-shared", "a")
+
+
+def test_who_sees_the_others_files_has_the_same_directory_whatever_it_lies_on() -> None:
+    mount = replace(SSHFS, source="storage:/out")
+    clients = (facts("b", mount), facts("c", mount))
+    assert judged(with_facts(seen(), facts("a", listening=frozenset({22})), *clients)) == []
+    blind = {name: trial(name, wanted=NAMES, seen={}, renewed={}, locks={}) for name in NAMES}
+    found = judged(with_facts(seen(share=proof(**blind)), facts("a", listening=frozenset({22})), *clients))
+    assert ("fs.not-shared", ("a",)) in [(one.id, one.nodes) for one in found]
+
+
+@pytest.mark.parametrize("fstype", ["virtiofs", "fuse.juicefs", "wekafs", "fuse.anything"])
+def test_a_kind_that_may_be_shared_is_not_said_to_be_the_nodes_own(fstype: str) -> None:
+    assert judged(with_facts(with_health(), facts("b", Mount("out", "/mnt/out", fstype, "rw")))) == []
+
+
 def replace_mount(mount: Mount, **changes: Any) -> Mount:
     return replace(mount, **changes)
 
@@ -286,6 +321,82 @@ def test_who_may_be_meant_by_the_exports_is_not_said_to_be_left_out(name: str) -
     lent = exports(f"/export {name}(rw)\n")
     own = healthy("a", served=replace(SERVED, written=lent, loaded=lent))
     assert {one.id for one in judged(with_facts(with_health(a=own), facts("b")))} == {"fs.not-shared"}
+
+
+WILD = "/mnt/my data's $HOME"
+
+
+def test_every_line_can_be_pasted_whatever_the_paths_hold(tmp_path: Path) -> None:
+    mount = replace(NFS, source=f"10.0.0.1:{WILD}", target=WILD)
+    lent = exports("/mnt/my\\040data's\\040$HOME 10.0.0.3(rw)\n")
+    assert lent[0].path == WILD
+    own = healthy("a", served=replace(SERVED, written=lent, loaded=lent), look=replace(HERE, real=WILD))
+    whole = with_health(a=own, b=healthy("b", look=replace(HERE, real=WILD, holds=True)))
+    whole = replace(whole, wanted=Wanted("cpu", contained=False, shared=WILD))
+    whole = with_facts(whole, facts("b"), facts("c", mount))
+    whole = replace(whole, health={**whole.health, "c": healthy("c", look=replace(HERE, real=WILD))})
+    fix = only(whole, "fs.export", "b").fix
+    assert pasted(fix[0].partition(": ")[2], tmp_path)["tee"] == [
+        "-a /etc/exports",
+        "/mnt/my\\040data's\\040$HOME 10.0.0.2(rw)",
+    ]
+    assert pasted(fix[1].partition(": ")[2].partition("   (")[0], tmp_path)["ls"] == ["-A", WILD]
+    lines = pasted(fix[2].partition(": ")[2], tmp_path)
+    assert lines["mkdir"] == ["-p", WILD]
+    assert lines["mount"] == ["-t", "nfs", "-o", "vers=4.2", f"10.0.0.1:{WILD}", WILD]
+    said = pasted(fix[3].partition(": ")[2], tmp_path)["tee"][1]
+    place = "/mnt/my\\040data's\\040$HOME"
+    assert said == f"10.0.0.1:{place} {place} nfs vers=4.2,_netdev 0 0"
+
+
+def pasted(line: str, room: Path) -> dict[str, list[str]]:
+    """What the programs of a line are given by a shell; of tee also what it reads."""
+    for name in ("mount", "umount", "mkdir", "ls", "exportfs", "sed"):
+        (room / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{room}/{name}.said\n')
+    (room / "sudo").write_text('#!/bin/sh\nexec "$@"\n')
+    (room / "tee").write_text(f'#!/bin/sh\n{{ echo "$*"; cat; }} >{room}/tee.said\n')
+    for each in room.iterdir():
+        each.chmod(0o755)
+    subprocess.run(["sh", "-c", f"PATH={room}:$PATH; {line}"], check=True, capture_output=True)
+    return {one.stem: one.read_text().splitlines() for one in room.glob("*.said")}
+
+
+def test_paths_are_quoted_in_every_line_of_the_storage_layer() -> None:
+    mount = replace(NFS, source=f"10.0.0.1:{WILD}", target=WILD)
+    wanted = Wanted("cpu", contained=False, shared=WILD)
+    nodes = tuple(facts(name, mount) for name in NAMES)
+    look = replace(HERE, real=WILD)
+    denied = trial("a", trouble=Trouble("make", 13, "Permission denied"), wanted=())
+    gone = trial("b", trouble=Trouble("write", 107, "Transport endpoint is not connected"), wanted=())
+    late = trial("c", seen={"a": Sight(4.2, listed=True)}, locks={"fcntl": "had"})
+    whole = with_facts(seen(wanted=wanted, share=proof(a=denied, b=gone, c=late)), *nodes)
+    found = judged(replace(whole, health={name: healthy(name, look=look) for name in NAMES}))
+    stale = judged(replace(whole, share=None, health={name: healthy(name, look=Look("stale")) for name in NAMES}))
+    hung = judged(replace(whole, share=None, health={name: healthy(name, look=Look("hung")) for name in NAMES}))
+    told = [step for one in (*found, *stale, *hung) for step in one.fix]
+    assert {one.id for one in (*found, *stale, *hung)} >= {
+        "fs.squash",
+        "fs.not-writable",
+        "fs.lock",
+        "fs.attrcache",
+    }
+    for step in told:
+        bare = step.replace(shlex.quote(WILD), "").replace(shlex.quote(f"10.0.0.1:{WILD}"), "")
+        assert WILD not in bare or bare.startswith("and the same options"), step
+
+
+def test_fstab_is_read_with_its_blanks() -> None:
+    asked = Asked("w")
+    said = {
+        **dict.fromkeys(storage_sections(asked), ""),
+        "storage.fstab": "seen\nnas:/a\\040b /mnt/a\\040b nfs rw\n",
+    }
+    assert health.storage.parse(said, asked).fstab == (FstabLine("nas:/a b", "/mnt/a b", "nfs", "rw"),)
+
+
+def storage_sections(asked: Asked) -> list[str]:
+    """Those of the storage layer."""
+    return [*health.storage.sections(asked), *health.storage.stages(asked)]
 
 
 def test_who_is_mounted_and_works_is_not_told_of_the_exports() -> None:
@@ -510,6 +621,19 @@ def test_the_program_does_its_steps_and_leaves_nothing(tmp_path: Path) -> None:
     assert held["locks"] == {"fcntl": "had", "flock": "had"}
     assert tried["locks"] == {"fcntl": "refused", "flock": "refused"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_proof_at_work_is_not_swept_away_by_a_node_whose_clock_is_ahead(tmp_path: Path) -> None:
+    import os
+
+    ages = {"w": 2, "other": 2, "old": 4}  # days by this machine's clock; the server's is two days behind
+    for word, days in ages.items():
+        (tmp_path / ".clusterft" / f"doctor-{word}").mkdir(parents=True)
+        then = time.time() - days * 86400 - 60
+        os.utime(tmp_path / ".clusterft" / f"doctor-{word}", (then, then))
+    _, made, wrote = program(tmp_path, "w", {"do": "make", "names": []}, {"do": "write", "nonce": "one"})
+    assert made["place"].endswith("doctor-w") and wrote["owner"]
+    assert [one.name for one in (tmp_path / ".clusterft").iterdir()] == ["doctor-other"]
 
 
 def test_the_program_names_the_error_of_a_step(tmp_path: Path) -> None:

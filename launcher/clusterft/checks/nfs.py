@@ -6,8 +6,10 @@ The server's own word counts where it is a node; elsewhere, what the other nodes
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 
 from clusterft.checks import walls
 from clusterft.checks.examination import Examination
@@ -16,6 +18,7 @@ from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.storage import Export, FstabLine, Served, StorageHealth
 from clusterft.facts.storage import over
 
+_PORT, _SAMBA = 2049, frozenset({139, 445})
 _USUAL = "rw,sync,no_subtree_check"
 # Of a mount's options those that another node needs too; the rest is negotiated.
 _KEPT = ("vers=", "nfsvers=", "port=", "sec=krb5", "nconnect=", "soft", "actimeo=", "noac")
@@ -43,13 +46,25 @@ class Origin:
     @property
     def mount(self) -> str:
         """The command; root alone may."""
-        options = f" -o {','.join(self.options)}" if self.options else ""
-        return f"sudo mkdir -p {self.target} && sudo mount -t nfs{options} {self.source} {self.target}"
+        options = f" -o {quote(','.join(self.options))}" if self.options else ""
+        target = quote(self.target)
+        return f"sudo mkdir -p {target} && sudo mount -t nfs{options} {quote(self.source)} {target}"
 
     @property
     def fstab(self) -> str:
         """The line with which it is there after the next boot too."""
-        return f"{self.source} {self.target} nfs {','.join((*self.options, '_netdev'))} 0 0"
+        return f"{field(self.source)} {field(self.target)} nfs {','.join((*self.options, '_netdev'))} 0 0"
+
+
+def field(path: str) -> str:
+    """A path as fstab and exports want it: blanks and the like by three octal digits."""
+    return re.sub(r"[\s\\#\"]", lambda match: f"\\{ord(match.group()):03o}", path)
+
+
+def appended(line: str, file: str) -> str:
+    """The command that adds a line to a file of root's; some shells' echo reads backslashes."""
+    says = "printf '%s\\n'" if "\\" in line else "echo"
+    return f"{says} {quote(line)} | sudo tee -a {file}"
 
 
 def mounted(seen: Examination, node: str) -> Mount | None:
@@ -112,7 +127,7 @@ def lending(seen: Examination, of: Origin, nodes: tuple[str, ...]) -> str:
     usual = next((client.options for client in line.clients if client.options), "") if line else ""
     options = usual or _USUAL
     clients = " ".join(f"{client(seen, node)}({options})" for node in nodes)
-    return f"on {of.host}: echo '{of.exported} {clients}' | sudo tee -a /etc/exports && sudo exportfs -ra"
+    return f"on {of.host}: {appended(f'{field(of.exported)} {clients}', '/etc/exports')} && sudo exportfs -ra"
 
 
 def client(seen: Examination, node: str) -> str:
@@ -127,26 +142,27 @@ def bringing(seen: Examination, node: str, of: Origin) -> Iterator[str]:
     if storage.nfs_client is False:
         yield _tools(facts)
     if storage.look and storage.look.holds:
-        yield f"ls -A {of.target}   (a mount hides what lies there: move it away first if it is needed)"
+        yield f"ls -A {quote(of.target)}   (a mount hides what lies there: move it away first if it is needed)"
     line = in_fstab(seen, node)
     if line and _same(line, of):
-        yield f"sudo mkdir -p {of.target} && sudo mount {of.target}   (its line is in /etc/fstab)"
+        target = quote(of.target)
+        yield f"sudo mkdir -p {target} && sudo mount {target}   (its line is in /etc/fstab)"
         return
     yield of.mount
     if line:
-        yield f"and in /etc/fstab, instead of `{' '.join(line[:4])}`: {of.fstab}"
+        yield f"and in /etc/fstab, instead of `{' '.join(field(word) for word in line)}`: {of.fstab}"
     else:
-        yield f"echo '{of.fstab}' | sudo tee -a /etc/fstab"
+        yield appended(of.fstab, "/etc/fstab")
 
 
 def again(seen: Examination, node: str, mount: Mount) -> tuple[str, ...]:
     """The commands that let go of a mount and make it anew."""
     line = in_fstab(seen, node)
-    options = _kept(mount.options)
-    words = f" -o {','.join(options)}" if options else ""
+    options, target = _kept(mount.options), quote(mount.target)
+    words = f" -o {quote(','.join(options))}" if options else ""
     short = line is not None and line.source == mount.source and line.target == mount.target
-    fresh = mount.target if short else f"-t nfs{words} {mount.source} {mount.target}"
-    return (f"sudo umount -f -l {mount.target} && sudo mount {fresh}",)
+    fresh = target if short else f"-t nfs{words} {quote(mount.source)} {target}"
+    return (f"sudo umount -f -l {target} && sudo mount {fresh}",)
 
 
 def starting(seen: Examination, host: str) -> str:
@@ -175,6 +191,24 @@ def host_of(seen: Examination, server: str) -> str:
         if server in names:
             return node
     return ""
+
+
+def may_serve(seen: Examination, node: str, having: list[str]) -> bool:
+    """Whether the others may have it from this node, which then has the directory itself, by whatever name."""
+    facts = seen.survey.facts.get(node)
+    listening = facts.listening if facts and facts.listening else frozenset[int]()
+    mounts = [mount for mount in (mounted(seen, other) for other in having) if mount]
+    samba = any(mount.fstype in ("cifs", "smb3") for mount in mounts)
+    if _PORT in listening or (samba and _SAMBA & listening):
+        return True
+    own = {node, facts.hostname if facts else None, *addresses(seen, node)}
+    return any(own & _hosts(mount.source) for mount in mounts)
+
+
+def _hosts(source: str) -> set[str]:
+    """What may be a host in a mount's source: user@host:/path, //host/name, host1,host2:/name."""
+    words = set(re.split(r"[/,@\\\[\]]+|:(?![0-9a-fA-F]*:)", source)) | set(re.findall(r"\[([^]]+)\]", source))
+    return words | {word.partition(".")[0] for word in words if not word[:1].isdigit()}
 
 
 def offered(seen: Examination, of: Origin) -> frozenset[str] | None:

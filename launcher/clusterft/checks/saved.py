@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from shlex import quote
 
 from clusterft.checks.examination import Examination
 from clusterft.facts.deep import Saving
@@ -48,6 +49,7 @@ def _number(one: Saving) -> int | None:
 
 def _refused(one: Saving, place: str, seen: Examination) -> Finding:
     shared = place.rpartition("/.clusterft/")[0]
+    at = quote(shared)
     absent = one.errno in (errno.ENOENT, errno.ENOTDIR) and one.stage == "reach"
     race = one.errno in _RACES or (one.errno == errno.ENOENT and one.stage == "save")
     known = _BY_ERRNO.get(one.errno or 0)
@@ -60,8 +62,8 @@ def _refused(one: Saving, place: str, seen: Examination) -> Finding:
         summary=f"a checkpoint in {shared} fails here: it cannot {how.get(one.stage, 'use it')}",
         evidence=one.words + (f"\n{one.free:.0f} bytes are free" if one.free is not None else ""),
         cause="the shared dir is not there" if absent else "",
-        fix=(f"on {one.node}: ls -ld {shared}; findmnt -T {shared}; df -h {shared}",)
-        + ((f"mount it on {one.node} as on {seen.nodes[0]}: findmnt -T {shared}   there names what",) * absent),
+        fix=(f"on {one.node}: ls -ld {at}; findmnt -T {at}; df -h {at}",)
+        + ((f"mount it on {one.node} as on {seen.nodes[0]}: findmnt -T {at}   there names what",) * absent),
         needs_root=absent,
         blast_radius=f"{shared} on that node",
     )
@@ -86,7 +88,7 @@ def _not_shared(savings: Mapping[str, Saving], blind: list[Saving], place: str) 
         f"missing: {', '.join(example.missing[:6])}",
         cause="the shared dir is not mounted, or not the same everywhere",
         fix=(
-            f"on {rest[0]}: findmnt -T {shared}   names what is mounted there",
+            f"on {rest[0]}: findmnt -T {quote(shared)}   names what is mounted there",
             f"on {odd[0] if odd else example.node}: mount the same at {shared}, with _netdev in /etc/fstab; "
             "look first that the directory is empty, as a mount hides what lies in it",
         ),
@@ -102,6 +104,7 @@ def _odd(savings: Mapping[str, Saving], place: str) -> Iterator[Finding]:
     wrong = [one for one in bad if one.words == "other weights came back"]
     words = "\n".join(f"{one.node}: {one.words or one.stage}" for one in bad)
     shared = place.rpartition("/.clusterft/")[0]
+    at = quote(shared)
     if hung:
         yield Finding(
             id="fs.hung",
@@ -110,7 +113,7 @@ def _odd(savings: Mapping[str, Saving], place: str) -> Iterator[Finding]:
             summary=f"a checkpoint in {shared} did not come to an end",
             evidence=words,
             cause="the file server does not answer, or very slowly",
-            fix=(f"on {hung[0].node}: timeout 5 ls {shared}; grep {shared} /proc/mounts",),
+            fix=(f"on {hung[0].node}: timeout 5 ls {at}; grep nfs /proc/mounts; findmnt -T {at}",),
         )
     elif wrong:
         yield Finding(
@@ -119,7 +122,7 @@ def _odd(savings: Mapping[str, Saving], place: str) -> Iterator[Finding]:
             nodes=tuple(one.node for one in wrong),
             summary="a checkpoint that was read back holds other weights than were saved",
             evidence=words,
-            fix=(f"on {wrong[0].node}: findmnt -T {shared}   and look into what caches in between",),
+            fix=(f"on {wrong[0].node}: findmnt -T {at}   and look into what caches in between",),
         )
     elif bad:
         yield Finding(

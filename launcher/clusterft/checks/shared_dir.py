@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from shlex import quote
 
 from clusterft.checks import nfs
 from clusterft.checks.examination import Examination
@@ -74,13 +75,13 @@ def _owned(
         setting = "user: UID:GID in job.yaml" if seen.wanted.contained else f"user= in {seen.survey.cluster.path}"
         return "the server takes root for nobody (root_squash), and the directory is not nobody's", (
             f"let runs work as one user with the same UID:GID on all nodes: {setting}",
-            f"{on}: sudo chown UID:GID {path}   (of that user; no_root_squash would trust every root)",
+            f"{on}: sudo chown UID:GID {quote(path)}   (of that user; no_root_squash would trust every root)",
         )
     differ = {(one.uid, one.gid) for one in seen.survey.facts.values()}
     first: tuple[str, ...] = ()
     if len(differ) > 1 and not (seen.wanted.job and seen.wanted.job.user):
         first = (f"log in as users with one UID:GID on all nodes: user= in {seen.survey.cluster.path}",)
-    return "it belongs to another user", (*first, f"{on}: sudo chown {user}:{group} {path}")
+    return "it belongs to another user", (*first, f"{on}: sudo chown {user}:{group} {quote(path)}")
 
 
 def not_writable(seen: Examination) -> Iterator[Finding]:
@@ -100,10 +101,11 @@ def not_writable(seen: Examination) -> Iterator[Finding]:
                 "then: sudo exportfs -ra",
             )
         elif trouble.errno == errno.ENOTCONN:
-            target = mount.target if mount else seen.wanted.shared
-            steps = (f"sudo umount -l {target}, then mount it again: what served it has ended",)
+            target = quote(mount.target if mount else seen.wanted.shared or "")
+            steps = (f"sudo umount -l {target}   then mount it again: what served it has ended",)
         else:
-            steps = (f"findmnt -T {seen.wanted.shared}; sudo dmesg | tail -n 50   tell what is wrong with it",)
+            at = quote(seen.wanted.shared or "")
+            steps = (f"findmnt -T {at}; sudo dmesg | tail -n 50   tell what is wrong with it",)
         yield Finding(
             id="fs.not-writable",
             status="fail",
@@ -175,10 +177,9 @@ def lock(seen: Examination) -> Iterator[Finding]:
 def _locking(seen: Examination, node: str) -> tuple[str, ...]:
     mount = nfs.mounted(seen, node)
     if mount and nfs.is_nfs(mount):
-        fresh = f"sudo mount -t nfs -o vers=4.2 {mount.source} {mount.target}"
-        return (
-            f"sudo umount {mount.target} && {fresh}   (version 4 has locks of its own; no nolock, no local_lock)",
-        )
+        target = quote(mount.target)
+        fresh = f"sudo mount -t nfs -o vers=4.2 {quote(mount.source)} {target}"
+        return (f"sudo umount {target} && {fresh}   (version 4 has locks of its own; no nolock, no local_lock)",)
     return (
         "keep caches that are locked (HF_HOME, TRITON_CACHE_DIR) on a disk of the node: env: in job.yaml",
         "or choose a directory on NFS 4 for shared:",
@@ -222,9 +223,12 @@ def _cached(seen: Examination, node: str, said: list[str]) -> Finding:
     mount = nfs.mounted(seen, node)
     if mount and nfs.is_nfs(mount):
         kept = ("vers=", "nfsvers=", "port=", "sec=krb5")
-        options = ",".join((*(one for one in mount.options.split(",") if one.startswith(kept)), "actimeo=1"))
+        options = quote(
+            ",".join((*(one for one in mount.options.split(",") if one.startswith(kept)), "actimeo=1"))
+        )
+        target = quote(mount.target)
         fix: tuple[str, ...] = (
-            f"sudo umount {mount.target} && sudo mount -t nfs -o {options} {mount.source} {mount.target}",
+            f"sudo umount {target} && sudo mount -t nfs -o {options} {quote(mount.source)} {target}",
             f"and the same options for {mount.target} in /etc/fstab",
         )
     else:

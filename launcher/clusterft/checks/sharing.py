@@ -6,7 +6,9 @@ What a node could do in it is judged by `shared_dir`; the lines that mount it co
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
+from shlex import quote
 
 from clusterft.checks import nfs
 from clusterft.checks.examination import Examination
@@ -61,7 +63,7 @@ def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple
     server, dialled = nfs.server_of(mount), _dialled(seen, node, mount)
     host = nfs.host_of(seen, server)
     known = seen.survey.facts.get(host)
-    last = f"if {host or server} cannot come back, give the directory up: sudo umount -f -l {mount.target}"
+    last = f"if {host or server} cannot come back, give the directory up: sudo umount -f -l {quote(mount.target)}"
     if host and known is None:
         return f"{host}, which serves it, does not answer either", (f"bring {host} back first", last)
     health = seen.health.get(host)
@@ -83,7 +85,7 @@ def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple
                 last,
             )
         return f"{server} is off, or a firewall keeps its port 2049 closed", (
-            f"bring {server} back: ping {server}; on it: sudo systemctl status nfs-server",
+            f"bring {server} back: ping {quote(server)}; on it: sudo systemctl status nfs-server",
             last,
         )
     return f"its server {server} does not answer", (
@@ -93,15 +95,17 @@ def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple
 
 
 def _stuck(mount: Mount | None) -> tuple[str, tuple[str, ...]]:
-    if mount and mount.fstype.startswith("fuse"):
-        return "the program that serves it hangs, or has lost its own server", (
-            f"bring its server back: {mount.source}; then see: ls {mount.target}",
-            f"or let go of it, and mount it again: sudo umount -f -l {mount.target}",
-        )
-    if mount and mount.shared:
-        return "its server does not answer", (
-            f"bring its server back: {mount.source}; then see: ls {mount.target}",
-            f"or let go of it, and mount it again: sudo umount -f -l {mount.target}",
+    if mount and (mount.shared or mount.fstype.startswith("fuse")):
+        fuse = mount.fstype.startswith("fuse")
+        target = quote(mount.target)
+        return (
+            "the program that serves it hangs, or has lost its own server"
+            if fuse
+            else "its server does not answer",
+            (
+                f"bring its server back: {mount.source}; then see: ls {target}",
+                f"or let go of it, and mount it again: sudo umount -f -l {target}",
+            ),
         )
     return "its disk, or what serves it, does not answer", ("sudo dmesg | tail -n 50   names the disk; mend it",)
 
@@ -172,8 +176,8 @@ def not_shared(seen: Examination) -> Iterator[Finding]:
             continue  # below a share that all have, the first run makes it
         line = nfs.in_fstab(seen, node)
         meant = line is not None and _is_share(line.fstype) and not (mount and mount.target == line.target)
-        serves = (of is not None and of.host == node) or _may_serve(seen, node)
-        if node in missing or ((meant or having) and mount and not mount.shared and not serves):
+        serves = (of is not None and of.host == node) or nfs.may_serve(seen, node, having)
+        if node in missing or ((meant or having) and mount and mount.own and not serves and not _met(seen, node)):
             yield _absent(seen, node, of, meant=meant)
 
 
@@ -219,13 +223,14 @@ def _wrong_version(seen: Examination, node: str, of: Origin) -> tuple[str, tuple
     line, offered = nfs.in_fstab(seen, node), nfs.offered(seen, of)
     words = line.options.split(",") if line else []
     asked = next((word.partition("=")[2] for word in words if "vers=" in word), "")
-    if line is None or not asked or not offered or _speaks(asked, offered):
+    if line is None or not re.fullmatch(r"[0-9.]+", asked) or not offered or _speaks(asked, offered):
         return None
-    better = max(offered)
-    edit = f"sudo sed -i '\\|^{line.source}[[:space:]]|s/vers={asked}/vers={better}/' /etc/fstab"
+    better, target = max(offered), quote(line.target)
+    source = re.sub(r"[][*^$\\|]", r"\\\g<0>", nfs.field(line.source))
+    script = f"\\|^{source}[[:space:]]|s/vers={asked}/vers={better}/"
     return f"/etc/fstab asks for NFS {asked}; {of.host} speaks {', '.join(sorted(offered))}", (
-        edit,
-        f"sudo mkdir -p {line.target} && sudo mount {line.target}",
+        f"sudo sed -i {quote(script)} /etc/fstab",
+        f"sudo mkdir -p {target} && sudo mount {target}",
     )
 
 
@@ -281,7 +286,7 @@ def _recipe(seen: Examination, odd: tuple[str, ...]) -> tuple[str, ...]:
     others = tuple(node for node in odd if node != host)
     of = Origin(nfs.client(seen, host), shared, shared, (), "", host, shared)
     steps = [f"on {host}: sudo apt-get install -y nfs-kernel-server   (nfs-utils on other systems)"]
-    steps += [f"on {host}: sudo mkdir -p {shared}"] if host not in having else []
+    steps += [f"on {host}: sudo mkdir -p {quote(shared)}"] if host not in having else []
     steps += [nfs.lending(seen, of, others)] if others else []
     for node in others:
         steps += [f"on {node}: {line}" for line in nfs.bringing(seen, node, of)]
@@ -328,10 +333,12 @@ def _is_stale(seen: Examination, node: str) -> bool:
     return tried or (_state(seen, node) == "stale" and trial is None)
 
 
-def _may_serve(seen: Examination, node: str) -> bool:
-    """A server of NFS that is no client: it has the directory itself, whatever name the others call it by."""
-    facts = seen.survey.facts.get(node)
-    return facts is not None and facts.listening is not None and 2049 in facts.listening
+def _met(seen: Examination, node: str) -> bool:
+    """Whether it and another machine have seen each other's files: it is one directory, whatever it lies on."""
+    trials = seen.share.trials if seen.share else {}
+    pairs = ((one, other) for one, trial in trials.items() for other in trial.seen)
+    boots = {name: facts.boot_id or name for name, facts in seen.survey.facts.items()}
+    return any(node in pair and boots.get(pair[0]) != boots.get(pair[1]) for pair in pairs)
 
 
 def _machines(seen: Examination) -> set[str]:

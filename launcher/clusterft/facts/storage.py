@@ -9,6 +9,11 @@ _SHARED_KINDS = frozenset(
     "nfs nfs4 cifs smb3 ceph lustre gpfs beegfs glusterfs afs 9p fuse.glusterfs fuse.ceph fuse.sshfs".split()
 )
 
+# Those of a disk, or of memory, that one machine has for itself.
+_OWN_KINDS = frozenset(
+    "ext2 ext3 ext4 xfs btrfs zfs f2fs jfs nilfs2 bcachefs overlay tmpfs vfat msdos exfat ntfs ntfs3".split()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -23,6 +28,11 @@ class Mount:
     def shared(self) -> bool:
         """Whether its kind is one that other machines see too."""
         return self.fstype in _SHARED_KINDS
+
+    @property
+    def own(self) -> bool:
+        """Whether its kind is known to be of this machine alone; of many kinds neither is known."""
+        return self.fstype in _OWN_KINDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from clusterft.facts.frames import whole
 from clusterft.facts.health.asked import Asked
+from clusterft.facts.storage import plain
 
 _PATIENCE = 5  # seconds for a look at the shared directory
 _REACH = 4  # seconds for a server to take a connection
@@ -185,7 +186,7 @@ def exports(text: str) -> tuple[Export, ...]:
 def _dial_text(directory: str) -> str:
     """The NFS servers that this directory is, or should be, mounted from: is their port open from here?"""
     return f"""
-d={shlex.quote(directory)}; export d
+d={shlex.quote(_escaped(directory))}; export d
 try() {{
   if command -v bash >/dev/null; then hear {_REACH} bash -c 'exec 3<>"/dev/tcp/$0/{_PORT}" && echo open' "$1"
   elif command -v nc >/dev/null; then hear {_REACH} nc -z -w 3 "$1" {_PORT} && echo open
@@ -196,6 +197,11 @@ for s in $(cat /proc/mounts /etc/fstab | awk '$3 ~ /^nfs4?$/ && index(ENVIRON["d
   if (!(s in seen)) print s; seen[s] = 1 }}' | head -n 2); do
   printf 'server %s\\n' "$s"; try "$s"
 done"""
+
+
+def _escaped(path: str) -> str:
+    """As fstab and the kernel's table of mounts write a path."""
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match.group()):03o}", path)
 
 
 def _dialled(text: str) -> tuple[Dialled, ...]:
@@ -226,7 +232,7 @@ def _state(words: str) -> State:
 
 def _fstab(text: str) -> tuple[FstabLine, ...] | None:
     first, *lines = text.splitlines() or [""]
-    rows = [line.split(" ") for line in lines]
+    rows = [[plain(word) for word in line.split(" ")] for line in lines]
     return tuple(FstabLine(*row) for row in rows if len(row) == 4) if first == "seen" else None
 
 
@@ -236,4 +242,4 @@ def _versions(text: str) -> frozenset[str] | None:
 
 
 def _unquoted(word: str) -> str:
-    return word[1:-1] if word.startswith('"') else word.replace("\\040", " ")
+    return word[1:-1] if word.startswith('"') else plain(word)
