@@ -14,7 +14,7 @@ from clusterft.hosts import Node
 
 _MIB = 2**20
 _HEADROOM = 0.08  # of a card; the trainer's estimate leaves out workspaces and gaps in the allocator
-_COMPUTES = ("C", "M+C")  # a desktop's compositor is G, or C+G
+COMPUTES = ("C", "M+C")  # a desktop's compositor is G, or C+G
 _DISPLAY_MIB = 64  # a card that drives no screen holds less for the driver itself
 
 
@@ -49,7 +49,7 @@ def busy(survey: Survey) -> Iterator[Finding]:
     """gpu.busy: somebody else computes on a card of the run; gpu.display: a desktop holds memory of one."""
     for node, facts in _with_facts(survey):
         for card in used(node, facts):
-            foreign = [one for one in card.processes or () if one.kind in _COMPUTES]
+            foreign = [one for one in card.processes or () if one.kind in COMPUTES]
             if foreign:
                 yield Finding(
                     id="gpu.busy",
