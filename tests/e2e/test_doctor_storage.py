@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from doctoring import JOB, Answer, Desk, above_info, clean, finding, on, statuses
 
+from e2e.upping import DOCKERFILE
 from lab import FullLab, LightLab
 
 ASKED = ("--only", "ssh,host,storage")  # what ports and engines do is for other tests to say
@@ -217,3 +218,79 @@ def test_a_share_that_belongs_to_another_user(small: FullLab, tmp_path: Path) ->
         clean(desk.doctor(*ASKED))
     finally:
         on(small, "n1", f"chown root:root {small.shared}; chmod 1777 {small.shared}")
+
+
+CONTAINED = """\
+name: tiny
+shared: /shared
+resources: {device: cpu}
+image: {dockerfile: image/Dockerfile}
+train:
+  model: builtin:tiny
+  output: {name: tiny}
+  data: {sources: [{builtin: shapes}]}
+  learn: {unet: {rate: 1e-3}}
+  steps: 3
+"""
+USED = ("--only", "fs.hung,fs.squash,fs.not-shared,fs.not-writable,fs.attrcache")
+
+
+@pytest.fixture(scope="module")
+def contained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Two nodes with a small image that has a Python; the directory is FUSE, where each locks for itself."""
+    with FullLab.up(count=2, engine="26.1", hangs=True) as lab:
+        on(lab, "n1", f"chmod 1777 {lab.shared}")
+        hosts = lab.access.hostfile_for("worker").read_text()
+        desk = Desk(lab, tmp_path_factory.mktemp("contained"), hosts=hosts, job=CONTAINED)
+        (desk.root / "image").mkdir()
+        (desk.root / "image" / "Dockerfile").write_text(DOCKERFILE)
+        words = ("up", "--hosts", str(desk.hosts), "--job", str(desk.job), "--accept-new-host-keys")
+        done = desk.run(*words, seconds=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield desk
+
+
+def no_container(desk: Desk) -> None:
+    """None of doctor's is left."""
+    for node in desk.lab.nodes:
+        assert on(desk.lab, node.name, "docker ps -aq --filter label=clusterft.doctor", user="worker") == ""
+
+
+@pytest.mark.lab_full
+def test_in_containers_locks_that_reach_no_other_node_are_told(contained: Desk) -> None:
+    answer = contained.doctor("--only", "storage")
+    one = alone(answer, "fs.lock", "n2")
+    assert one["status"] == "warn" and "given to n1 and n2 at once" in one["evidence"]
+    assert not any("no Python" in note for note in answer["notes"]), "it was tried in the image"
+    nothing_left(contained.lab)
+    no_container(contained)
+
+
+@pytest.mark.lab_full
+def test_the_proof_works_as_the_runs_own_user(contained: Desk) -> None:
+    shared = contained.lab.shared
+    contained.job.write_text(CONTAINED + "user: '4321:4321'\n")
+    on(contained.lab, "n1", f"chmod 755 {shared}; chown 1234 {shared}")
+    try:
+        one = alone(contained.doctor(*USED), "fs.squash", "n1", "n2")
+        assert one["status"] == "fail" and "4321:4321" in one["summary"]
+        assert f"on any node: sudo chown 4321:4321 {shared}" in one["fix"]
+        on(contained.lab, "n1", f"chown 4321:4321 {shared}")
+        clean(contained.doctor(*USED))
+    finally:
+        on(contained.lab, "n1", f"chown root:root {shared}; chmod 1777 {shared}")
+        contained.job.write_text(CONTAINED)
+    no_container(contained)
+
+
+@pytest.mark.lab_full
+def test_no_container_is_made_where_the_share_hangs(contained: Desk) -> None:
+    contained.lab.node("n2").freeze_shared()
+    try:
+        answer = contained.doctor(*USED)
+        alone(answer, "fs.hung", "n2")
+        assert answer["took"] < 60
+        no_container(contained)
+    finally:
+        contained.lab.node("n2").thaw_shared()
+    clean(contained.doctor(*USED))

@@ -215,6 +215,15 @@ def test_a_look_that_hung_counts_only_if_the_later_try_hung_too() -> None:
     assert only(with_health(**slow), "fs.hung", "b")
 
 
+def test_a_node_that_is_too_slow_for_a_look_is_unknown_and_not_hung() -> None:
+    whole = with_health(b=healthy("b", look=None))
+    assert judged(whole) == []
+    found = report.judge(whole, suite.CHECKS)
+    assert [(one.status, one.nodes) for one in found if one.id == "fs.hung" and one.status != "ok"] == [
+        ("unknown", ("b",))
+    ]
+
+
 def test_a_server_that_is_a_node_and_stopped_is_started_there() -> None:
     stopped = facts("a", listening=frozenset({22}))
     dialled = (Dialled("10.0.0.1", "refused", "connect: Connection refused"),)
@@ -254,6 +263,15 @@ def test_a_node_without_the_others_mount_gets_the_very_lines() -> None:
         "echo '10.0.0.1:/export /mnt/out nfs vers=4.2,_netdev 0 0' | sudo tee -a /etc/fstab",
     )
     assert "c: 10.0.0.1:/export on /mnt/out type nfs4" in one.evidence
+
+
+def test_what_is_mounted_once_it_is_touched_is_mounted() -> None:
+    line = FstabLine("10.0.0.1:/export", "/mnt/out", "nfs", "noauto,x-systemd.automount")
+    touched = {name: healthy(name, fstab=(line,), mounts=(ROOT, NFS)) for name in ("b", "c")}
+    whole = with_facts(with_health(**touched), facts("b"), facts("c"))  # the first look at the mounts came before
+    assert judged(whole) == []
+    before = {name: healthy(name, fstab=(line,), mounts=(ROOT,)) for name in ("b", "c")}
+    assert only(replace(whole, health={**whole.health, **before}), "fs.not-shared", "b", "c")
 
 
 def test_the_client_is_installed_first_where_it_is_missing() -> None:
@@ -586,6 +604,8 @@ def test_the_look_works_in_a_real_shell(tmp_path: Path) -> None:
         ).stdout
         found = health.parse("a", said, asked).storage.look
         assert found and found.state == state, said[-800:]
+        mounted = health.parse("a", said, asked).storage.mounts
+        assert mounted and any(one.target == "/" for one in mounted)
     assert frames and probe
 
 

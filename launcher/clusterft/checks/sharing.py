@@ -35,11 +35,13 @@ def hung(seen: Examination) -> Iterator[Finding]:
         stuck = bool(trial and trial.hung)
         if stuck or (looked and trial is None):
             yield _hung(seen, node, trial.hung if trial else "look")
+        elif trial is None and seen.wanted.shared and seen.health[node].storage.look is None:
+            yield Finding("fs.hung", "unknown", (node,), f"the node was too slow to look at {seen.wanted.shared}")
 
 
 def _hung(seen: Examination, node: str, step: str) -> Finding:
     mount = nfs.mounted(seen, node)
-    said = [f"{_STEPS.get(step, step)} in {seen.wanted.shared} did not come back within 5 s"]
+    said = [f"{_STEPS.get(step, step)} in {seen.wanted.shared} did not come back within seconds"]
     said += [f"{mount.source} on {mount.target} type {mount.fstype} ({mount.options})"] if mount else []
     cause, fix = _server_away(seen, node, mount) if mount and nfs.is_nfs(mount) else _stuck(mount)
     dialled = _dialled(seen, node, mount)

@@ -29,7 +29,7 @@ _WITHIN = 6.0  # seconds for a file to be seen
 _BYTES = 8 << 20  # written by one node at most
 _TOGETHER = 32 << 20  # and by all
 _EVERYBODY = 32  # above so many nodes each looks for some of the others alone
-_LOOK = 4
+_LOOK = 5
 
 
 def prove(crew: Crew, survey: Survey, wanted: Wanted) -> Share:
@@ -73,7 +73,7 @@ class _Proof:
             if isinstance(said, storage.Look):
                 self._judge_look(name, said)
             else:
-                self._missing[name] = str(said)
+                self._missing[name] = str(said or "the node was too slow to look at it")
         taken = self._fan(self._in, self._take)
         for name in list(self._in):
             hand = taken.get(name)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from clusterft.facts import probe
 from clusterft.facts.frames import whole
 from clusterft.facts.health.asked import Asked
-from clusterft.facts.storage import plain
+from clusterft.facts.storage import Mount, mounts, plain
 
-_PATIENCE = 5  # seconds for a look at the shared directory
+_PATIENCE = 7  # seconds for a look at the shared directory
 _REACH = 4  # seconds for a server to take a connection
 _PORT = 2049
 State = Literal["ok", "hung", "missing", "stale", "denied", "broken"]
@@ -85,12 +86,13 @@ class StorageHealth:
     systemd: bool = False
     served: Served | None = None  # None: no NFS server is installed
     dialled: tuple[Dialled, ...] = ()
+    mounts: tuple[Mount, ...] | None = None  # after the look: an automount is there once it has been touched
 
 
 def look_text(directory: str, seconds: int = _PATIENCE) -> str:
-    """Commands for a look; they need the shell functions of the probe."""
+    """Commands for a look; they need the shell functions of the probe. What hangs on / too is the node itself."""
     steps = (
-        'echo began; ls -ldn -- "$1" && cd -P -- "$1" && { printf "real %s\\n" "$PWD"; '
+        'ls -ldn / >/dev/null; echo began; ls -ldn -- "$1" && cd -P -- "$1" && { printf "real %s\\n" "$PWD"; '
         'ls -f . | while read -r n; do case $n in .|..) ;; *) echo holds; break ;; esac; done; }; echo "ended"'
     )
     return f"hear {seconds} sh -c {shlex.quote(steps)} sh {shlex.quote(directory)}"
@@ -135,7 +137,8 @@ def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds."""
     if not asked.shared:
         return {}
-    return {"storage.look": look_text(asked.shared), "storage.dial": _dial_text(asked.shared)}
+    after = f"{look_text(asked.shared)}\necho mounts; {probe.MOUNTS}"
+    return {"storage.look": after, "storage.dial": _dial_text(asked.shared)}
 
 
 def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
@@ -151,8 +154,10 @@ def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
             written=exports(said["storage.exports"]),
             loaded=exports(said["storage.loaded"].partition("\n")[2]) if said["storage.loaded"] else None,
         )
+    looked, _, table = said.get("storage.look", "").rpartition("mounts\n")
     return StorageHealth(
-        look=look(said.get("storage.look", "")),
+        look=look(looked),
+        mounts=mounts(table) if looked else None,
         fstab=_fstab(said["storage.fstab"]),
         nfs_client=any(line.endswith("/mount.nfs") for line in nfs) if "seen" in nfs else None,
         systemd="systemd" in nfs,
