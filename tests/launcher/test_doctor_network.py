@@ -181,6 +181,50 @@ def test_addr_of_the_hostfile_is_always_taken() -> None:
     assert plan.solve(survey(of=given))["b"].ip == "10.99.0.5"
 
 
+def cloud(name: str, *more: Address, contact: str = "203.0.113", **changes: Any) -> NodeFacts:
+    """A virtual machine whose card has a /32, and whose public address is the provider's NAT."""
+    own = (Address("lo", "127.0.0.1", 8), Address("ens4", ip(name, "10.128.0"), 32), *more)
+    cards = ("lo", *dict.fromkeys(one.interface for one in own[1:]))
+    links = tuple(Link(card, True, 1460, None if card == "lo" else "42:01:0a:80:00:02", None) for card in cards)
+    routes = tuple((ip(peer, contact), "ens4", ip(name, "10.128.0")) for peer in NAMES if peer != name)
+    return scenes.facts(name, **{"addresses": own, "links": links, "routes": routes, **changes})
+
+
+def test_private_addresses_without_a_subnet_are_taken_rather_than_the_providers_nat() -> None:
+    public = {name: ip(name, "203.0.113") for name in NAMES}
+    choice = networks.choose(survey(*map(cloud, NAMES), **public))
+    assert choice.places == {name: networks.Place(ip(name, "10.128.0"), "ens4") for name in NAMES}
+    assert str(choice.network) == "10.128.0.8/29" and "203.0.113.10" in choice.why
+    assert plan.solve(survey(*map(cloud, NAMES), **public))["b"] == networks.Place("10.128.0.11", "ens4")
+    what = seen(
+        links=Links({name: place.ip for name, place in choice.places.items()}), survey=survey(*map(cloud, NAMES))
+    )
+    assert walls.others(what, "a", ("b", "c")) == ("10.128.0.11", "10.128.0.12")
+
+
+def test_a_private_card_beside_a_public_one_is_taken_and_far_regions_are_one_network() -> None:
+    def hetzner(name: str, far: str) -> NodeFacts:
+        own = (Address("eth0", ip(name, "8.8.4"), 32), Address("enp7s0", ip(name, far), 32))
+        routes = (("8.8.4.1", "eth0", ip(name, "8.8.4")),)
+        return scenes.facts(name, addresses=own, routes=routes)
+
+    known = [hetzner("a", "10.0.0"), hetzner("b", "10.0.1"), hetzner("c", "10.0.0")]
+    choice = networks.choose(survey(*known, **{name: ip(name, "8.8.4") for name in NAMES}))
+    assert {place.interface for place in choice.places.values()} == {"enp7s0"}
+    assert str(choice.network) == "10.0.0.0/23" and "public" in choice.why
+
+
+def test_a_single_address_that_wanders_or_belongs_to_containers_is_no_network() -> None:
+    def lan(name: str) -> NodeFacts:
+        pods, shared = Address("vxlan.calico", ip(name, "10.244.0"), 32), Address("eno1", ip(name, "10.9.9"), 32)
+        return node(name, pods, shared)
+
+    known = survey(*map(lan, NAMES))
+    assert [str(one.network) for one in networks.shared(THREE.active, known)] == ["10.0.0.0/24"]
+    twins = [cloud(name, addresses=(Address("ens4", "10.128.0.2", 32),)) for name in NAMES]
+    assert networks.shared(THREE.active, survey(*twins)) == ()
+
+
 # -- who is tried -------------------------------------------------------------
 
 

@@ -17,6 +17,10 @@ from clusterft.facts import Address, Link, NodeFacts
 from clusterft.hosts import Node
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_OWN = tuple(  # what no provider routes to the outside
+    ipaddress.ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+)
+_CARD = re.compile(r"(en|eth|ib|bond)\w+")
 LOOPBACK = "127.0.0.1"
 _VIRTUAL = (
     (re.compile(r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}"), "a bridge of Docker"),
@@ -84,7 +88,7 @@ def shared(nodes: Iterable[Node], survey: Survey) -> tuple[Shared, ...]:
         for one in real(survey.facts[name]):
             by_network.setdefault(one.network, {}).setdefault(name, []).append(one)
     found = []
-    for network, there in by_network.items():
+    for network, there in [*by_network.items(), *_routed(names, survey)]:
         if len(there) < len(names):
             continue
         places = {name: _picked(there[name], survey, name) for name in names}
@@ -100,10 +104,52 @@ def real(facts: NodeFacts) -> Iterator[Address]:
     for one in facts.addresses or ():
         ip = ipaddress.ip_address(one.ip)
         card = link(facts, one.interface)
-        if ip.is_loopback or ip.is_link_local or one.network.num_addresses == 1 or virtual(one.interface):
+        if ip.is_loopback or ip.is_link_local or virtual(one.interface):
+            continue
+        if one.network.num_addresses == 1 and not _alone(facts, one):
             continue
         if card is None or card.up:
             yield one
+
+
+def _alone(facts: NodeFacts, one: Address) -> bool:
+    """Whether a /32 is a card's whole address, as clouds give it: the rest of the network is behind a router.
+
+    Beside a wider one it is an address that wanders between machines, or of a service.
+    """
+    wider = any(
+        each.interface == one.interface
+        and each.network.version == one.network.version
+        and each.prefix != one.prefix
+        for each in facts.addresses or ()
+        if not ipaddress.ip_address(each.ip).is_link_local
+    )
+    known = _block(one) is not None and one.interface != "lo" and not wider
+    return known and (one.interface in _ways(facts) or bool(_CARD.fullmatch(one.interface)))
+
+
+def _ways(facts: NodeFacts) -> set[str]:
+    """Interfaces by which a node is known to reach other machines."""
+    return {interface for _, interface, _ in facts.routes} | set((facts.controller_route or ())[:1])
+
+
+def _block(one: Address) -> Network | None:
+    ip = ipaddress.ip_address(one.ip)
+    return next((block for block in _OWN if block.version == ip.version and ip in block), None)
+
+
+def _routed(names: list[str], survey: Survey) -> Iterator[tuple[Network, dict[str, list[Address]]]]:
+    """Private addresses without a subnet that all nodes have: the least network that has them all in it."""
+    for block in _OWN:
+        there: dict[str, list[Address]] = {}
+        for name in names:
+            facts = survey.facts[name]
+            ones = [one for one in real(facts) if one.network.num_addresses == 1 and _block(one) == block]
+            there[name] = [one for one in ones if one.interface in _ways(facts)] or ones
+        if all(there.values()):
+            ips = [int(ipaddress.ip_address(one.ip)) for ones in there.values() for one in ones]
+            spare = (min(ips) ^ max(ips)).bit_length()
+            yield ipaddress.ip_network((min(ips) >> spare << spare, block.max_prefixlen - spare)), there
 
 
 def link(facts: NodeFacts, interface: str | None) -> Link | None:
