@@ -70,10 +70,11 @@ def appended(line: str, file: str) -> str:
 def mounted(seen: Examination, node: str) -> Mount | None:
     """What the shared directory lies on, on a node; links are followed where that is known."""
     facts, health = seen.survey.facts.get(node), seen.health.get(node)
-    if facts is None or facts.mounts is None or seen.wanted.shared is None:
+    mounts = (health.storage.mounts if health else None) or (facts.mounts if facts else None)
+    if mounts is None or seen.wanted.shared is None:
         return None
     look = health.storage.look if health else None
-    return over(facts.mounts, look.real if look and look.real else seen.wanted.shared)
+    return over(mounts, look.real if look and look.real else seen.wanted.shared)
 
 
 def is_nfs(mount: Mount | None) -> bool:

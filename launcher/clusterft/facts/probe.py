@@ -26,6 +26,8 @@ _KERNEL_FILESYSTEMS = (
     "autofs|binfmt_misc|bpf|cgroup|cgroup2|configfs|debugfs|devpts|devtmpfs|efivarfs|fusectl|hugetlbfs|mqueue|nsfs|"
     "proc|pstore|ramfs|rpc_pipefs|securityfs|selinuxfs|squashfs|sysfs|tracefs|fuse.snapfuse|fuse.lxcfs|fuse.gvfsd-fuse"
 )
+# The engine's own overlays, one for each container, say nothing about the node.
+MOUNTS = f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == "/")\' /proc/mounts'
 
 _TOOLS = r"""
 LC_ALL=C; export LC_ALL
@@ -79,8 +81,7 @@ _SECTIONS = {
     "speeds": "grep -s . /sys/class/net/*/speed /dev/null",  # a virtual interface has none and refuses
     "infiniband": "[ -d /sys/class/net ] && echo seen; cd /sys/class/infiniband && "
     "grep -s . */ports/*/state */ports/*/rate */ports/*/link_layer */ports/*/gid_attrs/ndevs/0 /dev/null",
-    # The engine's own overlays, one for each container, say nothing about the node.
-    "mounts": f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == "/")\' /proc/mounts',
+    "mounts": MOUNTS,
     # Only what the managers themselves say, and the kernel's input chains where root may read them.
     "firewall": "grep -s '^ENABLED=' /etc/ufw/ufw.conf; "
     'command -v firewall-cmd >/dev/null && echo "firewalld $(systemctl is-active firewalld)"; '
@@ -152,6 +153,21 @@ _STAGES = {
     "gpus": _CARDS,
     "gpu.processes": "command -v nvidia-smi >/dev/null && hear 14 nvidia-smi -q -d PIDS",
 }
+CUT = ".cut"
+# A stage given up on as a whole, by its reader: its writer may be asleep in the kernel. What the writer has begun
+# ends by limits of its own; it begins nothing more.
+_BOUND = """\
+x=$(
+{{ {{ (
+read -r p v </proc/self/stat; echo "$p"
+{text}
+); printf '\\nover\\n'; }} & }} | limit {within} cat
+)
+case $x in
+  *'
+over') x=${{x%?over}}; printf '%s\\n' "${{x#*[!0-9]}}" ;;
+  *) kill "${{x%%[!0-9]*}}"; case $x in *[!0-9]*) printf '%s\\n' "${{x#*[!0-9]}}" ;; esac; echo {{frame}}{name}.cut ;;
+esac"""
 _WITHIN = ("docker.version", "docker.info", "docker.root", "docker.store")  # framed by the stage of docker.path
 
 
@@ -166,9 +182,15 @@ def script(word: str, *, peers: tuple[str, ...] = (), disks: tuple[str, ...] = (
     return framed(word, asked, _STAGES)
 
 
-def framed(word: str, sections: Mapping[str, str], stages: Mapping[str, str]) -> str:
-    """A script of sections, one after the other, and of stages beside them; `{frame}` in a stage is the frame."""
+def framed(word: str, sections: Mapping[str, str], stages: Mapping[str, str], within: int | None = None) -> str:
+    """A script of sections, one after the other, and of stages beside them; `{frame}` in a stage is the frame.
+
+    A stage that takes longer than `within` seconds is cut: what it has said by then counts, and behind it comes
+    an empty frame with its name and CUT, as half of an answer must not be taken for all of it.
+    """
     frame = FRAME.format(word=word)
+    if within is not None:
+        stages = {name: _BOUND.format(name=name, within=within, text=text) for name, text in stages.items()}
     quick = "".join(f"echo {frame}{name}; ( {text} )\n" for name, text in sections.items())
     slow = "".join(
         f" | {{ x=$(\necho {frame}{name}\n{text.replace('{frame}', frame)}\n); cat; printf '%s\\n' \"$x\"; }}"
