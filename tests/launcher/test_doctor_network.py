@@ -19,17 +19,20 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import Survey, addresses, highlights, meeting, networks, report, walls
+from clusterft.checks import Survey, addresses, highlights, meeting, networks, report, untried, walls
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import network, rendezvous
 from clusterft.facts import Address, Firewall, InfiniBand, Link, NodeFacts, frames, health
 from clusterft.facts import links as matrix
 from clusterft.facts.health import network as look
+from clusterft.facts.health.docker import Container, DockerHealth
 from clusterft.facts.health.network import Chain, Listener, NetworkHealth
 from clusterft.facts.links import Dial, Flow, Links
 from clusterft.findings import Finding
 from clusterft.plan import network as plan
+from clusterft.probing import links as probe
 from clusterft.probing import pairing
+from clusterft.probing.dialler import Forwarding, Peer
 
 NAMES = ("a", "b", "c")
 THREE = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
@@ -94,10 +97,10 @@ def seen(tried: Iterable[Dial] = (), **changes: Any) -> Examination:
     return replace(whole, **changes)
 
 
-def _health(of: NetworkHealth) -> Any:
+def _health(of: NetworkHealth, containers: tuple[Container, ...] | None = None) -> Any:
     from types import SimpleNamespace
 
-    return SimpleNamespace(network=of)
+    return SimpleNamespace(network=of, docker=DockerHealth(containers=containers))
 
 
 def judged(what: Examination) -> list[Finding]:
@@ -587,6 +590,99 @@ def test_the_slowest_pair_is_shown_beside_a_network_that_is_well() -> None:
     measured = carried(Flow("a", "b", 1.1725e9), Flow("b", "a", 1.17625e9), Flow("a", "c", 1.2e9))
     shown = highlights.of(replace(measured, health={}))
     assert shown["network"] == "9.38 Gbit/s a→b, 9.41 back"
+
+
+# -- what was not tried ---------------------------------------------------------
+
+
+def untold(what: Examination) -> dict[tuple[str, str], str]:
+    """(id, node) -> why it is unknown."""
+    found = report.judge(what, network.CHECKS)
+    return {(one.id, name): one.summary for one in found if one.status == "unknown" for name in one.nodes}
+
+
+def tried(*, without: str = "", **changes: Any) -> Examination:
+    """All machines tried each other; of `without`, nothing was dialled or sent."""
+    whole = [*dials(), *dials(kind="rendezvous")]
+    links = Links(
+        {name: ip(name) for name in NAMES},
+        tuple(one for one in whole if one.source != without),
+        tuple(one for one in flows() if without not in (one.source, one.target)),
+        machines=NAMES,
+    )
+    return seen(links=replace(links, **changes))
+
+
+def test_what_was_tried_of_all_is_not_unknown() -> None:
+    assert untold(tried()) == {}
+
+
+def test_a_node_that_could_dial_nobody_is_not_well() -> None:
+    why = {"c": "its sshd forwards nothing (administratively prohibited)"}
+    found = untold(tried(without="c", mute=why, unsent={"c": "not measured: no program runs there (no Python)"}))
+    assert {node for _, node in found} == {"c"}
+    assert found["net.high-ports", "c"] == found["net.master-port", "c"] == f"it could dial nobody: {why['c']}"
+    assert (
+        found["net.loss", "c"] == found["net.linkspeed", "c"] == "not measured: no program runs there (no Python)"
+    )
+    shut = [one for one in dials(("a", "c", "timed out", 4.0), ("b", "c", "timed out", 4.0)) if one.source != "c"]
+    what = tried(without="c", mute=why, dials=tuple(shut))
+    assert [(one.id, one.nodes) for one in judged(what)] == [("net.high-ports", ("c",))]  # what others saw counts
+
+
+def test_large_packets_and_flows_for_which_there_was_no_time_are_unknown() -> None:
+    narrow = tuple(replace(one, large=None) if "b" in (one.source, one.target) else one for one in dials())
+    found = untold(tried(dials=(*narrow, *(replace(one, large=None) for one in dials(kind="rendezvous")))))
+    assert set(found) == {("net.mtu", "b")}
+    some = tuple(one for one in flows() if "b" not in (one.source, one.target))
+    found = untold(tried(flows=some))
+    assert set(found) == {("net.loss", "b"), ("net.linkspeed", "b")} and "no time" in found["net.loss", "b"]
+
+
+def test_the_port_that_somebody_has_is_told_as_untried() -> None:
+    kept = (*dials(), *(one for one in dials(kind="rendezvous") if one.target != "a"))
+    found = untold(tried(dials=kept, busy={"a": {29500: "Address already in use"}}))
+    assert set(found) == {("net.master-port", "a")} and "port 29500 is in use" in found["net.master-port", "a"]
+
+
+def test_the_only_node_that_answers_is_not_well_connected() -> None:
+    alone = Links({"a": ip("a")}, machines=("a",), mute={})
+    found = untold(seen(links=alone))
+    assert {identity for identity, _ in found} >= {"net.high-ports", "net.mtu", "net.loss"}
+
+
+BUSY = (
+    _health(replace(QUIET, running=True)),
+    _health(QUIET, (Container("1", "x", "running", {"clusterft.run": "20260101"}),)),
+)
+
+
+@pytest.mark.parametrize("busy", BUSY)
+def test_beside_a_run_loss_and_rate_are_not_measured_and_never_blamed(busy: Any) -> None:
+    slow = carried(*flows("ab", "bc", "cb", rate={"b": 1.2e6}))
+    health = {**slow.health, "b": busy}
+    what = replace(slow, health=health, links=replace(slow.links or Links(), machines=NAMES))
+    assert judged(what) == []
+    found = untold(what)
+    assert found["net.loss", "b"] == found["net.linkspeed", "b"] == untried.IN_USE
+    quiet = probe._quiet(survey(), health)
+    assert quiet == {"b": untried.IN_USE}
+    assert set(probe._quiet(survey(), {"a": _health(QUIET)})) == {"b", "c"}  # a run that nobody can rule out
+    assert probe._quiet(survey(), None) == {}
+
+
+def test_a_container_that_is_over_is_no_run() -> None:
+    over = (Container("1", "x", "exited", {"clusterft.run": "20260101"}),)
+    assert not untried.at_work(_health(QUIET, over)) and not untried.at_work(_health(replace(QUIET, running=None)))
+
+
+class Mute:
+    """A node whose sshd forwards nothing."""
+
+
+def test_a_node_that_forwards_nothing_says_so() -> None:
+    dialler = Forwarding(Mute(), WORD)  # type: ignore[arg-type]
+    assert dialler.dial((Peer("b", ip("b"), (29500,)),), 1.0, again=False).dials == () and dialler.refused
 
 
 # -- rendezvous ---------------------------------------------------------------

@@ -110,7 +110,7 @@ def _probe(
 ) -> None:
     """What must be tried: side by side, but for what would disturb the others."""
     parts: dict[Thing, Callable[[], object]] = {
-        "links": lambda: links.look(crew, survey, wanted),
+        "links": lambda: links.look(crew, survey, wanted, _of(gathered, "health", {})),
         "share": lambda: share.prove(crew, survey, wanted),
         "box": lambda: box.open_(crew, survey, wanted),
     }

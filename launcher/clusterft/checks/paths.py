@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
-from clusterft.checks import addresses, networks
+from clusterft.checks import addresses, networks, untried
 from clusterft.checks.examination import Examination
 from clusterft.checks.reach import names
 from clusterft.facts.links import Dial, Flow
@@ -54,7 +54,7 @@ def mtu(seen: Examination) -> Iterator[Finding]:
 
 def loss(seen: Examination) -> Iterator[Finding]:
     """net.loss: packets that had to be sent again although no queue was full."""
-    flows = [one for one in (seen.links.flows if seen.links else ()) if one.again is not None and one.packets]
+    flows = [one for one in untried.flows(seen) if one.again is not None and one.packets]
     bad = {tuple(sorted((one.source, one.target))) for one in flows if _lossy([one])}
     culprits: list[str] = []
     left = flows
@@ -140,7 +140,7 @@ def _radios(seen: Examination, name: str) -> frozenset[str]:
 
 def linkspeed_measured(seen: Examination) -> Iterator[Finding]:
     """net.linkspeed, by sending: far below the other nodes, or below the card itself where there are but two."""
-    flows = [one for one in (seen.links.flows if seen.links else ()) if one.rate]
+    flows = [one for one in untried.flows(seen) if one.rate]
     if not flows:
         return
     best = {side: _best(flows, side) for side in ("source", "target")}

@@ -78,6 +78,9 @@ class Links:
     macs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> neighbour's address -> its MAC
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # addresses on a network that does connect all
     missing: Mapping[str, str] = field(default_factory=dict)  # node -> why nothing is known of it
+    machines: tuple[str, ...] = ()  # nodes that were to try each other
+    mute: Mapping[str, str] = field(default_factory=dict)  # node -> why it could dial nobody
+    unsent: Mapping[str, str] = field(default_factory=dict)  # node -> why nothing was sent to be measured
     notes: tuple[str, ...] = ()
 
     def of(self, kind: Kind) -> Iterator[Dial]:

@@ -102,6 +102,7 @@ class Forwarding:
     def __init__(self, remote: Remote, word: str) -> None:
         self._remote = remote
         self._word = word
+        self.refused = ""  # why it does not even try
 
     def dial(self, peers: tuple[Peer, ...], seconds: float, *, again: bool) -> Seen:
         """A few dozen at once; what sshd refuses to try is no answer, and left out."""
@@ -138,6 +139,7 @@ class Forwarding:
         from clusterft.remote.ssh import SshRemote
 
         if not isinstance(self._remote, SshRemote):
+            self.refused = "it is not reached by SSH"
             return None
         one: dict[str, Any] = {"to": peer.to, "address": peer.address, "port": port}
         began = time.monotonic()
@@ -145,6 +147,7 @@ class Forwarding:
             channel = self._remote.forward(peer.address, port, seconds)
         except NotForwarded as error:
             if not error.tried:
+                self.refused = f"its sshd forwards nothing ({error.words})"
                 return None
             return {**one, "error": error.words, "seconds": time.monotonic() - began}
         one["seconds"] = time.monotonic() - began

@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from clusterft.checks import Survey, networks
+from clusterft.checks import Survey, networks, untried
 from clusterft.checks.examination import Wanted
 from clusterft.facts import links as facts
+from clusterft.facts.health import Health
 from clusterft.facts.links import Dial, Flow, Kind, Links
 from clusterft.probing import pairing
 from clusterft.probing.crew import Crew, Silent
@@ -35,14 +36,22 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-def look(crew: Crew, survey: Survey, wanted: Wanted) -> Links:
-    """All of it."""
+def look(crew: Crew, survey: Survey, wanted: Wanted, health: Mapping[str, Health] | None = None) -> Links:
+    """All of it. With doctor's own facts of the nodes, nothing is measured where a run is, or may be, at work."""
     choice = networks.choose(survey)
     known = {name: place.ip for name, place in choice.places.items()}
-    looking = _Look(crew, survey, wanted, known)
+    looking = _Look(crew, survey, wanted, known, quiet=_quiet(survey, health))
     notes = [_chosen(choice)] if choice.network and choice.others else []
     if len(looking.machines) < 2:
-        return Links(addresses=known, missing=looking.missing(), notes=tuple(notes))
+        boots = {facts.boot_id for facts in survey.facts.values()}
+        alone = looking.machines if len(boots) > 1 or len(survey.facts) < len(survey.cluster.active) else ()
+        return Links(
+            addresses=known,
+            missing=looking.missing(),
+            machines=alone if len(survey.cluster.active) > 1 else (),
+            unsent=dict.fromkeys(alone, "not measured: no other node was there to measure it with"),
+            notes=tuple(notes),
+        )
     try:
         looking.open()
         looking.dial()
@@ -59,6 +68,9 @@ def look(crew: Crew, survey: Survey, wanted: Wanted) -> Links:
         macs=looking.macs,
         elsewhere=elsewhere,
         missing=looking.missing(),
+        machines=looking.machines,
+        mute=looking.mute(),
+        unsent=looking.unsent(),
         notes=(*notes, *looking.notes()),
     )
 
@@ -69,6 +81,7 @@ class _Look:
     survey: Survey
     wanted: Wanted
     addresses: dict[str, str]
+    quiet: dict[str, str] = field(default_factory=dict)  # node -> why nothing is sent there to be measured
     machines: tuple[str, ...] = ()
     programs: dict[str, Program] = field(default_factory=dict)
     diallers: dict[str, Dialler] = field(default_factory=dict)
@@ -221,7 +234,8 @@ class _Look:
 
     def flow(self) -> None:
         """What can be sent, in each direction by itself, while there is time."""
-        able = tuple(name for name in self.machines if name in self.programs and self.programs[name].high)
+        ready = (name for name in self.machines if name in self.programs and self.programs[name].high)
+        able = tuple(name for name in ready if name not in self.quiet)
         plan = pairing.matchings(able) if len(able) > 1 else []
         seconds = min(_FLOW, _FLOWS / max(1, 4 * len(plan)))
         until = min(self.until - 2.0, time.monotonic() + _FLOWS)
@@ -270,6 +284,24 @@ class _Look:
         }
         return {**nowhere, **self.gone}
 
+    def mute(self) -> dict[str, str]:
+        """Nodes from which nothing could be dialled, though others may have dialled them."""
+        spoke = {one.source for one in self.dials.values()}
+        found = {}
+        for name in self.machines:
+            if name not in spoke and name not in self.gone:
+                dialler = self.diallers.get(name)
+                refused = dialler.refused if isinstance(dialler, Forwarding) else ""
+                reasons = [one for one in (self.without.get(name, ""), refused) if one]
+                found[name] = ", and ".join(reasons) or "no other node was there to be dialled"
+        return found
+
+    def unsent(self) -> dict[str, str]:
+        """Nodes with which nothing was measured."""
+        sent = {name for one in self.flows for name in (one.source, one.target)}
+        none = {name: f"not measured: no program runs there ({why})" for name, why in self.without.items()}
+        return {name: why for name, why in (none | self.quiet).items() if name not in sent}
+
     def notes(self) -> Iterable[str]:
         """How it was looked, where that is not as usual."""
         forwarded = [name for name in self.without if name not in self.gone]
@@ -283,6 +315,18 @@ class _Look:
             yield sampled
         if len(self.programs) > pairing.FLOWS:
             yield f"speed and loss: of {len(self.programs)} nodes each was measured with the two beside it"
+
+
+def _quiet(survey: Survey, health: Mapping[str, Health] | None) -> dict[str, str]:
+    """Beside a run nothing is sent that it could feel; one that cannot be ruled out counts."""
+    if health is None:
+        return {}
+    unread = "not measured: whether a run uses this link could not be read"
+    return {
+        name: untried.IN_USE if name in health else unread
+        for name in survey.facts
+        if name not in health or untried.at_work(health[name])
+    }
 
 
 def _well(seen: Seen) -> bool:

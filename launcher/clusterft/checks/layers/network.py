@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusterft.checks import addresses, paths, reach
+from clusterft.checks import addresses, paths, reach, untried
 from clusterft.checks.check import Check
 
 _AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")  # what then fails is not the node's firewall
@@ -25,6 +25,11 @@ CHECKS: tuple[Check, ...] = (
     Check(("net.loss",), paths.loss, reads=("facts", "links"), after=_AWAY),
     Check(("net.linkspeed",), paths.linkspeed, reads=("facts", "health")),
     Check(("net.linkspeed",), paths.linkspeed_measured, reads=("facts", "links"), after=(*_AWAY, "net.mtu")),
+    untried.after("net.high-ports", *_AWAY),
+    untried.after("net.master-port", *_AWAY, "net.high-ports"),
+    untried.after("net.mtu", *_AWAY, "net.high-ports"),
+    untried.after("net.loss", *_AWAY, "net.high-ports", "net.mtu"),
+    untried.after("net.linkspeed", *_AWAY, "net.high-ports", "net.mtu"),
     Check(("net.public-addr",), addresses.public_addr),
     Check(("net.dup-route",), addresses.dup_route),
 )
