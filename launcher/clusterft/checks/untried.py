@@ -1,7 +1,7 @@
 """What of the network was not tried, and why: what nobody tried is unknown, never well. Pure.
 
-Owns whether anything was tried of a node under an id, not what came of it. A node on which a run is at work is left
-in peace: what is sent there would be the run's loss, and what was measured there the run's traffic.
+Owns whether anything was tried of a node under an id, not what came of it. A node on which a run is at work is
+left in peace: what is sent there would be the run's loss, what was measured there the run's traffic.
 """
 
 from __future__ import annotations
