@@ -45,7 +45,8 @@ class Transport(paramiko.Transport):
 
     def _parse_channel_open_failure(self, m: Any) -> None:
         at = m.packet.tell()
-        self._said[m.get_int()] = (m.get_int(), m.get_text())
+        number, reason, words = m.get_int(), m.get_int(), m.get_text()
+        self._said[number] = (reason, words)
         m.packet.seek(at)
         super()._parse_channel_open_failure(m)  # type: ignore[misc]
 
