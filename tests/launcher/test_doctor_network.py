@@ -31,7 +31,7 @@ from clusterft.facts.links import Dial, Flow, Links
 from clusterft.findings import Finding
 from clusterft.plan import network as plan
 from clusterft.probing import links as probe
-from clusterft.probing import pairing
+from clusterft.probing import pairing, site
 from clusterft.probing.dialler import Forwarding, Peer
 
 NAMES = ("a", "b", "c")
@@ -484,6 +484,20 @@ def test_public_addresses_are_a_warning_and_private_and_shared_ones_are_not() ->
         assert list(addresses.public_addr(seen(links=shared))) == []
 
 
+def test_global_addresses_of_one_ipv6_network_are_what_such_a_network_has() -> None:
+    def told(*ips: str, prefix: int = 64) -> bool:
+        each = dict(zip(NAMES, ips, strict=True))
+        known = [scenes.facts(name, addresses=(Address("eth0", each[name], prefix),)) for name in NAMES]
+        return bool(list(addresses.public_addr(seen(survey=survey(*known), links=Links(each)))))
+
+    same = [f"2a01:4f8:1:2::{HOST[name]}" for name in NAMES]
+    assert not told(*same) and not told(*same, prefix=128)
+    far = [f"2a01:4f8:1:{HOST[name]}::1" for name in NAMES]
+    assert told(*far) and not told(*far, prefix=48)
+    assert told("2a01:4f8:1:2::1", "2a01:4f8:1:2::2", "8.8.4.4", prefix=24)
+    assert told("8.8.4.4", "8.8.4.5", "8.8.4.6", prefix=24)
+
+
 def test_two_cables_in_one_subnet_are_told_and_a_laptop_on_cable_and_radio_is_not() -> None:
     twice = survey(node("a"), node("b", Address("eno2", "10.0.0.77", 24)), node("c"))
     one = one_of(seen(dials(), survey=twice), "net.dup-route")
@@ -579,6 +593,33 @@ def test_a_card_at_a_tenth_of_the_others_is_named() -> None:
     assert one_of(seen(dials(), survey=equal), "net.linkspeed").nodes == NAMES
     mixed = survey(node("a", speed=2500), node("b", speed=1000), node("c", speed=None))
     assert judged(seen(dials(), survey=mixed)) == []
+
+
+def test_the_ten_megabits_that_a_tunnels_driver_makes_up_are_no_speed() -> None:
+    def tunnelled(name: str, card: str) -> NodeFacts:
+        own = (Address(card, ip(name), 24),)
+        return scenes.facts(name, addresses=own, links=(Link(card, True, 1280, None, 10),))
+
+    for card in ("tailscale0", "tun0", "corp"):
+        known = survey(*(tunnelled(name, card) for name in NAMES))
+        assert [one for one in judged(seen(dials(), survey=known)) if one.id == "net.linkspeed"] == [], card
+    slow = survey(*(node(name, speed=10) for name in NAMES))
+    assert one_of(seen(dials(), survey=slow), "net.linkspeed").nodes == NAMES
+
+
+def test_a_bond_is_as_fast_as_one_of_its_cards() -> None:
+    bond = ("bond0", "ens1", "ens2", "bond0.40", "eno1")
+    rates = (50000, 25000, 25000, 50000, 1000)
+    links = tuple(
+        Link(card, True, 9000, MAC["a"] if card != "eno1" else MAC["b"], rate)
+        for card, rate in zip(bond, rates, strict=True)
+    )
+    facts = scenes.facts("a", links=links)
+    assert [networks.leg(facts, card) for card in bond] == [25000, 25000, 25000, 25000, 1000]
+    assert networks.speed(facts, "bond0") == 50000 and networks.leg(facts, None) is None
+    places = {"a": networks.Place(ip("a"), "bond0.40")}
+    known = site.Site(Wanted("cuda"), THREE.active[:1], places, survey(facts))
+    assert known.wires == {"a": 25000}
 
 
 def test_training_over_wifi_is_told() -> None:

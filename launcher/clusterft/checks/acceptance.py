@@ -6,7 +6,6 @@ absolute is claimed: only what is far below the other links, and below gigabit E
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ BETWEEN: tuple[tuple[int, float], ...] = (
     (40_000, 3.0),
     (100_000, 4.0),
 )
-INFINIBAND: tuple[tuple[int, float], ...] = ((100, 11.0), (200, 22.5), (400, 47.0))  # Gbit/s -> GB/s
 # (words of the card's name, cards in the node) -> GB/s inside of it, after Azure's node health checks.
 INSIDE: Mapping[tuple[str, int], float] = {
     ("A100-SXM", 8): 228.0,
@@ -52,24 +50,12 @@ class Yardstick:
     wires: Mapping[str, int] | None = None  # node -> Mbit/s of the interface in use, where it is told
 
 
-def busbw(amount: float, seconds: float, ranks: int) -> float:
-    """GB/s of an all-reduce, as nccl-tests counts it."""
-    return amount / seconds * 2 * (ranks - 1) / ranks / 1e9
-
-
 def between(speed: int | None) -> float | None:
     """What a link of so many Mbit/s should give; None where nothing is known of such a link."""
     if speed is None:
         return None
     fitting = [expected for known, expected in BETWEEN if known <= speed]
     return fitting[-1] if fitting and speed <= BETWEEN[-1][0] else None
-
-
-def infiniband(rate: str | None) -> float | None:
-    """The same of a port, from the kernel's words: 200 Gb/sec (4X HDR)."""
-    match = re.match(r"(\d{2,4}) Gb/sec", rate or "")
-    speeds = dict(INFINIBAND)
-    return speeds.get(int(match.group(1))) if match else None
 
 
 def inside(card: str, count: int) -> float | None:

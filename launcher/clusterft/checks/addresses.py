@@ -127,7 +127,7 @@ def public_addr(seen: Examination) -> Iterator[Finding]:
     if len(seen.nodes) < 2:
         return
     found = {name: ip for name, ip in dialled(seen).items() if (parsed := _ip(ip)) and parsed.is_global}
-    if found:
+    if found and not _one_prefix(seen, found):
         names = tuple(found)
         yield Finding(
             id="net.public-addr",
@@ -142,6 +142,20 @@ def public_addr(seen: Examination) -> Iterator[Finding]:
             ),
             blast_radius="the hostfile, or the nodes' firewalls",
         )
+
+
+def _one_prefix(seen: Examination, found: dict[str, str]) -> bool:
+    """Whether all nodes are in one network of IPv6, where global addresses are the usual ones."""
+    ips = [_ip(ip) for ip in found.values()]
+    if set(found) != set(dialled(seen)) or any(ip is None or ip.version != 6 for ip in ips):
+        return False
+    holders = (
+        networks.holder(seen.survey.facts[name], ip) if name in seen.survey.facts else None
+        for name, ip in found.items()
+    )
+    wide = [ipaddress.ip_network((int(ip) >> 64 << 64, 64)) for ip in ips[:1] if ip]
+    own = [one.network for one in holders if one]
+    return any(all(ip in network for ip in ips) for network in (*wide, *own))
 
 
 def dup_route(seen: Examination) -> Iterator[Finding]:

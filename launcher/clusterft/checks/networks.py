@@ -158,9 +158,20 @@ def link(facts: NodeFacts, interface: str | None) -> Link | None:
 
 
 def speed(facts: NodeFacts, interface: str | None) -> int | None:
-    """Mbit/s, where the interface has one."""
+    """Mbit/s, where the interface has one; the 10 of a tunnel is made up by its driver."""
     card = link(facts, interface)
-    return card.speed if card else None
+    if card is None or virtual(card.name) or (card.mac is None and card.speed == 10):
+        return None
+    return card.speed
+
+
+def leg(facts: NodeFacts, interface: str | None) -> int | None:
+    """Mbit/s that one connection can have: of a bond, whose cards have its MAC, one card's."""
+    whole, card = speed(facts, interface), link(facts, interface)
+    if whole is None or card is None or card.mac is None:
+        return whole
+    legs = [one.speed for one in facts.links or () if one.mac == card.mac and one.up and one.speed]
+    return max((one for one in legs if one < whole), default=whole)
 
 
 def holder(facts: NodeFacts, ip: str) -> Address | None:

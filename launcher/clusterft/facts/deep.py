@@ -131,6 +131,11 @@ def key(kind: str, where: Iterable[str], backend: str) -> str:
     return f"{backend} {kind} {' '.join(where)}"
 
 
+def busbw(amount: float, seconds: float, ranks: int) -> float:
+    """GB/s of an all-reduce, as nccl-tests counts it."""
+    return amount / seconds * 2 * (ranks - 1) / ranks / 1e9
+
+
 def group(kind: Kind, nodes: tuple[str, ...], said: Iterable[Said]) -> Group:
     """The processes of one collective -> what it came to."""
     ranks = tuple(said)
@@ -147,7 +152,7 @@ def group(kind: Kind, nodes: tuple[str, ...], said: Iterable[Said]) -> Group:
         kind=kind,
         nodes=nodes,
         ranks=count,
-        busbw=amount / seconds * 2 * (count - 1) / count / 1e9,
+        busbw=busbw(amount, seconds, count),
         seconds=seconds,
         bytes=int(amount),
         spread=max((one for one in spreads if one is not None), default=None),

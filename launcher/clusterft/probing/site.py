@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clusterft.checks import Survey, acceptance
+from clusterft.checks import Survey, acceptance, networks
 from clusterft.checks.examination import Wanted
 from clusterft.facts import deep as facts
 from clusterft.hosts import Node
@@ -109,12 +109,9 @@ class Site:
 
     @property
     def wires(self) -> dict[str, int | None]:
-        """Node -> Mbit/s of the interface that it uses."""
-        found = {}
-        for name, address in self.addresses.items():
-            links = self.survey.facts[name].links or ()
-            found[name] = next((link.speed for link in links if link.name == address.interface), None)
-        return found
+        """Node -> Mbit/s that one connection can have on the interface that it uses."""
+        known = self.survey.facts
+        return {name: networks.leg(known[name], one.interface) for name, one in self.addresses.items()}
 
     @property
     def equal(self) -> bool:
