@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -30,6 +31,10 @@ _WIDTH_BEHIND = 8  # of those behind one bastion, which carries them all
 _PROBE_SECONDS = 20.0
 # The answer in one piece: a message for each of its many lines would be most of the controller's work.
 _PROBE = ("sh", "-c", 'said=$(sh); printf "%s\\n" "$said"')
+# What cloud images answer to whoever logs in as root.
+_OTHER_USER = re.compile(
+    r"[Pp]lease log ?in as the (?:user )?[\"'\\]*([A-Za-z0-9_.-]+)[\"'\\]* (?:user )?rather than"
+)
 _LAST_BREATH = 2.0  # seconds that calls under way get when the user stops; a healthy node needs less
 
 T = TypeVar("T")
@@ -220,8 +225,7 @@ class Fleet:
         try:
             return facts.parse(node.name, done.out, asked)
         except facts.Unreadable as error:
-            words = f"{error}; stderr: {done.err.strip()[-300:] or 'none'}"
-            raise Unreachable("ssh.noisy-shell", words) from None
+            raise _unread(str(error), done.out, done.err, word) from None
 
     def _fan_out(self, work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
         """Each bastion's nodes are a group of their own, so that a slow one holds up nobody else."""
@@ -231,6 +235,22 @@ class Fleet:
             groups.setdefault(behind, []).append(node)
         widths = ((group, _WIDTH_BEHIND if behind else _WIDTH) for behind, group in groups.items())
         return _at_once(work, nodes, tuple(widths))
+
+
+def _unread(why: str, out: str, err: str, word: str) -> Unreachable:
+    """Something else than the probe has answered, or only a part of it came."""
+    said = (out.strip() or err.strip())[:300]
+    other = _OTHER_USER.search(out + err)
+    if other:
+        step = f"user={other[1]} on the node's line of the hostfile"
+        return Unreachable("ssh.auth", f"this user's key is let in for a message alone: {said}", fix=(step,))
+    if word in out or not said:
+        return Unreachable("ssh.noisy-shell", f"{why}; stderr: {err.strip()[-300:] or 'none'}")
+    fix = (
+        'is there a command="..." before the key in ~/.ssh/authorized_keys, or ForceCommand in sshd_config?',
+        "log in as a user with a plain shell: user= in the hostfile",
+    )
+    return Unreachable("ssh.noisy-shell", f"something else than a shell answers: {said}", fix=fix)
 
 
 def _at_once(

@@ -158,6 +158,17 @@ def _kin(word: str) -> str:
 
 def _down(name: str, docker: Docker) -> Finding:
     silent = docker.words.startswith("no answer")
+    if re.search(r"context .*(not found|does not exist)", docker.words):
+        return Finding(
+            id="dk.down",
+            status="fail",
+            nodes=(name,),
+            summary="the docker command is set to a context that is not there",
+            evidence=docker.words,
+            cause="currentContext in ~/.docker/config.json, or $DOCKER_CONTEXT in the shell's start files",
+            fix=(f"on {name}: docker context use default", f"on {name}: unset DOCKER_CONTEXT, where it is set"),
+            blast_radius="which engine this user talks to",
+        )
     return Finding(
         id="dk.down",
         status="fail",

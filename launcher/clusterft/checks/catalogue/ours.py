@@ -15,6 +15,16 @@ ENTRIES: tuple[Entry, ...] = (
         source="OpenSSH, ssh(1) on identity files",
     ),
     Entry(
+        id="os.nofile",
+        layer="host",
+        title="A process may have few files open",
+        symptom="`OSError: [Errno 24] Too many open files`, in loaders or where ranks meet",
+        how="the limit of a login; in the log of a run that failed, the words of the system",
+        cause="limits.conf, or the service that starts sshd, sets it lower than systems do",
+        mends=("echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf, then log in again",),
+        found=("facts", "log"),
+    ),
+    Entry(
         id="ctl.left-behind",
         layer="controller",
         title="A node that was up is no longer in the hostfile, and still has keys and image",

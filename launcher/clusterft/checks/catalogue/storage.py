@@ -140,7 +140,7 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="`up` cannot put its key and files on the node",
         how="`up` writes into ~ and ~/.ssh, and says what hinders it",
         mends=("give it to the user: sudo chown USER: ~USER; see that its disk is there and can be written",),
-        found=("up",),
+        found=("facts", "up"),
     ),
     Entry(
         id="fs.foreign",

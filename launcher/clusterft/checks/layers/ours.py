@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
+
+_FILES = 1024  # what systems give by default
 
 
 def modes(seen: Examination) -> Iterator[Finding]:
@@ -42,4 +45,62 @@ def modes(seen: Examination) -> Iterator[Finding]:
             )
 
 
-CHECKS: tuple[Check, ...] = (Check(("ctl.modes",), modes, reads=("facts", "health")),)
+def barred(seen: Examination) -> Iterator[Finding]:
+    """fs.home and os.shm: places that clusterft and training write, and this user may not."""
+    for node, health in seen.health.items():
+        facts = seen.survey.facts.get(node)
+        who = f"{facts.uid}:{facts.gid}" if facts and facts.uid is not None else "$(id -u):$(id -g)"
+        shut = health.ours.barred or ()
+        own = [path for path in shut if path not in ("/dev/shm", "/var/tmp")]
+        if own:
+            yield Finding(
+                id="fs.home",
+                status="fail",
+                nodes=(node,),
+                summary=f"{own[0]} cannot be written by the SSH user",
+                evidence="\n".join(own),
+                cause="it was made by another user, or by root",
+                fix=tuple(f"on {node}: sudo chown -R {who} {shlex.quote(path)}" for path in own),
+                needs_root=True,
+                blast_radius="who owns these files",
+            )
+        for path, identity in (("/dev/shm", "os.shm"), ("/var/tmp", "fs.home")):
+            if path in shut:
+                yield Finding(
+                    id=identity,
+                    status="fail",
+                    nodes=(node,),
+                    summary=f"{path} cannot be written by the SSH user: loaders, NCCL and logs need it",
+                    evidence=f"[ -w {path} ] says no",
+                    cause="its mode is no longer 1777",
+                    fix=(f"on {node}: sudo chmod 1777 {path}",),
+                    needs_root=True,
+                    blast_radius=f"who may write {path}",
+                )
+
+
+def few_files(seen: Examination) -> Iterator[Finding]:
+    """os.nofile: fewer open files than a rank with loaders needs; a container has limits of its own."""
+    for node, facts in seen.survey.facts.items():
+        limit = facts.limits.nofile if facts.limits else None
+        if limit is not None and limit < _FILES and not seen.wanted.contained:
+            yield Finding(
+                id="os.nofile",
+                status="warn",
+                nodes=(node,),
+                summary=f"a process may have {limit} files open: a rank with its loaders and sockets needs more",
+                evidence=f"Max open files {limit} (soft) of a login",
+                fix=(
+                    f"on {node}: echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf   "
+                    "then log in again",
+                ),
+                needs_root=True,
+                blast_radius="limits of every login",
+            )
+
+
+CHECKS: tuple[Check, ...] = (
+    Check(("ctl.modes",), modes, reads=("facts", "health")),
+    Check(("fs.home", "os.shm"), barred, reads=("facts", "health")),
+    Check(("os.nofile",), few_files),
+)

@@ -55,6 +55,15 @@ SIGNATURES: tuple[Signature, ...] = (
         weight="kernel",
     ),
     known(
+        0,
+        "os.nofile",
+        r"\[Errno 24\]|Too many open files",
+        "a process has as many files open as it may",
+        "on {node}: echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf   then log in again; "
+        "ulimit -n   tells what holds now",
+        "or lower train.data.workers",
+    ),
+    known(
         43,
         "os.shm",
         r"DataLoader worker.*Bus error|insufficient shared memory \(shm\)|"

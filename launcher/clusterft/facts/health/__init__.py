@@ -6,6 +6,7 @@ from clusterft.facts.health.gpu import GpuHealth
 from clusterft.facts.health.host import HostHealth
 from clusterft.facts.health.look import Health, parse, script
 from clusterft.facts.health.network import NetworkHealth
+from clusterft.facts.health.ours import OursHealth
 from clusterft.facts.health.storage import StorageHealth
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Health",
     "HostHealth",
     "NetworkHealth",
+    "OursHealth",
     "StorageHealth",
     "parse",
     "script",
