@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ from clusterft.facts.health.storage import Dialled, FstabLine, Look, Served, Sto
 from clusterft.facts.network import Address
 from clusterft.facts.share import Share, Sight, Trial, Trouble, covering, sights
 from clusterft.findings import Finding
+from clusterft.probing import share
+from clusterft.probing.crew import Crew, Silent, Way
+from clusterft.probing.hands import take
 
 NAMES = ("a", "b", "c")
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
@@ -676,3 +680,159 @@ def test_a_step_that_hangs_costs_its_own_seconds_and_the_program_goes_on(tmp_pat
         {"do": "write", "nonce": "one"},
     )
     assert answers[2] == {"hung": 1.0} and answers[3]["owner"]
+
+
+# -- the proof ---------------------------------------------------------------------------------------
+
+
+class Hands:
+    """Of one node: what it was asked for, and what it says to a step that is not answered well."""
+
+    hello: dict[str, Any] = {"uid": 1000, "gid": 1000}
+
+    def __init__(self, way: str, **said: dict[str, Any]) -> None:
+        self.way: Any = way
+        self.said = said
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def ask(self, step: str, seconds: float, **details: Any) -> dict[str, Any]:
+        """Well, unless told otherwise; a write with bytes is `speed`."""
+        self.asked.append((step, details))
+        usual: dict[str, dict[str, Any]] = {
+            "write": {"owner": [1000, 1000]},
+            "speed": {"owner": [1000, 1000], "rate": 5e7, "fsync": 0.01},
+            "see": {"seen": {name: [0.01, False] for name in details.get("wanted", ())}},
+            "hold": {"locks": {"fcntl": "had", "flock": "had"}},
+            "try": {"locks": {"fcntl": "refused", "flock": "refused"}},
+        }
+        name = "speed" if details.get("bytes") else step
+        return self.said.get(name, usual.get(name, {}))
+
+
+class Everywhere:
+    """A fleet that does the work on all nodes, one after the other."""
+
+    def __init__(self, *names: str) -> None:
+        self.remotes: dict[str, Any] = dict.fromkeys(names)
+
+    def each(self, work: Any) -> dict[str, Any]:
+        """As the real one."""
+        return {name: work(name, remote) for name, remote in self.remotes.items()}
+
+
+def proved(hands: dict[str, Hands], *, seconds: float = 60.0, busy: bool = False) -> Share:
+    """What the proof makes of these hands, given so many seconds."""
+    ways = dict.fromkeys(hands, Way("none"))
+    made = share._Proof(Crew(Everywhere(*hands), ways), Wanted(shared="/mnt/out"), list(hands))  # type: ignore[arg-type]
+    made._until, made._busy = time.monotonic() + seconds, busy
+    for name, hand in hands.items():
+        made._hands[name] = hand
+        made._greet(name, hand)
+        made._in.append(name)
+    made.try_all()
+    return made.told()
+
+
+def answers(found: Share, identity: str) -> dict[str, str]:
+    """Node -> what is said of an id."""
+    whole = seen(share=found)
+    told = report.judge(whole, suite.CHECKS)
+    return {node: one.status for one in told if one.id == identity for node in one.nodes}
+
+
+def test_the_speed_is_measured_on_four_nodes_and_told_of_no_other() -> None:
+    hands = {name: Hands("python") for name in (*NAMES, "d", "e", "f")}
+    found = proved(hands)
+    timed = [name for name, hand in hands.items() if any(details.get("bytes") for _, details in hand.asked)]
+    assert timed == ["a", "b", "c", "d"] and found.writers == 4
+    assert found.trials["e"].untried["speed"] == ("measured on a b c d alone", True)
+    assert found.trials["a"].rate == 5e7 and not found.trials["a"].untried
+
+
+def test_beside_a_run_no_speed_is_measured() -> None:
+    hands = {name: Hands("python") for name in NAMES}
+    found = proved(hands, busy=True)
+    assert not any(details.get("bytes") for hand in hands.values() for _, details in hand.asked)
+    assert answers(found, "fs.slow") == dict.fromkeys(NAMES, "skipped")
+    assert answers(found, "fs.lock") == dict.fromkeys(NAMES, "ok")
+
+
+def test_what_there_was_no_time_for_is_not_tried_and_not_known() -> None:
+    hands = {name: Hands("python") for name in NAMES}
+    found = proved(hands, seconds=4.5)  # less than a step takes at most
+    assert [hand.asked for hand in hands.values()] == [[], [], []]
+    for identity in ("fs.lock", "fs.slow", "fs.attrcache", "fs.not-writable"):
+        assert answers(found, identity) == dict.fromkeys(NAMES, "unknown"), identity
+    assert answers(found, "fs.hung") == dict.fromkeys(NAMES, "ok")
+
+
+def test_a_step_gets_all_of_its_seconds_or_none() -> None:
+    hands = {name: Hands("python") for name in NAMES}
+    proved(hands, seconds=6.5)
+    assert {step for step, _ in hands["a"].asked} == {"make", "write"}, "a look for files takes seven"
+    assert "see" in answers_of(proved(hands, seconds=60.0), hands)
+
+
+def answers_of(_: Share, hands: dict[str, Hands]) -> set[str]:
+    """The steps that were asked for."""
+    return {step for hand in hands.values() for step, _ in hand.asked}
+
+
+def test_a_shell_knows_of_no_locks_and_no_speed() -> None:
+    found = proved({"a": Hands("python"), "b": Hands("sh"), "c": Hands("python")})
+    for identity in ("fs.lock", "fs.slow"):
+        assert answers(found, identity) == {"a": "ok", "b": "unknown", "c": "ok"}, identity
+
+
+def test_a_disk_that_takes_too_long_for_the_speed_is_slow_and_not_hung() -> None:
+    found = proved({"a": Hands("python", speed={"hung": 5.0}), "b": Hands("python"), "c": Hands("python")})
+    assert not found.trials["a"].hung
+    assert only(seen(share=found), "fs.slow", "a").status == "warn"
+
+
+@pytest.mark.parametrize("number", [2, 20])
+def test_a_directory_that_is_there_and_cannot_be_written_into_is_told(number: int) -> None:
+    said = {"errno": number, "words": "Not a directory: /mnt/out/.clusterft/doctor-w"}
+    found = proved({"a": Hands("python"), "b": Hands("python", make=said), "c": Hands("python")})
+    one = only(seen(share=found), "fs.not-writable", "b")
+    assert "/mnt/out/.clusterft" in one.fix[0]
+    assert answers(found, "fs.lock") == {"a": "ok", "b": "skipped", "c": "ok"}
+
+
+def test_what_belongs_to_another_user_on_one_side_alone_is_squashed() -> None:
+    nobody = trial("b", owner=(65534, 65534))
+    one = only(seen(share=proof(b=nobody)), "fs.squash", "b")
+    assert (
+        one.status == "warn"
+        and "65534" in one.summary
+        and one.fix[1].startswith("on a: in /etc/exports, for /export")
+    )
+    same = {name: trial(name, owner=(1024, 100)) for name in NAMES}
+    assert judged(seen(share=proof(**same))) == [], "all are one user there, which works"
+    own = with_facts(seen(share=proof(b=nobody)), facts("b", replace(NFS, fstype="cifs")))
+    assert not [each for each in judged(own) if each.id == "fs.squash"], (
+        "a mount of that kind has an owner of its own"
+    )
+
+
+class Here:
+    """This machine's sh in place of a node's."""
+
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 9.0) -> Any:
+        """As a remote does."""
+        done = subprocess.run(argv, input=stdin, capture_output=True, timeout=seconds)
+        return SimpleNamespace(out=done.stdout.decode(), err="", code=done.returncode)
+
+
+def test_a_shell_leaves_nothing_when_doctor_is_interrupted(tmp_path: Path) -> None:
+    fleet = Everywhere("a")
+    fleet.remotes["a"] = Here()
+    with pytest.raises(KeyboardInterrupt), Crew(fleet, {"a": Way("none")}) as crew:  # type: ignore[arg-type]
+        hand = take(crew, Wanted(shared=str(tmp_path)), "a", "w", "n0")
+        assert hand.ask("make", 5)["made"] and hand.ask("write", 5, nonce="one")
+        assert (tmp_path / ".clusterft" / "doctor-w" / "n0").read_text() == "one"
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(Silent):
+        hand.ask("write", 5, nonce="two")
+    assert list(tmp_path.iterdir()) == []

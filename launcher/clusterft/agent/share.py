@@ -61,11 +61,7 @@ class Proof:
             os.path.exists(os.path.join(self.place, other))
         os.listdir(self.place)
         room = os.statvfs(self.place)
-        return {
-            "place": self.place,
-            "made": made[0],
-            "free": room.f_bavail * room.f_frsize,
-        }
+        return {"place": self.place, "made": made[0], "free": room.f_bavail * room.f_frsize}
 
     def write(self, asked: Body) -> Body:
         """A nonce under a name of its own, by a rename; in a second round over what is there."""

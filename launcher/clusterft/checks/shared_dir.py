@@ -13,8 +13,15 @@ from clusterft.findings import Finding
 
 _DENIED = (errno.EACCES, errno.EPERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Those that another finding tells of: full, read-only by its mount, gone, stale.
-_TOLD = (*_FULL, errno.ESTALE, errno.ENOENT, errno.ENOTDIR)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+# What is not known where a part of the proof was not tried.
+_ASKED = {
+    "write": ("fs.squash", "fs.not-writable"),
+    "see": ("fs.not-shared", "fs.attrcache"),
+    "renew": ("fs.attrcache",),
+    "lock": ("fs.lock",),
+    "speed": ("fs.slow",),
+}
 _NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk fuse.exfat vboxsf prl_fs drvfs".split())
 _NO_RENAME = frozenset("fuse.s3fs fuse.gcsfuse fuse.goofys fuse.rclone fuse.mount-s3 fuse.blobfuse".split())
 _LATE = 2.0  # seconds until a file is seen, its directory listed
@@ -63,6 +70,41 @@ def _denied(seen: Examination, node: str, trial: Trial | None) -> Finding:
     )
 
 
+def taken_for(seen: Examination) -> Iterator[Finding]:
+    """fs.squash, where writing works: the server takes a node's user for another one, and not that of others."""
+    if len({trial.owner[0] for _, trial in _trials(seen) if trial.owner}) < 2:
+        return
+    of = nfs.origin(seen)
+    on, path = (of.host or of.server, of.exported or of.path) if of else ("its server", seen.wanted.shared)
+    for node, trial in _trials(seen):
+        mount, known = nfs.mounted(seen, node), trial.owner and trial.uid is not None
+        if not known or not trial.owner or trial.owner[0] == trial.uid or not nfs.is_nfs(mount):
+            continue
+        squashes = "root_squash" if trial.uid == 0 else "all_squash"
+        yield Finding(
+            id="fs.squash",
+            status="warn",
+            nodes=(node,),
+            summary=f"{seen.wanted.shared}: what {trial.uid}:{trial.gid} writes belongs to {trial.owner[0]} there",
+            evidence=f"a file written by {trial.uid}:{trial.gid} belongs to {trial.owner[0]}:{trial.owner[1]}",
+            cause=f"the server takes users for another one ({squashes}), and not on all nodes",
+            fix=(
+                "let runs work as one user with the same UID:GID on all nodes",
+                f"on {on}: in /etc/exports, for {path}, let all_squash go; then: sudo exportfs -ra",
+            ),
+            needs_root=True,
+            blast_radius=f"who owns what is in {seen.wanted.shared}",
+        )
+
+
+def untried(seen: Examination) -> Iterator[Finding]:
+    """What the proof did not get to on a node is not known to be well."""
+    for node, trial in _trials(seen):
+        for what, (why, meant) in trial.untried.items():
+            for identity in _ASKED[what]:
+                yield Finding(identity, "skipped" if meant else "unknown", (node,), why)
+
+
 def _owned(
     seen: Examination, node: str, user: int | None, group: int | None, *, squashed: bool
 ) -> tuple[str, tuple[str, ...]]:
@@ -88,7 +130,9 @@ def not_writable(seen: Examination) -> Iterator[Finding]:
     """fs.not-writable: an error of the filesystem itself; by proof alone."""
     for node, trial in _trials(seen):
         trouble = trial.trouble
-        if trouble is None or trouble.errno in (*_DENIED, *_TOLD):
+        if trouble is None or trouble.errno in (*_DENIED, *_FULL, errno.ESTALE):
+            continue  # other findings tell of these
+        if trouble.errno in _ABSENT and trouble.step == "look":
             continue
         if trouble.step in ("see", "lock") or (trouble.errno == errno.EROFS and _frozen(seen, node)):
             continue
@@ -103,6 +147,9 @@ def not_writable(seen: Examination) -> Iterator[Finding]:
         elif trouble.errno == errno.ENOTCONN:
             target = quote(mount.target if mount else seen.wanted.shared or "")
             steps = (f"sudo umount -l {target}   then mount it again: what served it has ended",)
+        elif trouble.errno in _ABSENT:
+            at = quote(f"{seen.wanted.shared}/.clusterft")
+            steps = (f"ls -ld {at}; findmnt -T {at}   tell what is in the way there; a directory should be",)
         else:
             at = quote(seen.wanted.shared or "")
             steps = (f"findmnt -T {at}; sudo dmesg | tail -n 50   tell what is wrong with it",)
@@ -126,14 +173,15 @@ def quota(seen: Examination) -> Iterator[Finding]:
         if trouble is None or trouble.errno not in _FULL:
             continue
         disk = next((one for one in seen.survey.facts[node].disks if one.directory == seen.wanted.shared), None)
-        if disk is None or disk.free_bytes < seen.wanted.shared_bytes or disk.free_inodes == 0:
+        free = disk.free_bytes if disk else trial.free_bytes
+        if disk and (disk.free_bytes < seen.wanted.shared_bytes or disk.free_inodes == 0):
             continue  # told of as the disk that it is
         yield Finding(
             id="os.disk-full",
             status="fail",
             nodes=(node,),
             summary=f"{trial.uid}:{trial.gid}, the run's user, has no room in {seen.wanted.shared}",
-            evidence=f"{trouble.words}\n{disk.free_bytes >> 20} MiB free for others on {disk.mounted_on}",
+            evidence=trouble.words + (f"\n{free >> 20} MiB free for others" if free is not None else ""),
             cause="a quota, or blocks that are kept for root",
             fix=(f"quota -s -u {trial.uid}   tells the limits; remove files, or have the limit raised",),
             blast_radius=seen.wanted.shared or "",
@@ -274,7 +322,7 @@ def slow(seen: Examination) -> Iterator[Finding]:
         rate = None if trial.rate is None else trial.rate * max(1, share.writers)
         said = []
         if rate is not None and rate < _SLOW_RATE:
-            said.append(f"writing: {rate / 1e6:.1f} MB/s, the better of two tries")
+            said.append(f"writing: {rate / 1e6:.1f} MB/s at most, in two tries")
         if trial.fsync is not None and trial.fsync > _SLOW_SYNC:
             said.append(f"fsync of a small file: {trial.fsync:.1f} s, the best of three")
         if said:

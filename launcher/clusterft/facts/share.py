@@ -17,6 +17,13 @@ class Trouble(NamedTuple):
     words: str
 
 
+class Untried(NamedTuple):
+    """Why a node was not asked for something."""
+
+    why: str
+    meant: bool = False  # left out on purpose, as others stand for it
+
+
 class Sight(NamedTuple):
     """When another node's file was read, and whether its directory had to be listed first."""
 
@@ -37,13 +44,13 @@ class Trial:
     mount: Mount | None = None  # as seen from inside
     owner: tuple[int, int] | None = None  # of what it wrote, as the filesystem tells it
     free_bytes: int | None = None
-    free_inodes: int | None = None
     fsync: float | None = None  # seconds, the best of a few
-    rate: float | None = None  # bytes a second, while all nodes write
+    rate: float | None = None  # bytes a second at most, while `writers` nodes write
     wanted: tuple[str, ...] = ()  # whose files it looked for
     seen: Mapping[str, Sight] = field(default_factory=dict)
     renewed: Mapping[str, Sight] = field(default_factory=dict)  # the same once they were replaced by a rename
     locks: Mapping[str, str] = field(default_factory=dict)  # fcntl, flock: had, refused, or an error's words
+    untried: Mapping[str, Untried] = field(default_factory=dict)  # write, see, renew, lock, speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Share:
 
     directory: str
     trials: Mapping[str, Trial] = field(default_factory=dict)
-    writers: int = 0  # that wrote at the same time
+    writers: int = 0  # whose speed was measured, at the same time
     holder: str = ""  # the node that held the locks
     missing: Mapping[str, str] = field(default_factory=dict)  # node -> why it has no trial
     notes: tuple[str, ...] = ()

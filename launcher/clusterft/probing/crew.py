@@ -11,7 +11,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -116,6 +116,12 @@ def _fed(remote: Remote, argv: tuple[str, ...], source: bytes) -> Stream:
     return stream
 
 
+def _finish(works: Iterable[Callable[[], object]]) -> None:
+    for work in works:
+        with contextlib.suppress(Silent):  # then what it would take away cannot be reached
+            work()
+
+
 class Crew:
     """The programs of one doctor. Leaving it ends them all, and takes their containers away."""
 
@@ -126,6 +132,7 @@ class Crew:
         self._turn = threading.Lock()
         self._count = 0
         self._talks: list[Talk] = []
+        self._endings: dict[str, list[Callable[[], object]]] = {}
         self._over = False
 
     def __enter__(self) -> Crew:
@@ -137,9 +144,19 @@ class Crew:
         with self._turn:
             self._over = True
             talks, self._talks = self._talks, []
+            endings, self._endings = self._endings, {}
         for talk in talks:
             talk.close()
+        if endings:
+            self.fleet.each(lambda node, _: _finish(endings.get(node, ())))
         self._clear(talks)
+
+    def at_end(self, node: str, work: Callable[[], object]) -> None:
+        """What is to be done on a node at the end, also if doctor is interrupted; it has a deadline itself."""
+        with self._turn:
+            if self._over:
+                raise Silent("doctor is over")
+            self._endings.setdefault(node, []).append(work)
 
     def able(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those that can run a program."""

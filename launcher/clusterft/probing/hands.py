@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import secrets
 import shlex
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from clusterft.remote import Remote, Unreachable
 Body = Mapping[str, Any]
 _START = 11.0  # seconds that an engine may take to make a container
 _SLACK = 2.0  # for the way there and back
+_LEAVING = 3.0  # to take away what is left
 _ERRORS = {
     "Permission denied": errno.EACCES,
     "Operation not permitted": errno.EPERM,
@@ -69,9 +71,29 @@ class ShellHand:
         self._place = f"{directory}/.clusterft/doctor-{word}"
         self._name = name
         self._made = False
+        self._turn = threading.Lock()
+        self._left = True  # nothing of it is there
 
     def ask(self, step: str, seconds: float, **details: object) -> Body:
-        """An empty answer for what a shell cannot do."""
+        """An empty answer for what a shell cannot do; Silent once it has been told to leave."""
+        with self._turn:
+            if self._left and step != "make":
+                raise Silent("it has ended")
+            self._left = step == "end"
+            return self._ask(step, seconds, details)
+
+    def leave(self) -> None:
+        """Take away what is there, if nobody has; a step at work is waited for, so that it adds nothing after."""
+        mine = self._turn.acquire(timeout=_LEAVING)
+        try:
+            if not self._left:
+                self._left = True
+                self._ask("end", _LEAVING, {})
+        finally:
+            if mine:
+                self._turn.release()
+
+    def _ask(self, step: str, seconds: float, details: Body) -> Body:
         texts = {"make": self._make, "write": self._write, "see": self._see, "end": self._end}
         if step not in texts:
             return {}
@@ -139,7 +161,9 @@ def take(crew: Crew, wanted: Wanted, node: str, word: str, name: str) -> Hand:
     directory = wanted.shared or ""
     way = crew.ways[node]
     if way.kind == "none":
-        return ShellHand(crew.fleet.remotes[node], directory, word, name)
+        hand = ShellHand(crew.fleet.remotes[node], directory, word, name)
+        crew.at_end(node, hand.leave)
+        return hand
     # Root does as the run's user would, where runs are contained; a container has been given the user.
     owner = wanted.owner if wanted.contained and way.kind == "python" else None
     words = tuple(str(part) for part in owner) if owner else ()

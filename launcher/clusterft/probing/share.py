@@ -15,8 +15,8 @@ from typing import Any
 from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
 from clusterft.facts import frames, probe
-from clusterft.facts.health import storage
-from clusterft.facts.share import Share, Trial, Trouble, covering, number, sights
+from clusterft.facts.health import network, storage
+from clusterft.facts.share import Share, Trial, Trouble, Untried, covering, number, sights
 from clusterft.probing import hands
 from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.hands import Hand
@@ -26,10 +26,15 @@ _ALL = 21.0  # seconds for everything; examining gives up at 25
 _STEP = 5.0
 _LOCK = 3.0
 _WITHIN = 6.0  # seconds for a file to be seen
-_BYTES = 8 << 20  # written by one node at most
-_TOGETHER = 32 << 20  # and by all
+_BYTES = 8 << 20  # written by a node whose speed is measured
+_TIMED = 4  # of them: they stand for the others, and many syncs at once would be slow on any disk
 _EVERYBODY = 32  # above so many nodes each looks for some of the others alone
 _LOOK = 5
+_SECONDS = {"see": _WITHIN + 1.0}  # of a step, else _STEP; it gets all of them, or it is not tried
+_SHORT = Untried("not tried: what came before took too long")
+_SHELL = Untried("not tried: no Python and no image there yet")
+_NOBODY = Untried("not tried: no other node could try for them")
+_BESIDE = Untried("not measured beside a run", meant=True)
 
 
 def prove(crew: Crew, survey: Survey, wanted: Wanted) -> Share:
@@ -61,7 +66,7 @@ class _Proof:
         self._writers = 0
         self._holder = ""
         self._makers: set[str] = set()  # who made .clusterft itself
-        self._size = 0  # what each writes in this round, beside its nonce
+        self._busy = False  # a run is at work on one of the nodes
 
     # -- beginning and end -----------------------------------------------------
 
@@ -70,8 +75,9 @@ class _Proof:
         looks = self._fan(self._names, self._looks)
         for name in self._names:
             said = looks.get(name)
-            if isinstance(said, storage.Look):
-                self._judge_look(name, said)
+            if isinstance(said, tuple):
+                self._busy = self._busy or said[1]
+                self._judge_look(name, said[0])
             else:
                 self._missing[name] = str(said or "the node was too slow to look at it")
         taken = self._fan(self._in, self._take)
@@ -112,27 +118,35 @@ class _Proof:
         """In order; each step asks those that are still in."""
         head, rest = self._in[:1], self._in[1:]
         for group in (head, rest):  # as in a run, the head makes what the others write in
-            self._step("make", group, self._make_words, self._make_told)
-        count = len(self._in)
-        self._writers = count
-        each = min(_BYTES, _TOGETHER // count) if count else 0
-        for turn, size in enumerate((each, 0)):
+            self._step("make", group, self._make_words, self._make_told, "write")
+        for turn, (write, see) in enumerate((("write", "see"), ("renew", "renew"))):
             for name in self._in:
                 self._nonces[name] = f"{secrets.token_hex(8)}-{turn}"
-            self._size = size
-            self._step("write", list(self._in), self._write_words, self._write_told)
+            self._step("write", list(self._in), self._write_words, self._write_told, write)
             seen = self._see_told if turn == 0 else self._renewed_told
-            self._step("see", list(self._in), self._see_words, seen, _WITHIN + 1.0)
-        self._locks()
-
-    def _locks(self) -> None:
+            self._step("see", list(self._in), self._see_words, seen, see)
         able = [name for name in self._in if self._trials[name].way != "sh"]
-        if len(able) < 2 or self._left() < 2 * _LOCK:
+        for what in ("lock", "speed"):
+            self._skip((name for name in self._in if name not in able), what, _SHELL)
+        self._locks(able)
+        self._speed([name for name in able if name in self._in])
+
+    def _locks(self, able: list[str]) -> None:
+        if len(able) < 2:
+            self._skip(() if len(self._names) < 2 else able, "lock", _NOBODY)
+            return
+        if not self._enough(3 * _LOCK, able, "lock"):
             return
         holder = able[0]
         others = [name for name in able[1:] if holder in self._trials[name].seen]
+        apart = [name for name in able[1:] if name not in others]
+        self._skip(apart, "lock", Untried(f"not tried: it has seen no file of {holder}, which held them"))
+        if not others:
+            self._skip((holder,), "lock", _NOBODY)
+            return
         said = self._fan([holder], lambda name: self._hands[name].ask("hold", _LOCK)).get(holder)
         if not self._took(holder, "lock", said):
+            self._skip(others, "lock", Untried(f"not tried: {holder}, which was to hold them, could not"))
             return
         self._holder = holder
         self._change(holder, locks=_words(said))
@@ -143,16 +157,46 @@ class _Proof:
                 self._change(name, locks=_words(answers[name]))
         self._fan([holder], lambda name: self._hands[name].ask("release", _LOCK))
 
+    def _speed(self, able: list[str]) -> None:
+        """What a few write at once; one that is not done in time is slow, as it has just answered."""
+        timed = [] if self._busy else able[:_TIMED]
+        rest = _BESIDE if self._busy else Untried(f"measured on {' '.join(timed)} alone", meant=True)
+        self._skip(able[len(timed) :], "speed", rest)
+        if not timed or not self._enough(_STEP, timed, "speed"):
+            return
+        self._writers = len(timed)
+        answers = self._fan(
+            timed, lambda name: self._hands[name].ask("write", _STEP, nonce=self._nonces[name], bytes=_BYTES)
+        )
+        for name in timed:
+            said = answers.get(name)
+            if isinstance(said, dict) and "hung" in said:
+                self._change(name, rate=_BYTES / _STEP)
+            elif self._took(name, "write", said):
+                had = answers[name]
+                self._change(name, rate=number(had.get("rate")), fsync=number(had.get("fsync")))
+
+    def _enough(self, seconds: float, names: Iterable[str], what: str) -> bool:
+        """Whether there is time for it; a step that is cut short would be said to hang."""
+        if self._left() >= seconds:
+            return True
+        self._skip(names, what, _SHORT)
+        return False
+
+    def _skip(self, names: Iterable[str], what: str, why: Untried) -> None:
+        for name in names:
+            self._change(name, untried={what: why, **self._trials[name].untried})
+
     def _step(
         self,
         step: str,
         names: list[str],
         words: Callable[[str], dict[str, object]],
         told: Callable[[str, Mapping[str, Any]], None],
-        seconds: float = _STEP,
+        what: str,
     ) -> None:
-        seconds = min(seconds, self._left())
-        if seconds < 1:
+        seconds = _SECONDS.get(step, _STEP)
+        if not self._enough(seconds, names, what):
             return
         answers = self._fan(names, lambda name: self._hands[name].ask(step, seconds, **words(name)))
         for name in names:
@@ -165,22 +209,16 @@ class _Proof:
     def _make_told(self, name: str, said: Mapping[str, Any]) -> None:
         if said.get("made"):
             self._makers.add(name)
-        free, inodes = number(said.get("free")), number(said.get("inodes"))
-        self._change(
-            name,
-            free_bytes=None if free is None else int(free),
-            free_inodes=None if inodes is None else int(inodes),
-        )
+        free = number(said.get("free"))
+        self._change(name, free_bytes=None if free is None else int(free))
 
     def _write_words(self, name: str) -> dict[str, object]:
-        return {"nonce": self._nonces[name], "bytes": self._size}
+        return {"nonce": self._nonces[name]}
 
     def _write_told(self, name: str, said: Mapping[str, Any]) -> None:
         owner = said.get("owner")
         if isinstance(owner, list) and len(owner) == 2:
             self._change(name, owner=(int(owner[0]), int(owner[1])))
-        if said.get("rate") is not None:
-            self._change(name, rate=number(said["rate"]), fsync=number(said.get("fsync")))
 
     def _see_words(self, name: str) -> dict[str, object]:
         """In the second round, nobody waits again for what was not seen in the first."""
@@ -199,11 +237,15 @@ class _Proof:
 
     # -- what they stand on --------------------------------------------------------
 
-    def _looks(self, name: str) -> storage.Look | None:
+    def _looks(self, name: str) -> tuple[storage.Look, bool] | None:
+        """A look, and whether a run is at work there."""
         word = secrets.token_hex(8)
-        script = probe.framed(word, {"look": storage.look_text(self._directory, _LOOK)}, {})
+        asked = {"look": storage.look_text(self._directory, _LOOK), "running": network.RUNNING}
+        script = probe.framed(word, asked, {})
         done = self._crew.fleet.remotes[name].run(("sh",), stdin=script.encode(), seconds=_LOOK + 6.0)
-        return storage.look(frames.framed(done.out, word, ("look",))["look"])
+        said = frames.framed(done.out, word, tuple(asked))
+        look = storage.look(said["look"])
+        return (look, bool(said["running"].strip())) if look else None
 
     def _judge_look(self, name: str, seen: storage.Look) -> None:
         way = self._crew.ways[name].kind
@@ -250,6 +292,10 @@ class _Proof:
             self._missing.setdefault(name, f"the storage proof stopped there: {said}")
         if name in self._in:
             self._in.remove(name)
+        trial = self._trials[name]
+        done = {"see": trial.wanted, "renew": trial.renewed, "lock": trial.locks, "speed": trial.rate}
+        for what in (each for each, had in done.items() if not had):
+            self._skip((name,), what, Untried(f"not tried: the storage proof stopped at: {step}"))
         return False
 
     def _change(self, name: str, **changes: Any) -> None:

@@ -10,6 +10,8 @@ _BOTH: tuple[Thing, ...] = ("facts", "health")
 _PROOF: tuple[Thing, ...] = ("facts", "health", "share")
 # What does not answer, or is not there, gets no second name.
 _GONE = ("fs.hung", "fs.export", "fs.stale", "fs.not-shared")
+_STOPPED = (*_GONE, "fs.squash", "fs.not-writable")
+_UNTRIED = ("fs.lock", "fs.slow", "fs.attrcache", "fs.squash", "fs.not-writable", "fs.not-shared")
 
 CHECKS: tuple[Check, ...] = (
     Check(("fs.hung",), sharing.hung, reads=_BOTH),
@@ -19,10 +21,12 @@ CHECKS: tuple[Check, ...] = (
     Check(("fs.not-shared",), sharing.apart, reads=_PROOF, after=_GONE),
     Check(("fs.type",), shared_dir.kind, reads=_BOTH, after=_GONE),
     Check(("fs.squash",), shared_dir.squash, reads=_BOTH, after=_GONE),
+    Check(("fs.squash",), shared_dir.taken_for, reads=_PROOF, after=_GONE),
     Check(("fs.not-writable",), shared_dir.not_writable, reads=_PROOF, after=_GONE),
     Check(("os.disk-full",), shared_dir.quota, reads=("facts",), after=_GONE),
     Check(("fs.attrcache",), shared_dir.attrcache, reads=_PROOF, after=_GONE),
     Check(("fs.attrcache",), shared_dir.cached_long, reads=_BOTH, after=_GONE),
     Check(("fs.lock",), shared_dir.lock, reads=_PROOF, after=_GONE),
     Check(("fs.slow",), shared_dir.slow, reads=_PROOF, after=_GONE),
+    Check(_UNTRIED, shared_dir.untried, reads=_PROOF, after=_STOPPED),
 )

@@ -14,6 +14,8 @@ from clusterft.facts.frames import whole
 from clusterft.facts.health.asked import Asked
 
 _OURS = "clusterft_trainer"  # in the command line of every process of a run
+# Prints something where a run is at work; grep does not find itself.
+RUNNING = f"grep -ls '[{_OURS[0]}]{_OURS[1:]}' /proc/[0-9]*/cmdline | head -n 4"
 
 # The sockets that listen on a port by their number, then the processes that hold one of these.
 _LISTENERS = r"""
@@ -87,8 +89,7 @@ def sections(asked: Asked) -> dict[str, str]:
     return {
         "net.neighbours": "echo seen; ip -o neigh",
         "net.wireless": "[ -d /sys/class/net ] && echo seen; ls -d /sys/class/net/*/wireless",
-        "net.running": "[ -r /proc/self/cmdline ] && echo seen; "
-        f"grep -ls '[{_OURS[0]}]{_OURS[1:]}' /proc/[0-9]*/cmdline | head -n 4",  # grep does not find itself
+        "net.running": f"[ -r /proc/self/cmdline ] && echo seen; {RUNNING}",
     }
 
 
