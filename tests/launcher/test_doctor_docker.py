@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_healthy_engines_give_no_finding() -> None:
 def test_a_login_older_than_its_group_and_one_without_are_told_apart() -> None:
     docker = scenes.docker(state="denied", words="permission denied")
     stale = only(seen(docker=docker, docker_group=DockerGroup(998, listed=True, held=False)))
-    assert (stale.id, stale.nodes) == ("dk.perm", ("b",)) and "ssh -O exit" in stale.fix[0]
+    assert (stale.id, stale.nodes) == ("dk.perm", ("b",)) and "ssh -O stop" in stale.fix[0]
     without = only(seen(docker=docker, docker_group=DockerGroup(998, listed=False, held=False)))
     assert without.fix[0].startswith("sudo usermod -aG docker me") and "root" in without.fix[0]
 
@@ -198,6 +199,12 @@ def test_what_is_left_behind_and_what_is_not(change: dict[str, Any], left: bool)
         )
 
 
+def test_an_engine_that_did_not_tell_in_time_is_unknown_and_not_well() -> None:
+    found = report.judge(seen(DockerHealth()), suite.CHECKS)
+    for identity in ("dk.leftover", "dk.early-mount", "dk.image-drift"):
+        assert [one.status for one in found if one.id == identity and "b" in one.nodes] == ["unknown"]
+
+
 def test_an_ended_container_of_a_run_that_lives_elsewhere_is_not_left_behind() -> None:
     of = seen(engine(containers=(container(state="exited", since=NOW - 900),)))
     lives = node_health(
@@ -215,7 +222,7 @@ def test_of_a_run_that_may_live_on_an_unseen_node_nothing_is_said(lost: str) -> 
         of, health=known if lost == "unreached" else {**known, "c": node_health("c", DockerHealth(), GpuHealth())}
     )
     assert list(containers.left_behind(of)) == [], "nothing is taken away either"
-    (told,) = containers.leftover(of)
+    (told,) = (one for one in containers.leftover(of) if "b" in one.nodes)
     assert (told.status, told.nodes) == ("unknown", ("b",)) and "containers of c" in told.summary
 
 
@@ -450,8 +457,9 @@ ENGINE = f"""\
 case $1 in
   version) echo 28.5.2 ;;
   image) echo 'WARNING: something'; echo '{IMAGE_SAID}' ;;
-  ps) echo "{"ab" * 32} running clusterft.run=moon-1,clusterft.cluster=rack"
-      echo "{"cd" * 32} running some=other" ;;
+  ps) echo 'CONTAINER ID  STATE  LABELS'
+      echo "{"ab" * 32}   running   clusterft.run=moon-1,clusterft.cluster=rack"
+      echo "{"cd" * 32}   running   some=other" ;;
   inspect) case $3 in *Pid*) echo 1 ;; *) [ $# = 6 ] || exit 1; echo '{CONTAINER_SAID}' ;; esac ;;
   exec) printf '22 1 259:2 / / rw - ext4 /dev/x rw\\n' ;;
 esac
@@ -485,6 +493,48 @@ def test_an_engine_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
     assert found == DockerHealth()
 
 
+@pytest.mark.parametrize(
+    ("listing", "inspect"),
+    [
+        ("echo 'Error response from daemon: too busy'; exit 1", ":"),
+        ("sleep 20", ":"),
+        (f"echo 'CONTAINER ID  STATE  LABELS'; echo '{'ab' * 32} exited clusterft.run=x'", "sleep 20"),
+    ],
+)
+def test_containers_that_the_engine_did_not_tell_of_are_not_none(
+    listing: str, inspect: str, tmp_path: Path
+) -> None:
+    found = look(
+        ("sh",), tmp_path, f"case $1 in version) echo 28.5.2 ;; ps) {listing} ;; inspect) {inspect} ;; esac"
+    )
+    assert found.containers is None and found.now
+    gone = "echo 'Error: No such container: abab'; exit 1"
+    listing = f"echo 'CONTAINER ID'; echo '{'ab' * 32} exited clusterft.run=x'"
+    found = look(("sh",), tmp_path, f"case $1 in version) echo 28.5.2 ;; ps) {listing} ;; inspect) {gone} ;; esac")
+    assert found.containers == (), "it went in between"
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_slow_answers_together_cost_what_comes_after_and_not_the_node(
+    shell: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Each within its own time, all of them not: what was told by then is kept, and the rest is not known."""
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is not installed")
+    slow = f"""\
+case $1 in
+  version) sleep 3; echo 28.5.2 ;;
+  image) sleep 3; echo '{IMAGE_SAID}' ;;
+  ps) sleep 3; echo 'CONTAINER ID  STATE  LABELS'; echo '{"ab" * 32} running clusterft.run=moon-1' ;;
+  inspect) sleep 4; touch {tmp_path}/late ;;
+esac
+"""
+    began = time.monotonic()
+    found = look(shell, tmp_path, slow)
+    assert time.monotonic() - began < 14, "a look is given up on after 15 s"
+    assert found.image and found.now and found.containers is None
+
+
 def test_without_containers_the_engine_is_left_alone(tmp_path: Path) -> None:
     assert look(("sh",), tmp_path, f"touch {tmp_path}/asked\n", contained=False) == DockerHealth()
     assert not (tmp_path / "asked").exists()
@@ -504,6 +554,7 @@ def test_a_hostile_answer_of_the_engine_is_left_out() -> None:
         '{"id":"x","labels":{},"state":{"Status":"gone"}}',
         "{" * 5000,
         '{"id":"x","labels":[],"state":{}}',
+        "asked 3",
     ]
     said = {"docker.now": "5", "docker.containers": "\n".join(lines), "docker.image": '{"Architecture": 1}'}
     found = docker_health.parse(said, health.Asked(WORD, tag="x:1"))

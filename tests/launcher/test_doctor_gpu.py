@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from clusterft.checks import report, suite
 from clusterft.checks.examination import Examination, Wanted
-from clusterft.facts import Gpu, GpuProcess, health
+from clusterft.facts import Gpu, GpuProcess, health, probe
 from clusterft.facts.health import gpu as gpu_health
 from clusterft.facts.health.docker import Container, DockerHealth
 from clusterft.facts.health.gpu import Card, Fabric, GpuHealth, Remapped, User
@@ -97,6 +98,14 @@ def only(of: Examination) -> Finding:
 
 def test_healthy_cards_give_no_finding() -> None:
     assert judged(seen()) == []
+
+
+def test_cards_that_did_not_tell_in_time_are_unknown_and_not_well() -> None:
+    of = seen()
+    silent = replace(of.health["b"], gpu=replace(of.health["b"].gpu, cards=()))
+    found = report.judge(replace(of, health={**of.health, "b": silent}), suite.CHECKS)
+    for identity in ("gpu.ecc", "gpu.throttle", "gpu.power-limit"):
+        assert [one.status for one in found if one.id == identity and "b" in one.nodes] == ["unknown"]
 
 
 def test_cards_all_limited_alike_or_boards_of_other_makers_are_no_finding() -> None:
@@ -434,6 +443,42 @@ def test_a_driver_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
     health_of_b = replace(of.health["b"], gpu=replace(found, xids=()))
     told = only(replace(of, health={**of.health, "b": health_of_b}))
     assert (told.id, told.fix[-1]) == ("gpu.count", "sudo reboot") and "does not answer" in told.summary
+
+
+def test_an_older_driver_is_not_asked_by_the_newer_name_first(tmp_path: Path) -> None:
+    """Each question wakes all of its cards, which takes seconds."""
+    told = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024\n"
+    (tmp_path / "version").write_text(told)
+    double = tmp_path / "double"
+    double.write_text(smi.Smi(driver="470.256.02", cards=(smi.card(0),)).program())
+    double.chmod(0o755)
+    counting = f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\nexec {double} "$@"\n'
+    (tmp_path / "nvidia-smi").write_text(counting)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    stage = gpu_health.stages(CUDA)["gpu.now"].replace("/proc/driver/nvidia/version", str(tmp_path / "version"))
+    text = probe.framed(CUDA.word, {}, {"gpu.now": stage}, within=11)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh"], input=text, capture_output=True, text=True, env=environment, timeout=30, check=True
+    )
+    assert "GPU-" in done.stdout
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+def test_a_driver_that_is_slow_in_all_it_says_costs_its_own_layer(tmp_path: Path) -> None:
+    """The first question refused late, the second not answered: cut, and told as a driver that does not answer."""
+    slow = "#!/bin/sh\nsleep 6; case $* in *event*) echo '\"x\" is not a valid field'; exit 2 ;; esac; sleep 30\n"
+    began = time.monotonic()
+    found = ask(tmp_path, ("sh",), smi.Smi(), **{"nvidia-smi": slow})
+    assert time.monotonic() - began < 14
+    assert found.cards == () and found.words == gpu_health.SILENT
+
+
+def test_a_log_that_was_cut_is_not_a_log_without_errors() -> None:
+    names = (*gpu_health.sections(CUDA), *gpu_health.stages(CUDA))
+    said = {**dict.fromkeys(names, ""), "gpu.kernel": "1800000000\n5000\njournal\n"}
+    assert gpu_health.parse(said, CUDA).xids == ()
+    assert gpu_health.parse({**said, "gpu.kernel.cut": ""}, CUDA).xids is None
 
 
 def test_without_cards_asked_for_nothing_is_asked(tmp_path: Path) -> None:

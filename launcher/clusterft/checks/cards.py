@@ -34,6 +34,7 @@ class _Used:
 
 def power_limit(seen: Examination) -> Iterator[Finding]:
     """gpu.power-limit: equal cards that may not draw equally much, because somebody has set it so."""
+    yield from _unread(seen, "gpu.power-limit")
     kinds: dict[str, list[_Used]] = defaultdict(list)
     for one in _used(seen):
         if one.card.limit is not None and one.card.default_limit:
@@ -72,6 +73,7 @@ def _limited(one: _Used, watts: float, others: list[_Used]) -> Finding:
 
 def throttle(seen: Examination) -> Iterator[Finding]:
     """gpu.throttle: a card at work whose clocks are held down by heat or power."""
+    yield from _unread(seen, "gpu.throttle")
     for one in _used(seen):
         reasons = one.card.reasons or 0
         held = [words for bit, words in _HELD.items() if reasons & bit]
@@ -98,6 +100,7 @@ def throttle(seen: Examination) -> Iterator[Finding]:
 
 def ecc(seen: Examination) -> Iterator[Finding]:
     """gpu.ecc: memory that is broken, or waits for a reset to be mended."""
+    yield from _unread(seen, "gpu.ecc")
     for one in _used(seen):
         remapped = (seen.health[one.node].gpu.remapped or {}).get(one.card.uuid)
         where = f"card {one.card.index}"
@@ -347,6 +350,14 @@ def _used(seen: Examination) -> Iterator[_Used]:
         for card in health.gpu.cards if health else ():
             if card.uuid == plain.uuid:
                 yield _Used(node, plain, card)
+
+
+def _unread(seen: Examination, identity: str) -> Iterator[Finding]:
+    """Nodes with cards of which nvidia-smi told the one look and not the other."""
+    for name, health in seen.health.items():
+        facts = seen.survey.facts.get(name)
+        if facts and facts.gpus and not health.gpu.cards:
+            yield Finding(identity, "unknown", (name,), "nvidia-smi did not tell in time, or refused the question")
 
 
 def _plain(seen: Examination) -> Iterator[tuple[str, Gpu]]:

@@ -20,6 +20,7 @@ def leftover(seen: Examination) -> Iterator[Finding]:
     """dk.leftover: what no run, no controller and no doctor will take away any more."""
     for name, one, words in left_behind(seen):
         yield _leftover(name, one, seen.health[name].docker, words)
+    yield from _unread(seen, "dk.leftover")
     blind = _blind(seen)
     for name, one in _lying(seen) if blind else ():
         yield Finding(
@@ -137,6 +138,7 @@ def _leftover(node: str, one: Container, docker: DockerHealth, words: str) -> Fi
 def early_mount(seen: Examination) -> Iterator[Finding]:
     """dk.early-mount: a container that was started before the share was mounted sees what lies beneath."""
     shared = seen.wanted.shared
+    yield from _unread(seen, "dk.early-mount")
     for name, health in seen.health.items():
         here = health.docker.here
         for one in health.docker.containers or ():
@@ -161,6 +163,7 @@ def early_mount(seen: Examination) -> Iterator[Finding]:
 
 def nvml_lost(seen: Examination) -> Iterator[Finding]:
     """dk.nvml-lost: the cards work on the node, and no longer in a container that has them."""
+    yield from _unread(seen, "dk.nvml-lost")
     for name, health in seen.health.items():
         if not health.gpu.cards:
             continue  # they do not work outside either, which is for others to tell
@@ -181,6 +184,12 @@ def nvml_lost(seen: Examination) -> Iterator[Finding]:
                     needs_root=True,
                     blast_radius="what runs in that container; a restart of Docker stops all others too",
                 )
+
+
+def _unread(seen: Examination, identity: str) -> Iterator[Finding]:
+    for name, health in seen.health.items():
+        if health.docker.containers is None:
+            yield Finding(identity, "unknown", (name,), "Docker did not tell of its containers in time")
 
 
 def _anew(one: Container, node: str) -> tuple[str, ...]:
