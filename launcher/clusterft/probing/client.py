@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from clusterft.checks import Survey
 from clusterft.facts.desk import Closed, Desk, OpenKey, SharedLogin
@@ -15,7 +19,12 @@ from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
 from clusterft.remote import Remote, Unreachable
 
+if TYPE_CHECKING:
+    from clusterft.remote.way import Ways
+
+_T = TypeVar("_T")
 _SSH_PORT = 22
+_HERE_SECONDS = 5.0  # for all that is asked of this machine: a master that is dead, a name server that is silent
 _ASKED = 2  # other nodes for each that is not reached
 _MOST = 4  # nodes that others are asked about; a switch that is off need not be asked about 64 times
 _SECONDS = 6.0
@@ -50,26 +59,54 @@ def look(desk: Desk, cluster: Cluster, fleet: Fleet, survey: Survey) -> Desk:
     from clusterft.remote import shared, way  # paramiko costs 0.1 s that a local cluster need not pay
 
     ways = way.Ways()
+    inside = [node for node in nodes if node.name in survey.facts]
+    until = time.monotonic() + _HERE_SECONDS
+    begun = _begun(nodes, lambda node: shared.open_keys(ways, node))
+    joined = _begun(inside, lambda node: shared.groups(ways, node))
+    placed = _begun(_missed(nodes, survey), lambda node: _place(ways, node))
     keys: dict[str, tuple[int, list[str]]] = {}
-    for node in nodes:
-        for path, mode in shared.open_keys(ways, node):
-            keys.setdefault(path, (mode, []))[1].append(node.name)
-    logins = [(node.name, shared.groups(ways, node)) for node in nodes if node.name in survey.facts]
+    for name, found in begun(until).items():
+        for path, mode in found:
+            keys.setdefault(path, (mode, []))[1].append(name)
+    logins = joined(until)
     return desk._replace(
         open_keys=tuple(OpenKey(path, mode, tuple(names)) for path, (mode, names) in keys.items()),
-        shared=tuple(SharedLogin(name, *found) for name, found in logins if found),
+        shared=tuple(SharedLogin(name, *found) for name, found in logins.items() if found),
         logins=tuple(fleet.login_seconds.values()),
         crowded=tuple(sorted(fleet.crowded)),
-        closed=_closed(nodes, fleet, survey),
+        closed=_closed([node.name for node in inside][:_ASKED], placed(until), fleet),
     )
 
 
-def _closed(nodes: list[Node], fleet: Fleet, survey: Survey) -> tuple[Closed, ...]:
+def _begun(nodes: Iterable[Node], look: Callable[[Node], _T]) -> Callable[[float], dict[str, _T]]:
+    """Looks for all of these at once; what is called with a deadline gives what has been found by then."""
+    found: dict[str, _T] = {}
+    order = [node.name for node in nodes]
+
+    def one(node: Node) -> None:
+        found[node.name] = look(node)
+
+    threads = [threading.Thread(target=one, args=(node,), daemon=True) for node in nodes]
+    for thread in threads:
+        thread.start()
+
+    def wait(until: float) -> dict[str, _T]:
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        known = dict(found)
+        return {name: known[name] for name in order if name in known}
+
+    return wait
+
+
+def _missed(nodes: list[Node], survey: Survey) -> list[Node]:
+    """Those that others are asked about, if there are others."""
     missed = {miss.node for miss in survey.unreached if miss.id in _CLOSED}
-    targets = [node for node in nodes if node.name in missed and not node.jump][:_MOST]
-    known = ((node, _address(node)) for node in targets)
-    wanted = {node.name: (address, node.port or _SSH_PORT) for node, address in known if address}
-    askers = [node.name for node in nodes if node.name in survey.facts][:_ASKED]
+    return [node for node in nodes if survey.facts and node.name in missed and not node.jump][:_MOST]
+
+
+def _closed(askers: list[str], placed: Mapping[str, tuple[str, int] | None], fleet: Fleet) -> tuple[Closed, ...]:
+    wanted = {name: place for name, place in placed.items() if place}
     if not wanted or not askers:
         return ()
 
@@ -95,13 +132,15 @@ def _closed(nodes: list[Node], fleet: Fleet, survey: Survey) -> tuple[Closed, ..
     )
 
 
-def _address(node: Node) -> str | None:
-    if node.addr:
-        return node.addr
+def _place(ways: Ways, node: Node) -> tuple[str, int] | None:
+    """Address and port that ssh dials for it, which ~/.ssh/config may name; None where its name means nothing."""
     try:
-        return socket.gethostbyname(node.name)
-    except OSError:
+        to = ways.to(node)
+        port = int(to.port or _SSH_PORT)
+        address = node.addr or socket.getaddrinfo(str(to.host), port, type=socket.SOCK_STREAM)[0][4][0]
+    except (Unreachable, OSError):
         return None
+    return str(address), port
 
 
 def _own_address(address: str) -> str:

@@ -21,7 +21,7 @@ def look(where: ClusterPlaces) -> Desk:
 def _loose(path: Path, wanted: int) -> OwnFile | None:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
+    except OSError:  # not there, or not to be looked at, which whoever uses it is told
         return None
     # A pin that others may read gives nothing away; one that they may write lets them in between.
     others = 0o022 if path.name == "known_hosts" else _OTHERS
