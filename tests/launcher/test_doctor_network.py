@@ -376,12 +376,53 @@ def test_nodes_that_the_same_line_opens_are_one_finding() -> None:
 
 def test_one_direction_names_the_node_that_does_not_let_in() -> None:
     one = one_of(seen(dials(("a", "b", "timed out", 4.0))), "net.high-ports")
-    assert one.nodes == ("b",) and "c can" in one.cause
+    assert one.nodes == ("b", "a") and "b's firewall for a, or a's own for what goes out" in one.cause
+    assert "c can" in one.cause and one.fix[0] == "on b: sudo iptables -I INPUT -p tcp -s 10.0.0.0/24 -j ACCEPT"
+    assert "on a: sudo iptables -I OUTPUT -p tcp -d 10.0.0.0/24 -j ACCEPT" in one.fix
+
+
+@pytest.mark.parametrize(
+    ("sender", "target", "named"),
+    [
+        ({"OUTPUT"}, set(), ("a",)),  # its rules are known to refuse, and the other's not to
+        (set(), {"INPUT"}, ("b",)),
+        (None, {"INPUT"}, ("b",)),
+        (set(), None, ("b",)),
+        ({"OUTPUT"}, {"INPUT"}, ("b", "a")),
+        (set(), set(), ("b", "a")),  # chains of one's own are not followed
+    ],
+)
+def test_rules_that_could_be_read_tell_which_end_of_a_pair_it_is(
+    sender: set[str] | None, target: set[str] | None, named: tuple[str, ...]
+) -> None:
+    rules = {"a": sender, "b": target, "c": set()}
+    known = {
+        name: _health(replace(QUIET, refusing=None if one is None else frozenset(one)))
+        for name, one in rules.items()
+    }
+    one = one_of(seen(dials(("a", "b", "timed out", 4.0)), health=known), "net.high-ports")
+    assert one.nodes == named
+    told = [name for name in NAMES if any(step.startswith(f"on {name}: sudo") for step in one.fix)]
+    assert told == sorted(named)
+    if named == ("a",):
+        assert one.fix[0].startswith("on a: sudo iptables -I OUTPUT ")
+
+
+def test_most_senders_that_fail_are_not_each_suspected() -> None:
+    four = scenes.cluster("a slots=1\nb slots=1\nc slots=1\nd slots=1\n")
+    known = scenes.survey(four, *map(node, NAMES), node("c", boot_id="boot-of-d"),
+                          contacts={name: ip(name) for name in NAMES})  # fmt: skip
+    also = Dial("d", "b", ip("b"), 40000, "high", error="timed out", seconds=4.0)
+    shut = (*dials(("a", "b", "timed out", 4.0)), also)
+    found = [one for one in judged(seen(shut, survey=known)) if one.id == "net.high-ports"]
+    assert [one.nodes for one in found] == [("b",)]
 
 
 def test_a_new_node_that_the_others_do_not_let_in_is_not_blamed_for_it() -> None:
     shut = dials(("a", "b", "timed out", 4.0), ("a", "c", "timed out", 4.0))
-    assert {name for one in judged(seen(shut)) for name in one.nodes} == {"b", "c"}
+    found = judged(seen(shut))
+    assert [one.nodes for one in found] == [("b", "a"), ("c", "a")]  # the other end, and never alone
+    assert [one.fix[0].partition(":")[0] for one in found] == ["on b", "on c"]
 
 
 def test_a_sender_is_named_where_its_own_rules_are_known_to_refuse() -> None:
@@ -467,6 +508,47 @@ def test_a_foreign_mac_counts_only_where_the_connection_failed_and_others_know_b
     assert judged(seen(links=replace(links, dials=dials()))) == []
     cloud = {name: {ip(other): "12:34:56:78:9a:bc" for other in NAMES if other != name} for name in NAMES}
     assert [one.id for one in judged(seen(links=replace(links, macs=cloud)))] == ["net.high-ports"]
+
+
+def test_a_wrong_mac_that_one_node_alone_has_and_where_nobody_answers_is_its_own_entry() -> None:
+    macs = {"a": {ip("b"): "de:ad:be:ef:00:01", ip("c"): MAC["c"]}, "c": {ip("b"): MAC["b"]}}
+    shut = dials(("a", "b", "timed out", 4.0), ("b", "a", "timed out", 4.0))  # answers go there too
+    links = Links({name: ip(name) for name in NAMES}, shut, macs=macs)
+    one = one_of(seen(links=links), "net.dup-ip")
+    assert one.nodes == ("a",) and one.summary == "keeps a wrong hardware address for b"
+    assert one.fix[0] == "on a: sudo ip neigh del 10.0.0.11 dev eno1" and "de:ad:be:ef:00:01" in one.evidence
+    both = {**macs, "c": {ip("b"): "de:ad:be:ef:00:01"}}
+    assert all("keeps" not in one.summary for one in judged(seen(links=replace(links, macs=both))))
+    unreached = dials(*((one, "b", "timed out", 4.0) for one in "ac"), ("b", "a", "timed out", 4.0))
+    found = judged(seen(links=replace(links, dials=unreached)))
+    assert all("keeps" not in one.summary for one in found)
+
+
+def forwarded(*senders: str, to: str = "a", **by: str) -> Examination:
+    """Something else answers these on the rendezvous port of one node, whose high ports are its own."""
+    other = by or {"boot": "", "stranger": "it answers something else"}
+    return seen((*dials(), *dials(kind="rendezvous", **{name + to: other for name in senders})))
+
+
+@pytest.mark.parametrize("by", [{}, {"boot": "boot-of-c", "name": "c"}, {"boot": "boot-of-a-stranger"}])
+def test_another_answer_on_one_port_only_is_a_port_forward_and_no_second_machine(by: dict[str, str]) -> None:
+    one = one_of(forwarded("b", "c", **by), "net.master-port")
+    assert (one.nodes, one.status) == (("a",), "fail")
+    assert one.summary == "something else answers on port 29500: a port forward or proxy on a"
+    assert one.fix[0].startswith("on a: sudo iptables -t nat -S ") and "nft" in one.fix[1]
+    assert one.fix[-1] == "or port: 29628 in job.yaml" and "b → a 10.0.0.10 port 29500: open" in one.evidence
+
+
+def test_a_port_forward_of_a_high_port_or_off_the_head_or_for_one_sender() -> None:
+    later = one_of(forwarded("a", "c", to="b"), "net.master-port")
+    assert (later.nodes, later.status) == (("b",), "warn") and "once a is lost" in later.summary
+    alone = one_of(forwarded("b"), "net.master-port")  # the rule may be the sender's own
+    assert alone.nodes == ("a", "b") and any(step.startswith("on b: sudo iptables -t nat") for step in alone.fix)
+    other = {"boot": "", "stranger": "it answers something else"}
+    high = one_of(seen((*dials(ba=other, ca=other), *dials(kind="rendezvous"))), "net.high-ports")
+    assert high.nodes == ("a",) and high.status == "fail" and "job.yaml" not in "".join(high.fix)
+    both = seen((*dials(ba=other), *dials(kind="rendezvous", ba=other)))
+    assert one_of(both, "net.dup-ip").nodes == ("a",)
 
 
 def test_a_bridge_matters_only_where_it_is_dialled() -> None:

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.checks import networks
+from clusterft.checks import entries, networks
 from clusterft.checks.astray import Trouble, own, troubles
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
@@ -64,6 +64,7 @@ def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
         others = tuple(dict.fromkeys(one.who for one in ones if one.who and one.who != node))
         steps = _removal(seen, others, ip) if others else _search(seen, ones[0])
         yield _duplicate(node, ip, others, "\n".join(_evidence(seen, ones)), steps)
+    yield from entries.kept(seen)
 
 
 def wrong_nic(seen: Examination) -> Iterator[Finding]:

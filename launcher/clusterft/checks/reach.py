@@ -1,7 +1,8 @@
 """Can every node reach every other one on the ports of a run; if not, on whose side it is blocked. Pure.
 
 A port counts as closed after two tries. Whoever nobody reaches, or some do not, is named; a sender only where its
-own rules for what goes out are known to refuse something, as a firewall on the way in is far more common.
+own rules for what goes out are known to refuse something, as a firewall on the way in is far more common. Where a
+few senders fail alone and no rules tell more, both ends are named.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clusterft.checks import astray, walls
+from clusterft.checks import astray, forwards, walls
 from clusterft.checks.examination import Examination
 from clusterft.checks.walls import Opening, Side
 from clusterft.facts.links import SPAN, Dial, Kind
@@ -28,6 +29,7 @@ class Blame:
     side: Side
     dials: tuple[Dial, ...]
     works: tuple[str, ...]  # others that do get through
+    doubted: tuple[str, ...] = ()  # senders whose own rules may be what stops them
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -50,6 +52,7 @@ def high_ports(seen: Examination) -> Iterator[Finding]:
     """net.high-ports: what NCCL and gloo open lies anywhere above 1024."""
     for same in _alike(seen, blamed(seen, "high"), None):
         yield _finding(seen, "net.high-ports", "high ports", same, None)
+    yield from forwards.found(seen, "high")
 
 
 def master_port(seen: Examination) -> Iterator[Finding]:
@@ -60,6 +63,7 @@ def master_port(seen: Examination) -> Iterator[Finding]:
     for same in _alike(seen, blamed(seen, "rendezvous"), ports):
         now = any(head in (one.node, *one.peers) and _to(one, head) for one in same)
         yield _finding(seen, "net.master-port", _named(same), same, ports, later="" if now else head)
+    yield from forwards.found(seen, "rendezvous")
 
 
 def blamed(seen: Examination, kind: Kind) -> list[Blame]:
@@ -85,18 +89,29 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
                 peers = {one.target if one.source == node else one.source for one in mine}
                 rest = (one.source for one in tried if one.target == node and one.reached and side == "in")
                 works = tuple(peer for peer in dict.fromkeys(rest) if peer not in peers)
-                found.append(Blame(node, side, tuple(mine), works))
+                few = side == "in" and len(peers) <= len(works)
+                sent = dict.fromkeys(one.source for one in mine if few and one.target == node)
+                doubted = tuple(peer for peer in sent if _either(seen, peer, node))
+                found.append(Blame(node, side, tuple(mine), works, doubted))
     return found
 
 
 def _outward(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:
-    """Whether it is the sender's own doing: it reaches nobody on such a port, and others do."""
+    """Whether it is the sender's own doing: its rules refuse something, and others do get through.
+
+    If it reaches some, only where the target's rules are not known to refuse as well.
+    """
     own = [one for one in tried if one.source == failed.source]
     others = [one for one in tried if one.target == failed.target and one.source != failed.source]
-    if any(one.reached for one in own) or not any(one.reached for one in others):
+    if not any(one.reached for one in others) or not walls.refuses(seen, failed.source, "out"):
         return False
-    health = seen.health.get(failed.source)
-    return bool(health and health.network.refusing and "OUTPUT" in health.network.refusing)
+    return not any(one.reached for one in own) or not walls.refuses(seen, failed.target, "in")
+
+
+def _either(seen: Examination, source: str, target: str) -> bool:
+    """Whether the sender's rules may be it too, for all that is known of both ends."""
+    out, into = walls.refuses(seen, source, "out"), walls.refuses(seen, target, "in")
+    return out is True or (into is not True and not (out is False and into is None))
 
 
 def _answers_refused(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:
@@ -148,6 +163,11 @@ def _finding(
 ) -> Finding:
     nodes = tuple(one.node for one in same)
     first = same[0]
+    senders = (
+        step
+        for peer in first.doubted
+        for step in walls.steps(seen, Opening(peer, walls.others(seen, peer, (first.node,)), ports, "out"))
+    )
     dials = [dial for one in same for dial in (*one.inward, *(own for own in one.dials if own not in one.inward))]
     told = [one.told for one in dials[:_SHOWN]]
     rest = [f"and {len(dials) - _SHOWN} more"] if len(dials) > _SHOWN else []
@@ -156,17 +176,18 @@ def _finding(
     return Finding(
         id=identity,
         status="warn" if later else "fail",
-        nodes=nodes,
+        nodes=(*nodes, *first.doubted),
         summary=_summary(what, same)
         + (f"; it matters once {later} is lost and another node leads" if later else ""),
         evidence="\n".join([*told, *rest]),
         cause=_cause(first),
         fix=(
             *(f"{where}: {step}" if step.startswith("sudo ") else step for step in steps),
+            *(step for step in senders if step not in steps),
             *(walls.few_ports() if ports is None else ()),
         ),
         needs_root=True,
-        blast_radius="the node's firewall",
+        blast_radius="the firewall of either node" if first.doubted else "the node's firewall",
     )
 
 
@@ -187,6 +208,9 @@ def _cause(blame: Blame) -> str:
     if blame.side == "out":
         return f"rules on {blame.node} itself that keep it from connecting"
     how = "a firewall that lets only some ports through"
+    if blame.doubted:
+        theirs = names(tuple(f"{name}'s" for name in blame.doubted))
+        how = f"{blame.node}'s firewall for {names(blame.doubted)}, or {theirs} own for what goes out"
     if errors == {"timed out"}:
         how += ", and drops the rest in silence"
     elif errors <= {"no route to host", "connection refused"} and quick:

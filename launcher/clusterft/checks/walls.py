@@ -114,6 +114,18 @@ def few_ports() -> tuple[str, ...]:
     )
 
 
+def refuses(seen: Examination, node: str, side: Side) -> bool | None:
+    """Whether a node's own rules are known to refuse something; None where not all were read."""
+    network = _network(seen, node)
+    if network is None:
+        return None
+    native = [one for one in network.chains or () if _native(one, side)]
+    known = network.refusing
+    if any(one.policy == "drop" for one in native) or (known and f"{side}put".upper() in known):
+        return True
+    return None if known is None or native else False
+
+
 def _refuses(seen: Examination, wanted: Opening) -> bool:
     """Whether rules that could do it are known on the node itself."""
     health = seen.health.get(wanted.node)
