@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import compress
 
 from clusterft_trainer.config.sources import FolderSource
 from clusterft_trainer.corpus import chunk, look, reach, remote
@@ -30,9 +31,10 @@ def chunks(source: FolderSource, number: int, report: Report) -> Iterator[Chunk]
     find: Callable[[str, Sequence[str]], Collection[str]] = stored if far else listed
     every = find(source.folder, (*SUFFIXES, *(() if apart else source.suffixes)))
     others = find(source.captions or "", source.suffixes) if apart else every
-    ours = _Endings(SUFFIXES)
-    names = _sound([name for name in every if ours[name[name.rfind(".") :]]], number, report)
-    texts = others if far else set(others)
+    pictures = _ending(every, _Endings(SUFFIXES))
+    pictures.sort()
+    names = _sound(pictures, number, report)
+    texts = others if far else set(others if apart else _ending(others, _Endings(source.suffixes)))
     if not names:
         raise DataError(
             f"There is no picture in {source.folder} (looked for {', '.join(sorted(SUFFIXES))}).",
@@ -75,7 +77,7 @@ def _of(found: Collection[str], names: Sequence[str]) -> dict[str, Seen]:
 
 
 def listed(root: str, suffixes: Sequence[str]) -> list[str]:
-    """Names of files below a folder that end so, sorted; files without a known ending cost a look at most."""
+    """Names of files below a folder that end so; files without a known ending cost a look at most."""
     wanted = _Endings(suffixes)
     found: list[str] = []
     waiting = [""]
@@ -89,13 +91,17 @@ def listed(root: str, suffixes: Sequence[str]) -> list[str]:
                 "Give a folder that every node sees under the same path: set data.sources.",
             ) from error
         start = f"{below}/" if below else ""
-        here = [name for name in names if wanted[name[name.rfind(".") :]]]
+        here = _ending(names, wanted)
         if len(here) < len(names):
             others = [start + name for name in names if not wanted[name[name.rfind(".") :]]]
             waiting += [name for name in others if _walkable(root, name)]
         found += [start + name for name in here] if start else here
-    found.sort()
     return found
+
+
+def _ending(names: Collection[str], wanted: _Endings) -> list[str]:
+    """Those that end as is wanted."""
+    return [*compress(names, map(wanted.__getitem__, [name[name.rfind(".") :] for name in names]))]
 
 
 class _Endings(dict[str, bool]):

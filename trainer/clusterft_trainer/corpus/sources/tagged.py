@@ -59,6 +59,6 @@ def _entries(
 
 def _listed(root: str) -> list[str]:
     if not reach.is_url(root):
-        return folder.listed(root, (".json",))
+        return sorted(folder.listed(root, (".json",)))
     prefix = reach.path_of(root) + "/"
     return sorted(e["name"].removeprefix(prefix) for e in reach.below(root) if e["name"].endswith(".json"))
