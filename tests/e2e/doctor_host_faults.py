@@ -419,7 +419,7 @@ FULL: tuple[Fault, ...] = (
         "ctl.stale-mux",
         _shared_login,
         _own_login,
-        ("ssh -O exit n2",),
+        ("ssh -O stop n2",),
         evidence=("cards",),
         status="warn",
         user="worker",

@@ -456,7 +456,7 @@ def test_an_older_driver_is_not_asked_by_the_newer_name_first(tmp_path: Path) ->
     (tmp_path / "nvidia-smi").write_text(counting)
     (tmp_path / "nvidia-smi").chmod(0o755)
     stage = gpu_health.stages(CUDA)["gpu.now"].replace("/proc/driver/nvidia/version", str(tmp_path / "version"))
-    text = probe.framed(CUDA.word, {}, {"gpu.now": stage}, within=11)
+    text = probe.framed(CUDA.word, {"none": ":"}, {"gpu.now": stage}, within=11)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["sh"], input=text, capture_output=True, text=True, env=environment, timeout=30, check=True

@@ -195,7 +195,7 @@ def _denied(name: str, facts: NodeFacts, docker: Docker) -> Finding:
             summary=f"{user} may not use Docker yet: this login is older than the membership in the docker group",
             evidence=docker.words,
             cause="a login keeps the groups that it began with",
-            fix=("log in again; a shared SSH connection is closed with: ssh -O exit NODE",),
+            fix=("log in again; a shared SSH connection is closed with: ssh -O stop NODE",),
             blast_radius="open sessions of this user",
         )
     return Finding(
@@ -208,7 +208,7 @@ def _denied(name: str, facts: NodeFacts, docker: Docker) -> Finding:
         fix=(
             f"sudo usermod -aG docker {user}   (members of the docker group are root on the node: anyone who can "
             "start a container can read and change all its files)",
-            "log in again; a shared SSH connection is closed with: ssh -O exit NODE",
+            "log in again; a shared SSH connection is closed with: ssh -O stop NODE",
         ),
         needs_root=True,
         blast_radius=f"{user} becomes as good as root on the node",

@@ -28,7 +28,8 @@ _VIRTUAL = re.compile(r"lo$|docker|br-|veth|virbr|tailscale|wg\d|tun|tap|cni|fla
 def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
     """os.oom: the kernel has just killed something for want of memory, or hardly any is left now."""
     killed = [line for line in health.kernel or () if "Out of memory: Kill" in line.words and _recent(line)]
-    little = facts.memory is not None and facts.memory_available is not None
+    reserve = health.reclaimable or 0
+    left = None if facts.memory_available is None else facts.memory_available + reserve
     if killed:
         yield Finding(
             id="os.oom",
@@ -43,13 +44,14 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
             ),
             blast_radius="job.yaml",
         )
-    elif little and facts.memory_available < min(facts.memory * _NO_MEMORY, _NO_MEMORY_BYTES):  # type: ignore[operator]
+    elif left is not None and facts.memory and left < min(facts.memory * _NO_MEMORY, _NO_MEMORY_BYTES):
+        cache = f", and {_size(reserve)} that ZFS would give back" if reserve else ""
         yield Finding(
             id="os.oom",
             status="warn",
             nodes=(node,),
-            summary=f"hardly any memory is left: {_size(facts.memory_available or 0)}",
-            evidence=f"MemAvailable {_size(facts.memory_available or 0)} of {_size(facts.memory or 0)}",
+            summary=f"hardly any memory is left: {_size(left)}",
+            evidence=f"MemAvailable {_size(left - reserve)} of {_size(facts.memory)}{cache}",
             cause="other programs hold it",
             fix=("ps -eo rss,pid,user,args --sort=-rss | head   names who holds it",),
             blast_radius="the programs that are ended",

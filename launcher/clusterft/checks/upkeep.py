@@ -108,7 +108,7 @@ def remove_ipc(
             evidence=f"RemoveIPC=yes in {logind.where['RemoveIPC']}; the run's UID is {owner[0]}",
             cause="logind clears /dev/shm of users who have left, and a container does not count as a login",
             fix=(
-                "printf '[Login]\\nRemoveIPC=no\\n' | "
+                "sudo mkdir -p /etc/systemd/logind.conf.d && printf '[Login]\\nRemoveIPC=no\\n' | "
                 "sudo tee /etc/systemd/logind.conf.d/zz-clusterft.conf && sudo systemctl restart systemd-logind",
             ),
             needs_root=True,

@@ -166,7 +166,10 @@ read -r p v </proc/self/stat; echo "$p"
 case $x in
   *'
 over') x=${{x%?over}}; printf '%s\\n' "${{x#*[!0-9]}}" ;;
-  *) kill "${{x%%[!0-9]*}}"; case $x in *[!0-9]*) printf '%s\\n' "${{x#*[!0-9]}}" ;; esac; echo {{frame}}{name}.cut ;;
+  *)
+    kill "${{x%%[!0-9]*}}"
+    case $x in *[!0-9]*) printf '%s\\n' "${{x#*[!0-9]}}" ;; esac
+    echo {{frame}}{name}.cut ;;
 esac"""
 _WITHIN = ("docker.version", "docker.info", "docker.root", "docker.store")  # framed by the stage of docker.path
 

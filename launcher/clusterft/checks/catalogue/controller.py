@@ -32,7 +32,7 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="`ssh NODE docker ps` says permission denied after usermod, and clusterft can use Docker",
         how="the groups over a ControlMaster socket that is open, against those of a new login",
         cause="a shared connection keeps the groups that it began with",
-        mends=("ssh -O exit NODE",),
+        mends=("ssh -O stop NODE   (what uses the connection now goes on; the next command logs in anew)",),
         found=("facts",),
         source="lima-vm#455",
     ),

@@ -37,7 +37,7 @@ _ENGINE: tuple[Entry, ...] = (
         cause="the user is not in the docker group, or this login is older than that membership",
         mends=(
             "sudo usermod -aG docker USER   (members are root on the node)",
-            "then log in again; a shared connection is closed with: ssh -O exit NODE",
+            "then log in again; a shared connection is closed with: ssh -O stop NODE",
         ),
         found=("facts", "up", "train"),
         source="moby; lima-vm#455",

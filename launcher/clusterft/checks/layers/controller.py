@@ -34,8 +34,8 @@ def stale_mux(seen: Examination) -> Iterator[Finding]:
                 evidence=f"groups over {one.socket}: {' '.join(one.groups)}; of a new login: "
                 f"{' '.join(facts.groups or ()) if facts else ''}",
                 cause="ControlMaster: a shared connection has the groups that it began with",
-                fix=(f"on this machine: ssh -O exit {one.node}",),
-                blast_radius="other commands that share the connection",
+                fix=(f"on this machine: ssh -O stop {one.node}   (what uses the connection now goes on)",),
+                blast_radius="the next command logs in anew",
             )
 
 

@@ -67,6 +67,10 @@ def _nodes_clock(name: str, one: Clock, health: HostHealth) -> Finding:
             "sudo systemctl restart systemd-timesyncd",
             "timedatectl timesync-status   shows whether a time server answers",
         )
+    elif ntp.get("CanNTP") == "no":  # there is nothing that timedatectl could switch on
+        fix = (
+            "sudo apt-get install chrony   (or: sudo dnf install chrony && sudo systemctl enable --now chronyd)",
+        )
     else:
         fix = ("sudo timedatectl set-ntp true",)
     return Finding(

@@ -42,9 +42,11 @@ date +%s
 echo {{frame}}docker.image
 [ "$tag" ] && ask 4 docker image inspect -f '{{{{json .}}}}' "$tag"
 echo {{frame}}docker.containers
-l=$(ask 4 docker ps -a --no-trunc --format '{{{{.ID}}}} {{{{.State}}}} {{{{.Labels}}}}')
+# Its heading is there even where there is no container: without it nothing was answered.
+l=$(ask 4 docker ps -a --no-trunc --format 'table {{{{.ID}}}} {{{{.State}}}} {{{{.Labels}}}}')
 c=$(printf '%s\\n' "$l" | grep -E '^[0-9a-f]{{64}} .*clusterft\\.(run|doctor)=' | head -n {kept})
 i=$(printf '%s\\n' "$c" | cut -d' ' -f1)
+case $l in *'CONTAINER ID'*) set -- $i; echo "asked $#" ;; esac
 [ "$i" ] && ask 5 docker inspect --type container -f {format} $i
 echo {{frame}}docker.here
 mine() {{ awk 'BEGIN {{ s = ENVIRON["W"] "/" }} $5 == "/" || index(s, $5 "/") == 1'; }}
@@ -153,14 +155,12 @@ def parse(said: Mapping[str, str], asked: Asked) -> DockerHealth:
     body, words = _objects(said.get("docker.image", ""))
     identity = _identity(body[0]) if body else None
     inside = _inside(said.get("docker.inside", ""), asked)
-    containers, _ = _objects(said["docker.containers"])
-    found = (_container(one, inside) for one in containers)
     return DockerHealth(
         now=float(now),
         image=identity,
         missing=False if identity else True if "no such image" in words.lower() else None,
         requires=_requires(body[0]) if body else None,
-        containers=tuple(one for one in found if one),
+        containers=_containers(said["docker.containers"], inside),
         here=over(said.get("docker.here", "").splitlines()),
         records=_records(said.get("docker.records", "")),
     )
@@ -201,6 +201,19 @@ def _requires(body: dict[str, Any]) -> str | None:
         if name == "NVIDIA_REQUIRE_CUDA" and value:
             return value
     return None
+
+
+def _containers(
+    text: str, inside: Mapping[str, tuple[Mounted | None, str | None]]
+) -> tuple[Container, ...] | None:
+    """All that were asked about; None if the engine has not told of some, but for those that are gone since."""
+    bodies, words = _objects(text)
+    asked = re.search(r"^asked (\d{1,4})$", words, re.MULTILINE)
+    gone = len(re.findall("no such", words, re.IGNORECASE))
+    if not asked or len(bodies) + gone < int(asked.group(1)):
+        return None
+    found = (_container(one, inside) for one in bodies)
+    return tuple(one for one in found if one)
 
 
 def _container(body: dict[str, Any], inside: Mapping[str, tuple[Mounted | None, str | None]]) -> Container | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from clusterft.facts.frames import whole
 from clusterft.facts.health.asked import Asked
 from clusterft.facts.health.xid import Xid, xids
+from clusterft.facts.probe import CUT
 
 FIELDS = (
     *("index", "uuid", "name", "pci.bus_id", "driver_version", "persistence_mode"),
@@ -27,7 +28,10 @@ _REMAPPED = ("gpu_uuid", "remapped_rows.uncorrectable", "remapped_rows.pending",
 _QUERY = """\
 command -v nvidia-smi >/dev/null && {{
   q='--format=csv,noheader,nounits --query-gpu={fields}'
-  for f in {reasons} ''; do
+  # A question costs seconds where cards sleep in between: an older driver is not asked by the newer name first.
+  d=$(sed -n 's/.*Kernel Module[^0-9]*\\([0-9]*\\)\\..*/\\1/p' /proc/driver/nvidia/version | head -n 1)
+  if [ "${{d:-999}}" -lt 535 ]; then set -- {older} ''; else set -- {reasons} ''; fi
+  for f; do
     c=$(hear 8 nvidia-smi $q${{f:+,$f}})
     case $c in *'is not a valid field'*) ;; *) break ;; esac
   done
@@ -149,16 +153,23 @@ class GpuHealth:
 
 
 def sections(asked: Asked) -> dict[str, str]:
-    """What ends soon."""
-    return {"gpu.fabric": _FABRIC} if asked.cuda else {}
+    """What ends soon: nothing here, as all of it asks a driver or a service."""
+    return {}
 
 
 def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds: a driver without persistence wakes its cards for every question."""
     if not asked.cuda:
         return {}
-    query = _QUERY.format(fields=",".join(FIELDS), reasons=" ".join(_REASONS), silent=SILENT)
-    return {"gpu.now": query, "gpu.remapped": _REMAP, "gpu.cuda": _CUDA, "gpu.users": _PIDS, "gpu.kernel": _KERNEL}
+    reasons = {"reasons": " ".join(_REASONS), "older": _REASONS[1]}
+    return {
+        "gpu.now": _QUERY.format(fields=",".join(FIELDS), silent=SILENT, **reasons),
+        "gpu.remapped": _REMAP,
+        "gpu.cuda": _CUDA,
+        "gpu.users": _PIDS,
+        "gpu.kernel": _KERNEL,
+        "gpu.fabric": _FABRIC,
+    }
 
 
 def parse(said: Mapping[str, str], asked: Asked) -> GpuHealth:
@@ -169,11 +180,11 @@ def parse(said: Mapping[str, str], asked: Asked) -> GpuHealth:
     cuda = re.search(r"^CUDA Version\s*:\s*(\d{1,2})\.(\d{1,2})\s*$", said["gpu.cuda"], re.MULTILINE)
     return GpuHealth(
         cards=cards,
-        words=words,
+        words=words or (SILENT if "gpu.now" + CUT in said and not cards else ""),
         remapped=_remapped(said["gpu.remapped"]),
         cuda=(int(cuda.group(1)), int(cuda.group(2))) if cuda else None,
         users=_users(said["gpu.users"]),
-        xids=xids(said["gpu.kernel"]),
+        xids=None if "gpu.kernel" + CUT in said else xids(said["gpu.kernel"]),
         driver=bool(said["gpu.kernel"].strip()) or bool(cards),
         fabric=_fabric(said["gpu.fabric"]),
     )

@@ -15,6 +15,7 @@ from clusterft.facts.frames import whole
 from clusterft.facts.health import host_settings
 from clusterft.facts.health.asked import Asked
 from clusterft.facts.health.host_settings import Apt, Governor, Logind, Sleep
+from clusterft.facts.probe import CUT
 
 _TICKS = 100  # of a second, in /proc: the same on all of Linux
 HOME, SHARED, DOCKER = "home", "shared", "docker"  # rooms by what they are for; the others are paths
@@ -51,6 +52,8 @@ _SECTIONS = {
     "host.ports": "cat /proc/sys/net/ipv4/ip_local_port_range; cat /proc/sys/net/ipv4/ip_local_reserved_ports",
     "host.conntrack": "cat /proc/sys/net/netfilter/nf_conntrack_count /proc/sys/net/netfilter/nf_conntrack_max",
     "host.rp_filter": "grep -s . /proc/sys/net/ipv4/conf/*/rp_filter /dev/null",
+    # The kernel does not count ZFS's cache as available, though it is given back.
+    "host.arc": "grep -E '^(size|c_min) ' /proc/spl/kstat/zfs/arcstats",
     "host.fstab": "awk '$2 == \"/\" { print $4 }' /etc/fstab",
     **host_settings.SECTIONS,
 }
@@ -124,6 +127,7 @@ class HostHealth:
     sleep: Sleep | None = None
     governor: Governor | None = None
     apt: Apt | None = None
+    reclaimable: int | None = None  # bytes of ZFS's cache that it gives back when others want memory
 
     def volume(self, directory: str) -> Volume | None:
         """The one that a directory lies on."""
@@ -157,9 +161,9 @@ def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
         noise=_noise(asked),
         ntp=host_settings.ntp(said["host.ntp"], said["host.sleep"]),
         volumes=volumes,
-        stuck=_stuck(said["host.stuck"]),
+        stuck=None if "host.stuck" + CUT in said else _stuck(said["host.stuck"]),
         kernel=_kernel(said["host.kernel"]),
-        shm=_shm(said["host.shm"]),
+        shm=None if "host.shm" + CUT in said else _shm(said["host.shm"]),
         port_range=_pair(ports[0] if ports else ""),
         reserved_ports=_reserved(ports),
         conntrack=_pair(said["host.conntrack"]),
@@ -171,6 +175,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
         sleep=host_settings.sleep(said["host.sleep"]),
         governor=host_settings.governor(said["host.governor"]),
         apt=host_settings.apt(said.get("host.apt", "")),
+        reclaimable=_reclaimable(said["host.arc"]),
     )
 
 
@@ -266,6 +271,12 @@ def _pair(text: str) -> tuple[int, int] | None:
         return None
     low, high = whole(words[0]), whole(words[1])
     return None if low is None or high is None else (low, high)
+
+
+def _reclaimable(text: str) -> int | None:
+    """Of arcstats, name, type and number: what the cache holds above the least that it keeps."""
+    found = dict(re.findall(r"^(size|c_min)\s+\d+\s+(\d{1,18})$", text, re.MULTILINE))
+    return max(0, int(found["size"]) - int(found["c_min"])) if len(found) == 2 else None
 
 
 def _reserved(lines: list[str]) -> tuple[tuple[int, int], ...] | None:

@@ -12,8 +12,6 @@ _CPU = "/sys/devices/system/cpu"
 _DAEMONS = "chronyd|ntpd|ntpsec|openntpd|systemd-timesyn|ptp4l|phc2sys|VBoxService|vmtoolsd"  # comm has 15 letters
 
 SECTIONS = {
-    "host.ntp": "command -v timedatectl >/dev/null && "
-    "limit 3 timedatectl show -p NTP -p NTPSynchronized -p CanNTP",
     # The file that counts, then all pieces; which of the pieces counts is for the parser.
     "host.logind": "for f in /etc/systemd/logind.conf /run/systemd/logind.conf /usr/lib/systemd/logind.conf; do "
     '[ -e "$f" ] && break; done; '
@@ -21,6 +19,13 @@ SECTIONS = {
     '/etc/systemd/logind.conf.d/*.conf; do [ -e "$f" ] && printf "file %s\\n" "$f" && '
     "grep -E '^[[:space:]]*(RemoveIPC|IdleAction|IdleActionSec)[[:space:]]*=' \"$f\"; done; "
     '[ -e "/var/lib/systemd/linger/$(id -un)" ] && echo linger',
+    "host.governor": f"cat {_CPU}/cpu[0-9]*/cpufreq/scaling_governor | sort | uniq -c; echo ==; "
+    f"cd {_CPU}/cpu0/cpufreq && cat scaling_driver cpuinfo_min_freq cpuinfo_max_freq",
+}
+# These ask services, any of which may hang.
+STAGES = {
+    "host.ntp": "command -v timedatectl >/dev/null && "
+    "limit 3 timedatectl show -p NTP -p NTPSynchronized -p CanNTP",
     "host.sleep": f"c=$(cat /proc/[0-9]*/comm | grep -xE '{_DAEMONS}|systemd-logind|gsd-power' | sort -u); "
     "echo seen; "
     "printf 'daemon %s\\n' $c; for t in sleep suspend; do "
@@ -31,10 +36,7 @@ SECTIONS = {
     "x=$(tr '\\0' '\\n' <${p%comm}environ | grep -E '^XDG_(CURRENT_DESKTOP|DATA_DIRS|CONFIG_HOME)=[^ ]*$'); "
     "limit 3 env $x gsettings get org.gnome.settings-daemon.plugins.power sleep-inactive-ac-$k; "
     "done; done ;; esac",
-    "host.governor": f"cat {_CPU}/cpu[0-9]*/cpufreq/scaling_governor | sort | uniq -c; echo ==; "
-    f"cd {_CPU}/cpu0/cpufreq && cat scaling_driver cpuinfo_min_freq cpuinfo_max_freq",
 }
-STAGES: dict[str, str] = {}
 # The driver's packages, held or not, and where newer ones would come from.
 APT_STAGE = {
     "host.apt": "command -v unattended-upgrade >/dev/null && echo seen && { "

@@ -4,6 +4,9 @@ A layer's module has `sections(asked)`, name -> commands that end soon, each in 
 the same for what may take seconds (an engine, a driver), run beside each other; and `parse(said, asked)`. They may
 use the shell functions of facts.probe: limit SECONDS COMMAND (killed after that), hear SECONDS COMMAND (given up
 on after that, even if it sleeps in the kernel), room DIRECTORY. stderr is /dev/null.
+
+A stage as a whole is cut after some seconds; then `said` has its name with `.cut` behind it too, and its parser
+must not take what is there for all there is.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from clusterft.facts import frames, probe
 from clusterft.facts.health import docker, gpu, host, network, ours, storage
 from clusterft.facts.health.asked import Asked
 
+_SECONDS = 11  # for a stage; the whole look has 15
 _LAYERS = (host, docker, gpu, network, storage, ours)
 
 
@@ -33,7 +37,7 @@ class Health:
 def script(asked: Asked) -> str:
     """The text for one node's sh."""
     sections, stages = _texts(asked)
-    return probe.framed(asked.word, sections, stages)
+    return probe.framed(asked.word, sections, stages, within=_SECONDS)
 
 
 def parse(node: str, output: str, asked: Asked) -> Health:
