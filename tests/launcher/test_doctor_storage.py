@@ -836,3 +836,16 @@ def test_a_shell_leaves_nothing_when_doctor_is_interrupted(tmp_path: Path) -> No
     with pytest.raises(Silent):
         hand.ask("write", 5, nonce="two")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_filesystem_of_another_kind_that_is_mounted_on_the_others_alone() -> None:
+    """As with a bind mount or a disk of a cloud that several machines have: found when injected blind."""
+    bound = Mount("/dev/vdb", "/mnt/out", "ext4", "rw")
+    bare = Mount("/dev/vda1", "/", "ext4", "rw")
+    denied = trial("b", trouble=Trouble("make", 1, "Operation not permitted"), wanted=(), seen={}, renewed={})
+    one, other = trial("a", seen={"c": Sight(0.01)}), trial("c", seen={"a": Sight(0.01)})
+    nodes = (facts("a", bound), facts("b", bare), facts("c", bound))
+    whole = seen(share=proof(a=one, b=denied, c=other), survey=scenes.survey(CLUSTER, *nodes))
+    found = judged(whole)
+    assert [(one.id, one.nodes) for one in found] == [("fs.not-shared", ("b",))]
+    assert any("mount" in step for step in found[0].fix)

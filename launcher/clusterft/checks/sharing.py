@@ -179,8 +179,18 @@ def not_shared(seen: Examination) -> Iterator[Finding]:
         line = nfs.in_fstab(seen, node)
         meant = line is not None and _is_share(line.fstype) and not (mount and mount.target == line.target)
         serves = (of is not None and of.host == node) or nfs.may_serve(seen, node, having)
-        if node in missing or ((meant or having) and mount and mount.own and not serves and not _met(seen, node)):
+        bare = bool(meant or having or _mounted_elsewhere(seen, node)) and mount is not None and mount.own
+        if node in missing or (bare and not serves and not _met(seen, node)):
             yield _absent(seen, node, of, meant=meant)
+
+
+def _mounted_elsewhere(seen: Examination, node: str) -> bool:
+    """Something is mounted right there on other nodes, and not here; only where the proof could have met it."""
+    if seen.share is None or seen.wanted.shared is None:
+        return False
+    targets = {name: mount.target for name in seen.health if (mount := nfs.mounted(seen, name))}
+    others = [name for name, target in targets.items() if target == seen.wanted.shared and name != node]
+    return bool(others) and targets.get(node) != seen.wanted.shared
 
 
 def _absent(seen: Examination, node: str, of: Origin | None, *, meant: bool) -> Finding:
