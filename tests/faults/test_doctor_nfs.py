@@ -56,7 +56,7 @@ def well(desk: Desk) -> None:
 def do(lab: VmLab, one: dict[str, Any], skip: Callable[[str], bool] = lambda _: False) -> None:
     """Carry out a finding's fix on the nodes that it names."""
     for step in one["fix"]:
-        if skip(step) or step.startswith(("if ", "or ", "ls ")):
+        if skip(step) or step.startswith(("if ", "or ", "ls ", "such a rule ")):
             continue
         named = re.match(r"on (n\d): (.*)", step)
         command = (named.group(2) if named else step).split("   (")[0].replace("sudo ", "")
@@ -98,7 +98,7 @@ def test_a_client_that_is_not_among_the_exports(lab: VmLab, desk: Desk) -> None:
     one = finding(asked(desk), "fs.export", "n2")
     first, *rest = one["fix"]
     assert first.startswith(f"on n1: echo '/shared {second.address}(rw,sync,fsid=0") and "exportfs -ra" in first
-    assert f"on n2: sudo mkdir -p /shared && sudo mount -t nfs -o vers=4.2 {server.address}:/ /shared" in rest
+    assert f"on n2: sudo mkdir -p /shared && sudo mount -t nfs {server.address}:/ /shared" in rest
     assert any("_netdev" in step and "/etc/fstab" in step for step in rest)
     do(lab, one)
     well(desk)
@@ -106,7 +106,7 @@ def test_a_client_that_is_not_among_the_exports(lab: VmLab, desk: Desk) -> None:
 
 def test_root_is_squashed(lab: VmLab, desk: Desk, tmp_path: Path) -> None:
     exports(lab, "s/no_root_squash/root_squash/")
-    one = finding(asked(desk), "fs.squash", "n2")
+    one = finding(asked(desk, "--strict"), "fs.squash", "n2")  # tried: the client remembers what it was allowed
     assert "root_squash" in one["cause"] and "user= in" in one["fix"][0]
     assert one["fix"][1].startswith("on n1: sudo chown UID:GID /shared")
     for node in lab.nodes:
