@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from doctoring import JOB, Answer, Desk, above_info, clean, finding, on, statuse
 
 from e2e.upping import DOCKERFILE
 from lab import FullLab, LightLab
+from lab.proc import until
 
 ASKED = ("--only", "ssh,host,storage")  # what ports and engines do is for other tests to say
 
@@ -145,6 +148,24 @@ def test_what_an_earlier_doctor_left_is_cleared_away_after_a_day(light: LightLab
         assert on(light, "n1", f"ls {light.shared}/.clusterft") == "doctor-n3w\n"
     finally:
         on(light, "n1", f"rm -r {light.shared}/.clusterft")
+
+
+@pytest.mark.lab_light
+def test_a_doctor_that_is_killed_half_way_leaves_nothing(light: LightLab, tmp_path: Path) -> None:
+    desk = Desk(light, tmp_path)
+    other_disk(light, "n2")  # the others look for its file for seconds
+    argv = [sys.executable, "-m", "clusterft", "doctor", "--hosts", str(desk.hosts), "--job", str(desk.job)]
+    try:
+        running = subprocess.Popen(argv, env=desk.env, cwd=desk.root, stdout=subprocess.DEVNULL)
+        begun = f"ls -d {light.shared}/.clusterft/doctor-*/n0 2>/dev/null || true"
+        until(lambda: on(light, "n1", begun) != "", 30, "the proof to begin")
+        running.kill()
+        running.wait()
+        left = f"find {light.shared} -name '*clusterft*'"
+        until(lambda: not any(on(light, node, left) for node in ("n1", "n2")), 20, "all files to go")
+        nothing_left(light)
+    finally:
+        mounted_again(light, "n2")
 
 
 @pytest.mark.lab_full
