@@ -161,7 +161,7 @@ def test_a_doctor_that_is_killed_half_way_leaves_nothing(light: LightLab, tmp_pa
         until(lambda: on(light, "n1", begun) != "", 30, "the proof to begin")
         running.kill()
         running.wait()
-        left = f"find {light.shared} -name '*clusterft*'"
+        left = f"find {light.shared} -mindepth 1"
         until(lambda: not any(on(light, node, left) for node in ("n1", "n2")), 20, "all files to go")
         nothing_left(light)
     finally:

@@ -316,26 +316,34 @@ def _tell(body: Body) -> None:
     sys.stdout.flush()
 
 
-def main(directory: str, word: str, name: str, *owner: str) -> None:
-    """Answer until stdin ends."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if owner:
-        _become(int(owner[0]), int(owner[1]))
-    proof = Proof(directory, word, name)
-    _tell({"uid": os.geteuid(), "gid": os.getegid(), "mounts": _covering(directory)})
+def _converse(proof: Proof) -> bool:
+    """A line asked, a line answered, until there are no more; whether all was taken away in the end."""
     ended = False
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         seconds, do = float(asked["seconds"]), asked["do"]
         if do == "hold":
-            _tell(_hold(proof, seconds))
+            said = _hold(proof, seconds)
         elif do == "release":
-            _tell(_release(proof))
+            said = _release(proof)
         else:
             said = _step(lambda do=do, asked=asked: proof.steps()[do](asked), seconds)  # type: ignore[misc]
             proof.place, proof.made = said.get("place", proof.place), said.get("made", proof.made)
-            ended = ended or do == "end"
-            _tell(said)
+        ended = do == "end"
+        _tell(said)
+    return ended
+
+
+def main(directory: str, word: str, name: str, *owner: str) -> None:
+    """Answer until stdin ends."""
+    if owner:
+        _become(int(owner[0]), int(owner[1]))
+    proof = Proof(directory, word, name)
+    _tell({"uid": os.geteuid(), "gid": os.getegid(), "mounts": _covering(directory)})
+    try:
+        ended = _converse(proof)
+    except BrokenPipeError:  # nobody listens any more, and what was written still has to go
+        ended = False
     _release(proof)
     if not ended:  # doctor was interrupted
         _step(lambda: proof.clear({}), 3.0)
