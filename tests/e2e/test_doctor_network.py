@@ -13,8 +13,9 @@ import pytest
 from doctoring import Desk, above_info, clean, finding, on
 
 from clusterft import hosts
-from clusterft.checks import Survey, reach
+from clusterft.checks import Survey
 from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.ways import reach
 from clusterft.facts.links import Links
 from clusterft.fleet import Fleet
 from clusterft.probing import links

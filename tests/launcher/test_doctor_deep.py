@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from clusterft.apply import baseline
-from clusterft.checks import acceptance, measured, report
+from clusterft.checks import report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import deep as layer
+from clusterft.checks.work import acceptance, measured
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Said, Saving
 from clusterft.facts.network import Firewall

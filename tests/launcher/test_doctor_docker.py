@@ -16,7 +16,8 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import containers, report, suite
+from clusterft.checks import report, suite
+from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.facts import DockerGroup, box, health
 from clusterft.facts.box import Box, Torch

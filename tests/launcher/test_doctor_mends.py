@@ -9,8 +9,10 @@ import pytest
 import scenes
 
 from clusterft.apply import fixing, settings
-from clusterft.checks import addresses, containers, mends, report, suite
+from clusterft.checks import mends, report, suite
+from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.ways import addresses
 from clusterft.errors import UsageError
 from clusterft.facts import Address, health
 from clusterft.facts.desk import Desk, OwnFile, SharedLogin

@@ -19,9 +19,10 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import Survey, addresses, highlights, meeting, networks, report, untried, walls
+from clusterft.checks import Survey, highlights, networks, report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import network, rendezvous
+from clusterft.checks.ways import addresses, meeting, untried, walls
 from clusterft.facts import Address, Firewall, InfiniBand, Link, NodeFacts, frames, health
 from clusterft.facts import links as matrix
 from clusterft.facts.health import network as look

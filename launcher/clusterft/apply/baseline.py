@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 
 from clusterft.apply import settings
-from clusterft.checks import acceptance
+from clusterft.checks.work import acceptance
 from clusterft.facts import deep
 from clusterft.facts.deep import Deep
 from clusterft.places import ClusterPlaces

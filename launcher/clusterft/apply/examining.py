@@ -14,8 +14,9 @@ from typing import Literal, TypeVar
 
 from clusterft import facts, places
 from clusterft.apply import baseline, settings
-from clusterft.checks import Survey, measured
+from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
+from clusterft.checks.work import measured
 from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from clusterft import image
 from clusterft.apply.settings import Settings
 from clusterft.checks import Survey, gathered
-from clusterft.checks import image as judgement
+from clusterft.checks.engines import image as judgement
 from clusterft.engine import Engine
 from clusterft.errors import ClusterftError
 from clusterft.findings import Finding

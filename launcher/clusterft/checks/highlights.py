@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clusterft.checks import paths, shared_dir
 from clusterft.checks.check import Layer
 from clusterft.checks.examination import Examination
+from clusterft.checks.shares import shared_dir
+from clusterft.checks.ways import paths
 
 
 def of(seen: Examination) -> Mapping[Layer, str]:

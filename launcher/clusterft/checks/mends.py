@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from clusterft.checks import addresses, containers
+from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination
+from clusterft.checks.ways import addresses
 from clusterft.facts.health.docker import OVER
 from clusterft.findings import Finding
 

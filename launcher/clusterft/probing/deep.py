@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clusterft.checks import Survey, acceptance
-from clusterft.checks.acceptance import Yardstick
+from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
+from clusterft.checks.work import acceptance
+from clusterft.checks.work.acceptance import Yardstick
 from clusterft.errors import UsageError
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Saving

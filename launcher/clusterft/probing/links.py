@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from clusterft.checks import Survey, networks, untried
+from clusterft.checks import Survey, networks
 from clusterft.checks.examination import Wanted
+from clusterft.checks.ways import untried
 from clusterft.facts import links as facts
 from clusterft.facts.health import Health
 from clusterft.facts.links import Dial, Flow, Kind, Links

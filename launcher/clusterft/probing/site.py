@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clusterft.checks import Survey, acceptance, networks
+from clusterft.checks import Survey, networks
 from clusterft.checks.examination import Wanted
+from clusterft.checks.work import acceptance
 from clusterft.facts import deep as facts
 from clusterft.hosts import Node
 from clusterft.plan import container

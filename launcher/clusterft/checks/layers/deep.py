@@ -6,8 +6,8 @@ are not believed.
 
 from __future__ import annotations
 
-from clusterft.checks import exchange, pace, saved, unmet
 from clusterft.checks.check import Check
+from clusterft.checks.work import exchange, pace, saved, unmet
 
 _NETWORK = ("net.", "nccl.")
 

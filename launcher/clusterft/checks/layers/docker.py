@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clusterft.checks import boxes, containers, docker, image
+from clusterft.checks import docker
 from clusterft.checks.check import Check
+from clusterft.checks.engines import boxes, containers, image
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.checks import boxes, cards, gpu, xid
+from clusterft.checks import gpu
+from clusterft.checks.accelerators import cards, xid
 from clusterft.checks.check import Check
+from clusterft.checks.engines import boxes
 from clusterft.checks.examination import Examination, Thing
 from clusterft.facts.health.gpu import SILENT
 from clusterft.findings import Finding

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from clusterft.checks import host, kernel, rooms, upkeep
+from clusterft.checks import host
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination, Thing
+from clusterft.checks.system import kernel, rooms, upkeep
 from clusterft.facts import NodeFacts
 from clusterft.facts.health.host import SCRATCH, SHARED, TMP, Clock, HostHealth
 from clusterft.findings import Finding

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clusterft.checks import addresses, paths, reach, untried
 from clusterft.checks.check import Check
+from clusterft.checks.ways import addresses, paths, reach, untried
 
 _AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")  # what then fails is not the node's firewall
 

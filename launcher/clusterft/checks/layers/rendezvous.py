@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clusterft.checks import fabric, meeting
 from clusterft.checks.check import Check
+from clusterft.checks.ways import fabric, meeting
 
 CHECKS: tuple[Check, ...] = (
     Check(("nccl.ifname",), meeting.ifname),

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.checks import catalogue, controller, walls
+from clusterft.checks import catalogue, controller
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
+from clusterft.checks.ways import walls
 from clusterft.facts.desk import Closed
 from clusterft.findings import Finding
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clusterft.checks import shared_dir, sharing
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Thing
+from clusterft.checks.shares import shared_dir, sharing
 
 _BOTH: tuple[Thing, ...] = ("facts", "health")
 _PROOF: tuple[Thing, ...] = ("facts", "health", "share")

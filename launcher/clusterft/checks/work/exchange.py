@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
-from clusterft.checks import acceptance
 from clusterft.checks.examination import Examination
-from clusterft.checks.measured import story
+from clusterft.checks.work import acceptance
+from clusterft.checks.work.measured import story
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Deep, Group
 from clusterft.findings import Finding

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clusterft.checks import acceptance, walls
 from clusterft.checks.examination import Examination
-from clusterft.checks.measured import story
-from clusterft.checks.walls import Opening
+from clusterft.checks.ways import walls
+from clusterft.checks.ways.walls import Opening
+from clusterft.checks.work import acceptance
+from clusterft.checks.work.measured import story
 from clusterft.facts.deep import Deep, Group
 from clusterft.findings import Finding
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from clusterft.checks import astray, networks
-from clusterft.checks.astray import Trouble
+from clusterft.checks import networks
 from clusterft.checks.examination import Examination
+from clusterft.checks.ways import astray
+from clusterft.checks.ways.astray import Trouble
 from clusterft.findings import Finding
 
 

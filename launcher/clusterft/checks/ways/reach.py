@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clusterft.checks import astray, forwards, walls
 from clusterft.checks.examination import Examination
-from clusterft.checks.walls import Opening, Side
+from clusterft.checks.ways import astray, forwards, walls
+from clusterft.checks.ways.walls import Opening, Side
 from clusterft.facts.links import SPAN, Dial, Kind
 from clusterft.findings import Finding
 

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Iterator
 from shlex import quote
 
-from clusterft.checks import nfs
 from clusterft.checks.examination import Examination
+from clusterft.checks.shares import nfs
 from clusterft.facts.share import Share, Trial
 from clusterft.findings import Finding
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from shlex import quote
 
-from clusterft.checks import walls
 from clusterft.checks.examination import Examination
-from clusterft.checks.walls import Opening
+from clusterft.checks.ways import walls
+from clusterft.checks.ways.walls import Opening
 from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.storage import Export, FstabLine, Served, StorageHealth
 from clusterft.facts.storage import over

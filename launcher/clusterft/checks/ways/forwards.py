@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clusterft.checks import astray
-from clusterft.checks.astray import Trouble
 from clusterft.checks.examination import Examination
+from clusterft.checks.ways import astray
+from clusterft.checks.ways.astray import Trouble
 from clusterft.facts.links import SPAN, Kind
 from clusterft.findings import Finding
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from clusterft.checks import acceptance
+from clusterft.checks.work import acceptance
 from clusterft.facts.deep import Card, Deep, Group
 
 _SHOWN = 6  # figures in a row

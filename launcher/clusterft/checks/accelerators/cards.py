@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from clusterft.checks import job
-from clusterft.checks.containers import ours
+from clusterft.checks.engines.containers import ours
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
 from clusterft.facts import NodeFacts

@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 
-from clusterft.checks import addresses, networks, untried
+from clusterft.checks import networks
 from clusterft.checks.examination import Examination
-from clusterft.checks.reach import names
+from clusterft.checks.ways import addresses, untried
+from clusterft.checks.ways.reach import names
 from clusterft.facts.links import Dial, Flow
 from clusterft.findings import Finding
 

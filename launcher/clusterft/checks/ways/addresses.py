@@ -10,10 +10,11 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.checks import entries, networks
-from clusterft.checks.astray import Trouble, own, troubles
+from clusterft.checks import networks
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
+from clusterft.checks.ways import entries
+from clusterft.checks.ways.astray import Trouble, own, troubles
 from clusterft.facts import Address, NodeFacts
 from clusterft.findings import Finding
 from clusterft.hosts import Node

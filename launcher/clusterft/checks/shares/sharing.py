@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from shlex import quote
 
-from clusterft.checks import nfs
 from clusterft.checks.examination import Examination
-from clusterft.checks.nfs import Origin
+from clusterft.checks.shares import nfs
+from clusterft.checks.shares.nfs import Origin
 from clusterft.facts import Mount
 from clusterft.facts.health.storage import Dialled
 from clusterft.facts.share import Trial

@@ -1,0 +1,1 @@
+"""The ways between nodes: addresses, who answers there, ports, firewalls, speed, the meeting of ranks."""
