@@ -236,6 +236,14 @@ def test_room_that_cannot_be_read_is_unknown() -> None:
     assert "/shared" in told[0].summary
 
 
+def test_a_shared_dir_that_the_first_run_makes_has_the_room_above_it() -> None:
+    health = replace(WELL, volumes=(ROOM,))
+    roomy, tight = scenes.disk("/shared"), scenes.disk("/shared", free_bytes=2**20)
+    assert found(seen(a=health, of_a={"disks": (roomy,)}), host) == []
+    (one,) = found(seen(a=health, of_a={"disks": (tight,)}), host)
+    assert (one.id, one.status, one.nodes) == ("os.disk-full", "fail", ("a",))
+
+
 def test_inodes() -> None:
     none = ROOM._replace(inodes=1_000_000, free_inodes=3)
     told = only(seen(a=replace(WELL, volumes=(none, SHARE))), "os.inodes")

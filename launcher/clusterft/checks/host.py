@@ -42,7 +42,7 @@ def disks(survey: Survey, wanted: dict[str, int], elsewhere: int) -> Iterator[Fi
         for directory in wanted.keys() - {disk.directory for disk in facts.disks}:
             yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
         for disk in facts.disks:
-            yield from _disk(name, disk, wanted.get(disk.directory, elsewhere))
+            yield from room(name, disk, wanted.get(disk.directory, elsewhere))
 
 
 def users(survey: Survey) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def homes(survey: Survey) -> Iterator[Finding]:
             yield Finding("os.disk-full", "unknown", (name,), "the room in the home directory could not be read")
         else:
             home = replace(facts.home_room, directory=facts.home or facts.home_room.directory)
-            yield from _disk(name, home, _OWN_FILES)
+            yield from room(name, home, _OWN_FILES)
 
 
 def share(survey: Survey, directory: str) -> Iterator[Finding]:
@@ -97,7 +97,7 @@ def share(survey: Survey, directory: str) -> Iterator[Finding]:
         for disk in facts.disks:
             if disk.directory != directory:
                 continue
-            yield from _disk(name, disk, _OWN_FILES)
+            yield from room(name, disk, _OWN_FILES)
             kind = disk.mount.fstype if disk.mount else ""
             if kind in _NO_POSIX:
                 yield Finding(
@@ -111,7 +111,8 @@ def share(survey: Survey, directory: str) -> Iterator[Finding]:
                 )
 
 
-def _disk(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
+def room(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
+    """One directory: may it be written, and does it have the room."""
     if not disk.writable:
         yield Finding(
             id="fs.squash",

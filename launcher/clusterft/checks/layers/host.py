@@ -96,8 +96,15 @@ def disk_full(seen: Examination) -> Iterator[Finding]:
     """os.disk-full of all directories of a run; those that did not answer are unknown."""
     for name, facts, health in _each(seen):
         for key, directory in (("home", facts.home), (SHARED, seen.wanted.shared)):
-            if directory and health.volume(key) is None:
+            if not directory or health.volume(key) is not None:
+                continue
+            # A directory that the first run makes has the room of the one above it.
+            above = next((disk for disk in facts.disks if disk.directory == directory), None)
+            if above is None:
                 yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
+            elif key == SHARED:
+                found = host.room(name, above, seen.wanted.shared_bytes)
+                yield from (one for one in found if one.id == "os.disk-full")
     for name, need in _needs(seen):
         yield from rooms.disk_full(name, need)
 
