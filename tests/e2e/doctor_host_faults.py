@@ -1,6 +1,6 @@
 """Faults of the controller, of SSH and of a node's system, on light nodes and on full ones: real, and mended.
 
-Each names the finding that must come of it. Used by test_doctor_host.py and by the suite of faults.
+Each names the finding that must come of it. Used by test_doctor_lab_host.py and by the suite of faults.
 """
 
 from __future__ import annotations
