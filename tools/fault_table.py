@@ -26,8 +26,8 @@ _DOCTOR = """\
 
 Each fault is injected into real nodes, must be told under its id, on its node, with the line that mends it, and
 doctor must be clean after that line; and a healthy cluster must give no finding, twenty times in a row. More such
-faults, of every layer, are in tests/e2e/test_doctor_lab_*.py. Ten faults that were thought up and injected by somebody
-who had not seen the checks are in [faults/BLIND.md](faults/BLIND.md), with the unedited hit rate.
+faults, of every layer, are in tests/e2e/test_doctor_lab_*.py. Ten faults that were thought up and injected by
+somebody who had not seen the checks are in [faults/BLIND.md](faults/BLIND.md), with the unedited hit rate.
 
 """
 _COLUMNS = "| what happens | what came of it | seconds | commit |\n|-|-|-:|-|\n"
