@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCOUNT = ROOT / ".test-state" / "faults.jsonl"
 PAGE = ROOT / "tests" / "FAULTS.md"
+_BLIND = ROOT / "tests" / "faults" / "BLIND.md"
 _HEAD = """\
 # What runs live through
 
@@ -27,7 +29,7 @@ _DOCTOR = """\
 Each fault is injected into real nodes, must be told under its id, on its node, with the line that mends it, and
 doctor must be clean after that line; and a healthy cluster must give no finding, twenty times in a row. More such
 faults, of every layer, are in tests/e2e/test_doctor_lab_*.py. Ten faults that were thought up and injected by
-somebody who had not seen the checks are in [faults/BLIND.md](faults/BLIND.md), with the unedited hit rate.
+somebody who had not seen the checks are in [faults/BLIND.md](faults/BLIND.md), unedited. {rate}
 
 """
 _COLUMNS = "| what happens | what came of it | seconds | commit |\n|-|-|-:|-|\n"
@@ -43,9 +45,15 @@ def write(account: Path = ACCOUNT, page: Path = PAGE) -> bool:
         newest[body["test"]] = body
     doctors = {test: body for test, body in newest.items() if "/test_doctor_" in test}
     runs = {test: body for test, body in newest.items() if test not in doctors}
-    parts = ((_HEAD, runs), (_DOCTOR, doctors))
+    parts = ((_HEAD, runs), (_DOCTOR.format(rate=_blind()), doctors))
     page.write_text("".join(head + _table(rows) for head, rows in parts if rows).lstrip(), encoding="utf-8")
     return bool(newest)
+
+
+def _blind() -> str:
+    """What the page of the blind faults says of itself."""
+    (rate,) = re.findall(r"\*\*(Hit rate: .*?)\*\*", _BLIND.read_text(encoding="utf-8"))
+    return str(rate)
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
