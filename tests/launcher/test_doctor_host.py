@@ -244,6 +244,13 @@ def test_a_shared_dir_that_the_first_run_makes_has_the_room_above_it() -> None:
     assert (one.id, one.status, one.nodes) == ("os.disk-full", "fail", ("a",))
 
 
+def test_what_lies_beneath_a_share_that_is_not_mounted_says_nothing_of_its_room() -> None:
+    beneath = Volume("shared", "/", 64 * 2**10, 0, None, None)
+    assert found(seen(a=replace(WELL, volumes=(ROOM, beneath))), host) == []
+    full = SHARE._replace(free=0)
+    assert {one.id for one in found(seen(a=replace(WELL, volumes=(ROOM, full))), host)} == {"os.disk-full"}
+
+
 def test_inodes() -> None:
     none = ROOM._replace(inodes=1_000_000, free_inodes=3)
     told = only(seen(a=replace(WELL, volumes=(none, SHARE))), "os.inodes")

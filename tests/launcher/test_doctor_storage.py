@@ -849,3 +849,6 @@ def test_a_filesystem_of_another_kind_that_is_mounted_on_the_others_alone() -> N
     found = judged(whole)
     assert [(one.id, one.nodes) for one in found] == [("fs.not-shared", ("b",))]
     assert any("mount" in step for step in found[0].fix)
+    alone = trial("b", seen={}, renewed={})  # it may write there, and is told once even so
+    again = judged(replace(whole, share=proof(a=one, b=alone, c=other)))
+    assert [(one.id, one.nodes) for one in again] == [("fs.not-shared", ("b",))]

@@ -179,10 +179,20 @@ def _each(seen: Examination) -> Iterator[tuple[str, NodeFacts, HostHealth]]:
 
 def _needs(seen: Examination) -> Iterator[tuple[str, rooms.Need]]:
     for name, facts, health in _each(seen):
-        for need in rooms.needs(facts, health, seen.wanted.shared, seen.wanted.shared_bytes):
+        # Where the share is not mounted, what lies beneath it says nothing of the share's room.
+        shared = None if _beneath(seen, health) else seen.wanted.shared
+        for need in rooms.needs(facts, health, shared, seen.wanted.shared_bytes):
             yield name, need
         if seen.wanted.contained and (need_of_docker := rooms.docker(facts, health)):
             yield name, need_of_docker
+
+
+def _beneath(seen: Examination, health: HostHealth) -> bool:
+    """Whether other nodes have something mounted right at the shared dir, and this one has not."""
+    places = [one.host.volume(SHARED) for one in seen.health.values()]
+    mounted = any(one.mounted_on == seen.wanted.shared for one in places if one)
+    own = health.volume(SHARED)
+    return mounted and own is not None and own.mounted_on != seen.wanted.shared
 
 
 CHECKS: tuple[Check, ...] = (

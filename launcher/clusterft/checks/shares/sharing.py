@@ -251,7 +251,8 @@ def apart(seen: Examination) -> Iterator[Finding]:
     share = seen.share
     if share is None:
         return
-    able = [node for node, trial in share.trials.items() if trial.wanted]  # those that came to look for others
+    bare = {node for one in not_shared(seen) for node in one.nodes}  # of which all is said
+    able = [node for node, trial in share.trials.items() if trial.wanted and node not in bare]
     groups = _groups({node: share.trials[node] for node in able})
     if len(groups) < 2:
         return
