@@ -23,7 +23,7 @@ from doctoring import Answer, AnyLab, Desk, Fault, above_info, clean, finding, n
 from e2e.smi import Smi
 from lab import FullLab
 
-pytestmark = pytest.mark.lab_full
+pytestmark = [pytest.mark.lab_full, pytest.mark.long]
 
 # Built once by the engine of this machine; little more than what a python needs.
 DOCKERFILE = """\

@@ -17,7 +17,7 @@ from doctoring import AnyLab, Desk, above_info, clean, finding, on
 from e2e.smi import Smi, card
 from lab import LightLab
 
-pytestmark = pytest.mark.lab_light
+pytestmark = [pytest.mark.lab_light, pytest.mark.long]
 
 JOB = """\
 name: tiny

@@ -15,7 +15,7 @@ import pytest
 
 from lab import LightLab
 
-pytestmark = [pytest.mark.lab_light, pytest.mark.trainer]
+pytestmark = [pytest.mark.lab_light, pytest.mark.trainer, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOP = ROOT / "tests" / "bundles" / "loop.py"

@@ -22,7 +22,7 @@ from clusterft.probing import links
 from clusterft.probing.crew import Crew, Way
 from lab import LightLab, LightNode
 
-pytestmark = pytest.mark.lab_light
+pytestmark = [pytest.mark.lab_light, pytest.mark.long]
 
 ONLY = ("--only", "network,rendezvous")
 Act = Callable[[LightLab], object]

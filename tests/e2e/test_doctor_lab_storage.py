@@ -95,6 +95,7 @@ def test_a_directory_that_one_node_lacks(light: LightLab, tmp_path: Path) -> Non
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_a_directory_that_is_another_one_on_one_node(light: LightLab, tmp_path: Path) -> None:
     desk = Desk(light, tmp_path)
     other_disk(light, "n2")
@@ -113,6 +114,7 @@ def test_a_directory_that_is_another_one_on_one_node(light: LightLab, tmp_path: 
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_directories_of_which_no_two_are_one(light: LightLab, tmp_path: Path) -> None:
     other_disk(light, "n2", "n3")
     try:
@@ -127,6 +129,7 @@ def test_directories_of_which_no_two_are_one(light: LightLab, tmp_path: Path) ->
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_a_share_that_one_node_may_only_read(light: LightLab, tmp_path: Path) -> None:
     desk = Desk(light, tmp_path)
     on(light, "n2", f"mount -o remount,bind,ro {light.shared}")
@@ -140,6 +143,7 @@ def test_a_share_that_one_node_may_only_read(light: LightLab, tmp_path: Path) ->
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_what_an_earlier_doctor_left_is_cleared_away_after_a_day(light: LightLab, tmp_path: Path) -> None:
     left, fresh = (f"{light.shared}/.clusterft/doctor-{word}" for word in ("0ld", "n3w"))
     on(light, "n1", f"mkdir -p {left} {fresh}; touch {left}/n0; touch -d '2 days ago' {left}; touch {fresh}/n0")
@@ -151,6 +155,7 @@ def test_what_an_earlier_doctor_left_is_cleared_away_after_a_day(light: LightLab
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
 def test_a_doctor_that_is_killed_half_way_leaves_nothing(light: LightLab, tmp_path: Path) -> None:
     desk = Desk(light, tmp_path)
     other_disk(light, "n2")  # the others look for its file for seconds
@@ -169,6 +174,7 @@ def test_a_doctor_that_is_killed_half_way_leaves_nothing(light: LightLab, tmp_pa
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_a_share_that_hangs_on_one_node(hanging: FullLab, tmp_path: Path) -> None:
     desk = Desk(hanging, tmp_path)
     clean(desk.doctor(*ASKED))
@@ -188,6 +194,7 @@ def test_a_share_that_hangs_on_one_node(hanging: FullLab, tmp_path: Path) -> Non
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_a_hung_share_a_paused_node_and_a_full_disk_at_once(hanging: FullLab, tmp_path: Path) -> None:
     desk = Desk(hanging, tmp_path)
     hanging.node("n2").freeze_shared()
@@ -209,6 +216,7 @@ def test_a_hung_share_a_paused_node_and_a_full_disk_at_once(hanging: FullLab, tm
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_a_full_share_by_nodes_without_python(small: FullLab, tmp_path: Path) -> None:
     desk = Desk(small, tmp_path)
     answer = desk.doctor(*ASKED)
@@ -227,6 +235,7 @@ def test_a_full_share_by_nodes_without_python(small: FullLab, tmp_path: Path) ->
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_a_share_that_belongs_to_another_user(small: FullLab, tmp_path: Path) -> None:
     desk = Desk(small, tmp_path, hosts=small.access.hostfile_for("worker").read_text())
     own = on(small, "n1", "id -u; id -g", user="worker").split()
@@ -278,6 +287,7 @@ def no_container(desk: Desk) -> None:
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_in_containers_locks_that_reach_no_other_node_are_told(contained: Desk) -> None:
     answer = contained.doctor("--only", "storage")
     one = alone(answer, "fs.lock", "n2")
@@ -288,6 +298,7 @@ def test_in_containers_locks_that_reach_no_other_node_are_told(contained: Desk) 
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_the_proof_works_as_the_runs_own_user(contained: Desk) -> None:
     shared = contained.lab.shared
     contained.job.write_text(CONTAINED + "user: '4321:4321'\n")
@@ -305,6 +316,7 @@ def test_the_proof_works_as_the_runs_own_user(contained: Desk) -> None:
 
 
 @pytest.mark.lab_full
+@pytest.mark.long
 def test_no_container_is_made_where_the_share_hangs(contained: Desk) -> None:
     contained.lab.node("n2").freeze_shared()
     try:
