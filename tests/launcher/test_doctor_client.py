@@ -80,7 +80,12 @@ def test_others_dial_where_ssh_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_name_server_that_is_silent_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     survey, fleet = lost(monkeypatch)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+
+    def silent(*_: Any, **__: Any) -> list[Any]:
+        time.sleep(30)
+        raise socket.gaierror("no answer")  # in a thread that nobody waits for any more
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
     monkeypatch.setattr(client, "_HERE_SECONDS", 0.5)
     began = time.monotonic()
     assert client.look(Desk(), TWO, fleet, survey).closed == ()
