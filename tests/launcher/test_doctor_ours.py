@@ -44,6 +44,11 @@ def test_a_folder_of_ours_that_root_made() -> None:
     )
 
 
+def test_a_home_keeps_what_others_put_into_it() -> None:
+    (one,) = loud(seen(("/home/me",)))
+    assert one.fix == ("on b: sudo chown 1000:1000 /home/me",)
+
+
 def test_a_path_with_a_space_is_pasted_whole() -> None:
     (one,) = loud(seen(("/home/my me/.clusterft",)))
     assert one.fix == ("on b: sudo chown -R 1000:1000 '/home/my me/.clusterft'",)

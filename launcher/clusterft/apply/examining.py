@@ -17,6 +17,7 @@ from clusterft.apply import baseline, settings
 from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.checks.work import measured
+from clusterft.errors import ClusterftError
 from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
@@ -42,6 +43,7 @@ class Examined:
     seen: Examination
     seconds: float
     notes: tuple[str, ...] = ()
+    broken: bool = False  # a part of the look ended by an error of ours
 
 
 @dataclass(slots=True)
@@ -50,6 +52,13 @@ class _Gathered:
 
     done: dict[Thing, object] = field(default_factory=dict)
     absent: dict[Thing, dict[str, Absence]] = field(default_factory=dict)
+    left: tuple[str, ...] = ()  # what doctor could not take away
+
+    @property
+    def bugs(self) -> tuple[str, ...]:
+        """The parts that ended by an error of ours, in words."""
+        found = ((thing, part) for thing, part in self.done.items() if isinstance(part, _Broke) and part.bug)
+        return tuple(f"the look at {thing} broke, a bug of clusterft: {part.words}" for thing, part in found)
 
 
 def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: Show) -> Examined:
@@ -69,6 +78,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         unasked |= {} if wanted.contained and wanted.tag else {"box": "there is no image yet: clusterft up"}
         with Crew(fleet, ways.find(fleet, survey, wanted)) as crew:
             _probe(crew, survey, wanted, unasked, gathered, show)
+        gathered.left = tuple(crew.left)
     looked: Deep | None = _of(gathered, "deep", None)
     if looked is not None:
         baseline.remember(settings.cluster_places(cluster.name), looked)
@@ -85,13 +95,13 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         absent=gathered.absent,
         unasked=unasked,
     )
-    return Examined(seen, time.monotonic() - began, _notes(gathered, looked))
+    return Examined(seen, time.monotonic() - began, _notes(gathered, looked), broken=bool(gathered.bugs))
 
 
 def _notes(gathered: _Gathered, looked: Deep | None) -> tuple[str, ...]:
     """What the parts say of how they looked, and the table of what was measured."""
     said = [note for part in gathered.done.values() for note in getattr(part, "notes", ())]
-    return (*said, *(measured.lines(looked) if looked else ()))
+    return (*said, *(measured.lines(looked) if looked else ()), *gathered.left, *gathered.bugs)
 
 
 def _survey(fleet: Fleet, wanted: Wanted, gathered: _Gathered) -> Survey:
@@ -146,12 +156,14 @@ def _try(thing: Thing, work: Callable[[], object], gathered: _Gathered) -> None:
     try:
         gathered.done[thing] = work()
     except Exception as error:  # noqa: BLE001 - the rest is still reported; the words are shown under the part's ids
-        gathered.done[thing] = _Broke(f"{type(error).__name__}: {error}")
+        ours = isinstance(error, ClusterftError)  # which is said for the user, and no bug
+        gathered.done[thing] = _Broke(str(error) if ours else f"{type(error).__name__}: {error}", bug=not ours)
 
 
 @dataclass(frozen=True, slots=True)
 class _Broke:
     words: str
+    bug: bool
 
 
 def _lacking(gathered: _Gathered, survey: Survey, thing: Thing) -> None:

@@ -64,16 +64,7 @@ def cards(survey: Survey) -> Iterator[Finding]:
                 "dk.nogpu", "unknown", (name,), "no NVIDIA runtime in Docker, its toolkit unknown", evidence
             )
         elif not facts.tools & {"nvidia-ctk", "nvidia-container-runtime-hook", "nvidia-container-cli"}:
-            yield Finding(
-                id="dk.nogpu",
-                status="fail",
-                nodes=(name,),
-                summary="Docker cannot give cards to containers: the NVIDIA container toolkit is missing",
-                evidence=f"{evidence}; no nvidia-ctk on the PATH",
-                fix=(TOOLKIT, *CONFIGURE),
-                needs_root=True,
-                blast_radius=RESTARTS,
-            )
+            yield no_toolkit(name, f"{evidence}; no nvidia-ctk on the PATH")
         else:
             # With the hook on its PATH the engine gives out cards even so, if it was started after the hook came.
             hooked = "nvidia-container-runtime-hook" in facts.tools
@@ -87,6 +78,20 @@ def cards(survey: Survey) -> Iterator[Finding]:
                 needs_root=True,
                 blast_radius=RESTARTS,
             )
+
+
+def no_toolkit(node: str, evidence: str) -> Finding:
+    """dk.nogpu: nothing on the node can hand cards to a container."""
+    return Finding(
+        id="dk.nogpu",
+        status="fail",
+        nodes=(node,),
+        summary="Docker cannot give cards to containers: the NVIDIA container toolkit is missing",
+        evidence=evidence,
+        fix=(TOOLKIT, *CONFIGURE),
+        needs_root=True,
+        blast_radius=RESTARTS,
+    )
 
 
 def arch(survey: Survey, wanted: str | None) -> Iterator[Finding]:

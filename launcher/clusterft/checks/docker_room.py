@@ -11,7 +11,7 @@ from clusterft.findings import Finding
 
 _OWN_KINDS = ("ext4", "xfs", "btrfs", "zfs")  # on which the engine keeps layers
 _FEW_INODES = 10_000  # an image of some gigabytes has more files than this
-_PRUNE = "docker image prune -a   (removes all images without a container)"
+PRUNE = "docker image prune   (removes images without a name that no container uses; with -a all unused ones)"
 _BLAST = "Docker's images; moving its data stops all containers of the node meanwhile"
 
 
@@ -32,7 +32,7 @@ def images(survey: Survey, needed: Mapping[str, int]) -> Iterator[Finding]:
                 summary="has not the room for the image where Docker keeps its images",
                 evidence=f"{_gib(docker.free_bytes)} free in {docker.store} (on {docker.mounted_on}), "
                 f"{_gib(needed[name])} needed",
-                fix=(_PRUNE, *_move(facts, docker)),
+                fix=(PRUNE, *_move(facts, docker)),
                 needs_root=True,
                 blast_radius=_BLAST,
             )
@@ -43,7 +43,7 @@ def images(survey: Survey, needed: Mapping[str, int]) -> Iterator[Finding]:
                 nodes=(name,),
                 summary="has not the inodes for an image where Docker keeps its images",
                 evidence=f"{docker.free_inodes} inodes free in {docker.store} (on {docker.mounted_on})",
-                fix=(_PRUNE, *_move(facts, docker)),
+                fix=(PRUNE, *_move(facts, docker)),
                 needs_root=True,
                 blast_radius=_BLAST,
             )

@@ -51,17 +51,22 @@ def mismatch(survey: Survey) -> Iterator[Finding]:
     """gpu.mismatch: the driver's files were replaced under a kernel that still runs the old module."""
     for name, facts in survey.facts.items():
         if facts.nvidia and _mismatched(facts):
-            yield Finding(
-                id="gpu.mismatch",
-                status="fail",
-                nodes=(name,),
-                summary="the NVIDIA driver was upgraded, and the old module still runs",
-                evidence=f"{facts.nvidia.words}\nloaded module: {facts.nvidia.module or 'unknown'}",
-                cause="an upgrade without a reboot",
-                fix=("sudo reboot",),
-                needs_root=True,
-                blast_radius="the whole machine",
-            )
+            yield upgraded(name, f"{facts.nvidia.words}\nloaded module: {facts.nvidia.module or 'unknown'}")
+
+
+def upgraded(node: str, evidence: str) -> Finding:
+    """gpu.mismatch, however it came to light."""
+    return Finding(
+        id="gpu.mismatch",
+        status="fail",
+        nodes=(node,),
+        summary="the NVIDIA driver was upgraded, and the old module still runs",
+        evidence=evidence,
+        cause="an upgrade without a reboot",
+        fix=("sudo reboot",),
+        needs_root=True,
+        blast_radius="the whole machine",
+    )
 
 
 def mixed(survey: Survey) -> Iterator[Finding]:

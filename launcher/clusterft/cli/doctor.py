@@ -171,7 +171,7 @@ def _report(cluster: Cluster, done: examining.Examined, only: frozenset[str] | N
         seconds=done.seconds,
         notes=done.notes,
         highlights=highlights.of(done.seen),
-        broken=report.broke(findings),
+        broken=done.broken or report.broke(findings),
     )
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from clusterft import agent
+from clusterft.checks.engines import containers
 from clusterft.fleet import Fleet
 from clusterft.remote import Remote, Unreachable
 from clusterft.remote.stream import Stream
@@ -24,7 +25,6 @@ from clusterft.remote.stream import Stream
 _BOOT = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), sys.argv[2], 'exec'))"
 _GONE_SECONDS = 10.0  # for containers to be taken away
 _LINE = 8 << 20  # bytes of one answer
-LABEL = "clusterft.doctor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,7 @@ class Crew:
         self._talks: list[Talk] = []
         self._endings: dict[str, list[Callable[[], object]]] = {}
         self._over = False
+        self.left: list[str] = []  # what could not be taken away at the end, with the command that does it
 
     def __enter__(self) -> Crew:
         return self
@@ -208,8 +209,8 @@ class Crew:
         user = ("--user", f"{owner[0]}:{owner[1]}") if owner else ()
         # As --mount, not -v, with which an engine makes a directory that is not there.
         binds = tuple(word for one in mounts for word in ("--mount", f"type=bind,source={one},target={one}"))
-        own = ("--name", name, "--label", f"{LABEL}={name}", *user, *binds, *options, "--entrypoint", "python3")
-        return (*run, *own, image)
+        named = ("--name", name, "--label", f"{containers.DOCTOR}={name}")
+        return (*run, *named, *user, *binds, *options, "--entrypoint", "python3", image)
 
     def _clear(self, talks: list[Talk]) -> None:
         """A container ends with its stdin; one whose program sleeps in the kernel needs to be told."""
@@ -222,5 +223,7 @@ class Crew:
             if node in by_node:
                 remote.run((*self.ways[node].docker, "rm", "-f", *by_node[node]), seconds=_GONE_SECONDS)
 
-        if by_node:
-            self.fleet.each(remove)
+        for node, outcome in (self.fleet.each(remove) if by_node else {}).items():
+            if isinstance(outcome, Unreachable) and node in by_node:
+                again = " ".join((*self.ways[node].docker, "rm", "-f", *by_node[node]))
+                self.left.append(f"a container of doctor may be left on {node} ({outcome.what}); there: {again}")

@@ -197,21 +197,26 @@ def old_driver(seen: Examination) -> Iterator[Finding]:
             continue
         card = facts.gpus[0]
         if not any(_may(group, can, card) for group in asks.split()):
-            yield Finding(
-                id="gpu.old-driver",
-                status="fail",
-                nodes=(name,),
-                summary="the NVIDIA driver is older than the image's CUDA needs",
-                evidence=f"driver {card.driver}, CUDA {can[0]}.{can[1]} at most; the image asks for {asks[:200]}",
-                fix=(
-                    "install a newer NVIDIA driver: "
-                    "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/",
-                    "sudo reboot",
-                    "or build the image for an older CUDA: image: in job.yaml, then clusterft up",
-                ),
-                needs_root=True,
-                blast_radius="the whole machine",
-            )
+            evidence = f"driver {card.driver}, CUDA {can[0]}.{can[1]} at most; the image asks for {asks[:200]}"
+            yield too_old(name, evidence)
+
+
+def too_old(node: str, evidence: str) -> Finding:
+    """gpu.old-driver, however it came to light."""
+    return Finding(
+        id="gpu.old-driver",
+        status="fail",
+        nodes=(node,),
+        summary="the NVIDIA driver is older than the image's CUDA needs",
+        evidence=evidence,
+        fix=(
+            "install a newer NVIDIA driver: https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/",
+            "sudo reboot",
+            "or build the image for an older CUDA: image: in job.yaml, then clusterft up",
+        ),
+        needs_root=True,
+        blast_radius="the whole machine",
+    )
 
 
 def _may(group: str, can: tuple[int, int], card: Gpu) -> bool:

@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from clusterft.checks import docker, job
+from clusterft.checks import docker, docker_room, gpu, job
+from clusterft.checks.accelerators import cards as accelerator_cards
 from clusterft.checks.examination import Examination
 from clusterft.facts.box import NO_LIMIT, Box
 from clusterft.facts.gpu import Gpu
 from clusterft.findings import Finding
 
-_DRIVER = "install a newer NVIDIA driver: https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/"
-_OLDER = "or build the image for an older CUDA: image: in job.yaml, then clusterft up"
 _TOO_OLD = re.compile(r"driver .*too old|Error 80[34]\b|insufficient for CUDA|forward compatibility")
 _FABRIC = re.compile(r"Error 802\b|system not yet initialized")
 
@@ -188,7 +187,7 @@ def _blind(name: str, box: Box) -> Finding:
             blast_radius="a system service",
         )
     if _TOO_OLD.search(words):
-        return _old(name, box, told)
+        return accelerator_cards.too_old(name, told)
     if box.torch and box.torch.cuda is None:
         return _box(
             name,
@@ -199,19 +198,6 @@ def _blind(name: str, box: Box) -> Finding:
             blast="the image, on all nodes",
         )
     return _box(name, box, "the image's torch sees none of the cards", evidence=told)
-
-
-def _old(name: str, box: Box, evidence: str) -> Finding:
-    return Finding(
-        id="gpu.old-driver",
-        status="fail",
-        nodes=(name,),
-        summary="the NVIDIA driver is older than the image's CUDA needs",
-        evidence=evidence,
-        fix=(_DRIVER, "sudo reboot", _OLDER),
-        needs_root=True,
-        blast_radius="the whole machine",
-    )
 
 
 def _box(
@@ -229,19 +215,6 @@ def _box(
     )
 
 
-def _toolkit(name: str, box: Box) -> Finding:
-    return Finding(
-        id="dk.nogpu",
-        status="fail",
-        nodes=(name,),
-        summary="Docker cannot give cards to containers: the NVIDIA container toolkit is missing",
-        evidence=_last(box.words),
-        fix=(docker.TOOLKIT, *docker.CONFIGURE),
-        needs_root=True,
-        blast_radius=docker.RESTARTS,
-    )
-
-
 def _runtime(name: str, box: Box) -> Finding:
     return Finding(
         id="dk.runtime",
@@ -252,20 +225,6 @@ def _runtime(name: str, box: Box) -> Finding:
         fix=docker.CONFIGURE,
         needs_root=True,
         blast_radius=docker.RESTARTS,
-    )
-
-
-def _mismatch(name: str, box: Box) -> Finding:
-    return Finding(
-        id="gpu.mismatch",
-        status="fail",
-        nodes=(name,),
-        summary="the NVIDIA driver was upgraded, and the old module still runs",
-        evidence=_last(box.words),
-        cause="an upgrade without a reboot",
-        fix=("sudo reboot",),
-        needs_root=True,
-        blast_radius="the whole machine",
     )
 
 
@@ -305,16 +264,16 @@ def _no_room(name: str, box: Box) -> Finding:
         nodes=(name,),
         summary="Docker has no room to start a container",
         evidence=_last(box.words),
-        fix=("docker image prune -a   (removes all images without a container)",),
+        fix=(docker_room.PRUNE,),
         blast_radius="Docker's images",
     )
 
 
 _TOLD: dict[str, Callable[[str, Box], Finding]] = {
-    "no toolkit": _toolkit,
+    "no toolkit": lambda name, box: docker.no_toolkit(name, _last(box.words)),
     "no runtime": _runtime,
-    "old driver": lambda name, box: _old(name, box, _last(box.words)),
-    "mismatch": _mismatch,
+    "old driver": lambda name, box: accelerator_cards.too_old(name, _last(box.words)),
+    "mismatch": lambda name, box: gpu.upgraded(name, _last(box.words)),
     "no driver": _libraries,
     "no card": _no_card,
     "room": _no_room,

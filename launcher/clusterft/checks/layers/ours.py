@@ -58,9 +58,9 @@ def barred(seen: Examination) -> Iterator[Finding]:
                 status="fail",
                 nodes=(node,),
                 summary=f"{own[0]} cannot be written by the SSH user",
-                evidence="\n".join(own),
-                cause="it was made by another user, or by root",
-                fix=tuple(f"on {node}: sudo chown -R {who} {shlex.quote(path)}" for path in own),
+                evidence="\n".join(f"[ -w {path} ] says no" for path in own),
+                cause="another user or root made it, or nobody may write there: ls -ld and findmnt -T tell",
+                fix=tuple(f"on {node}: sudo chown {_depth(path)}{who} {shlex.quote(path)}" for path in own),
                 needs_root=True,
                 blast_radius="who owns these files",
             )
@@ -77,6 +77,11 @@ def barred(seen: Examination) -> Iterator[Finding]:
                     needs_root=True,
                     blast_radius=f"who may write {path}",
                 )
+
+
+def _depth(path: str) -> str:
+    """What is ours is given back whole; of a home only the directory itself, as it holds what others put there."""
+    return "-R " if "/.clusterft" in path else ""
 
 
 def few_files(seen: Examination) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from clusterft.checks import docker_room
 from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.host import DOCKER, HOME, SCRATCH, SHARED, TMP, HostHealth, Volume
 from clusterft.findings import Finding
@@ -12,7 +13,6 @@ from clusterft.findings import Finding
 _MIB, _GIB = 2**20, 2**30
 _LITTLE = 0.05  # of a filesystem: what is left before it is full, if that is also few bytes
 _FEW_INODES, _LITTLE_INODES = 1000, 0.01
-_PRUNE = "docker image prune   (removes images without a name that no container uses; with -a all unused ones)"
 _DISKS = frozenset("ext2 ext3 ext4 xfs btrfs f2fs jfs reiserfs bcachefs zfs".split())
 
 
@@ -150,7 +150,7 @@ def docker(facts: NodeFacts, health: HostHealth) -> Need | None:
     beside = next((one for one in health.volumes if one.mounted_on == seen.mounted_on), None)
     size, total = (beside.size, beside.inodes) if beside else (0, None)
     volume = Volume(DOCKER, seen.mounted_on, size, seen.free_bytes, total, seen.free_inodes)
-    return Need(volume, seen.store or "Docker's data", 256 * _MIB, 20 * _GIB, True, _PRUNE)
+    return Need(volume, seen.store or "Docker's data", 256 * _MIB, 20 * _GIB, True, docker_room.PRUNE)
 
 
 def _size(count: int) -> str:
