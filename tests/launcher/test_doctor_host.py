@@ -511,7 +511,7 @@ def test_a_shared_connection_that_is_older_than_a_membership() -> None:
     desk = Desk(shared=(SharedLogin("a", "/tmp/cm", ("ada",)),))
     told = only(seen(of_a={"groups": ("ada", "docker")}, desk=desk), "ctl.stale-mux")
     assert (
-        told.fix == ("on this machine: ssh -O stop a   (what uses the connection now goes on)",)
+        told.fix == ("on this machine: ssh -O stop -S /tmp/cm a   (what uses the connection now goes on)",)
         and "docker" in told.summary
     )
     assert loud(seen(of_a={"groups": ("ada",)}, desk=desk)) == []

@@ -80,7 +80,7 @@ def test_a_shared_login_with_old_groups_is_closed_here() -> None:
     desk = Desk(shared=(SharedLogin("b", "/run/mux", ("me",)),))
     surveyed = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b", groups=("me", "docker")))
     of = replace(seen(desk=desk), survey=surveyed)
-    assert planned(of) == [("ctl.stale-mux", "", "ssh -O stop b")]
+    assert planned(of) == [("ctl.stale-mux", "", "ssh -O stop -S /run/mux b")]
 
 
 def test_own_files_get_their_modes_here() -> None:

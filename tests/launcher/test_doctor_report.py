@@ -15,6 +15,7 @@ from clusterft.checks import Unreached, catalogue, report, suite
 from clusterft.checks.check import Check, Entry
 from clusterft.checks.examination import Absence, Examination, Wanted
 from clusterft.checks.report import Report
+from clusterft.checks.work import saved
 from clusterft.findings import Finding
 from clusterft.ui import doctor as view
 
@@ -151,6 +152,25 @@ def test_what_was_moot_for_a_reason_that_is_not_told_is_not_called_well() -> Non
     assert (
         report.verdict(report.judge(seen(unasked={"deep": "x"}), [saying(ids=("x.d",), reads=("deep",))])) == "ok"
     )
+
+
+def test_what_was_left_out_on_purpose_is_no_reason_to_doubt() -> None:
+    meant = saying(Finding("fs.slow", "skipped", ("c",), "measured on a b alone"))
+    assert report.verdict(report.judge(seen(), [meant])) == "ok"
+
+
+def test_what_no_job_says_is_not_called_well() -> None:
+    found = report.judge(seen(unasked={"job": "no job is given"}), suite.CHECKS)
+    for identity in ("job.batch", "data.too-small", "nccl.ifname"):
+        assert [(one.status, one.nodes) for one in found if one.id == identity] == [("skipped", ())], identity
+
+
+def test_what_deep_and_the_box_may_say_the_catalogue_tells() -> None:
+    for identity in (*saved._BY_ERRNO.values(), "net.mtu", "fs.not-shared"):
+        assert "deep" in entry(identity).found, identity
+    for identity in ("os.disk-full", "os.memlock"):
+        assert "probe" in entry(identity).found, identity
+    assert "facts" in entry("run.host-bound").found
 
 
 def test_only_some_ids_are_told_and_the_others_still_make_them_moot() -> None:

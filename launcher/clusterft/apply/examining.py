@@ -69,9 +69,9 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     survey = _survey(fleet, wanted, gathered)
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
     here = client.look(desk.look(settings.cluster_places(cluster.name)), cluster, fleet, survey)
-    unasked: dict[Thing, str] = {}
+    unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
-        unasked = dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
+        unasked |= dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
     else:
         unasked |= {} if depth == "deep" else {"deep": _DEEP}
         unasked |= {} if wanted.shared else {"share": "no shared dir is known: give --job job.yaml"}

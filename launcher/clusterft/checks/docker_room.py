@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from clusterft.checks.sizes import size
 from clusterft.checks.survey import Survey
 from clusterft.facts import Docker, NodeFacts, Room
 from clusterft.findings import Finding
@@ -30,8 +31,8 @@ def images(survey: Survey, needed: Mapping[str, int]) -> Iterator[Finding]:
                 status="fail",
                 nodes=(name,),
                 summary="has not the room for the image where Docker keeps its images",
-                evidence=f"{_gib(docker.free_bytes)} free in {docker.store} (on {docker.mounted_on}), "
-                f"{_gib(needed[name])} needed",
+                evidence=f"{size(docker.free_bytes)} free in {docker.store} (on {docker.mounted_on}), "
+                f"{size(needed[name])} needed",
                 fix=(PRUNE, *_move(facts, docker)),
                 needs_root=True,
                 blast_radius=_BLAST,
@@ -83,7 +84,3 @@ def _elsewhere(facts: NodeFacts, docker: Docker) -> str:
     found = [room for room in facts.rooms or () if fits(room)]
     best = max(found, key=lambda room: room.free_bytes, default=None)
     return best.mounted_on if best and best.free_bytes > 2 * (docker.free_bytes or 0) else "/mnt/new-disk"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
+from clusterft.checks import networks
 from clusterft.checks.survey import Survey
 from clusterft.facts.box import Box
 from clusterft.facts.deep import Deep
@@ -21,8 +23,9 @@ from clusterft.facts.share import Share
 from clusterft.spec import JobSpec
 
 # facts: the probe of `up`; health: doctor's own; links: the port matrix; share: the storage proof; box: a
-# container of the run's image; deep: collectives and cards at work.
-Thing = Literal["facts", "health", "links", "share", "box", "deep"]
+# container of the run's image; deep: collectives and cards at work; job: job.yaml, which may not be
+# given.
+Thing = Literal["facts", "health", "links", "share", "box", "deep", "job"]
 
 
 class Absence(NamedTuple):
@@ -49,7 +52,7 @@ class Wanted:
     deepspeed: str | None = None  # the text of the configuration that a script's arguments name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is worked out once
 class Examination:
     """A cluster at one moment."""
 
@@ -63,6 +66,13 @@ class Examination:
     deep: Deep | None = None
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)
     unasked: Mapping[Thing, str] = field(default_factory=dict)
+
+    @cached_property
+    def dialled(self) -> Mapping[str, str]:
+        """Node -> the address by which the others dial it, as training will."""
+        if self.links and self.links.addresses:
+            return self.links.addresses
+        return {name: place.ip for name, place in networks.choose(self.survey).places.items()}
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from clusterft.checks.sizes import size
 from clusterft.checks.survey import Survey
 from clusterft.facts import Disk
 from clusterft.findings import Finding
@@ -74,7 +75,7 @@ def shm(survey: Survey) -> Iterator[Finding]:
                 status="warn",
                 nodes=(name,),
                 summary="/dev/shm is small: training may end in `Bus error`",
-                evidence=f"{_mib(facts.shm)}, {_mib(facts.shm_free or 0)} of it free",
+                evidence=f"{size(facts.shm)}, {size(facts.shm_free or 0)} of it free",
                 fix=("sudo mount -o remount,size=50% /dev/shm",),
                 needs_root=True,
                 blast_radius="memory that programs of the node may share",
@@ -128,7 +129,7 @@ def room(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
             id="os.disk-full",
             status="fail",
             nodes=(node,),
-            summary=f"{_mib(disk.free_bytes)} free for {disk.directory}, {_mib(wanted)} needed",
+            summary=f"{size(disk.free_bytes)} free for {disk.directory}, {size(wanted)} needed",
             evidence=f"{disk.device} on {disk.mounted_on}",
             fix=(f"free room on {disk.mounted_on}, or choose another directory",),
             blast_radius=disk.mounted_on,
@@ -143,7 +144,3 @@ def room(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
             fix=(f"delete small files on {disk.mounted_on}",),
             blast_radius=disk.mounted_on,
         )
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

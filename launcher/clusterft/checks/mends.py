@@ -5,6 +5,7 @@ Never a firewall, a host key, a driver, a service, or anybody's data: those fixe
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def _shared_login(seen: Examination, found: Finding) -> Iterator[Mend]:
     """Nobody joins that connection any more; who uses it now goes on, and the next command makes a new one."""
     for one in seen.desk.shared:
         if one.node in found.nodes:
-            words = f"ssh -O stop {one.node}"
+            words = f"ssh -O stop -S {shlex.quote(one.socket)} {one.node}"
             yield Mend(found.id, "", words, ("ssh", "-O", "stop", "-S", one.socket, one.node))
 
 

@@ -176,8 +176,8 @@ def leg(facts: NodeFacts, interface: str | None) -> int | None:
 
 def holder(facts: NodeFacts, ip: str) -> Address | None:
     """Where a node has this address, if it does."""
-    wanted = _ip(ip)
-    return next((one for one in facts.addresses or () if wanted and _ip(one.ip) == wanted), None)
+    wanted = parsed(ip)
+    return next((one for one in facts.addresses or () if wanted and parsed(one.ip) == wanted), None)
 
 
 def _usual(node: Node, survey: Survey) -> Place | None:
@@ -231,13 +231,13 @@ def _unfit(nodes: list[Node], survey: Survey, usual: Mapping[str, str]) -> str:
         ip = usual.get(node.name)
         if ip is None:
             return f"all nodes share it, and nothing else tells an address of {node.name}"
-        at = holder(survey.facts[node.name], ip) if _ip(ip) else None
+        at = holder(survey.facts[node.name], ip) if parsed(ip) else None
         if at is None and survey.facts[node.name].addresses:
             return f"all nodes share it; {ip}, by which SSH reaches {node.name}, is no address of its own"
         if at and virtual(at.interface):
             kind = virtual(at.interface)
             return f"all nodes share it; SSH reaches {node.name} through {at.interface}, which is {kind}"
-        if (own := _ip(ip)) and own.is_global:
+        if (own := parsed(ip)) and own.is_global:
             return f"all nodes share it; SSH reaches {node.name} by the public address {ip}"
     return ""
 
@@ -289,11 +289,12 @@ def _is(one: Shared, usual: Mapping[str, str]) -> bool:
 
 
 def _in(ip: str, network: Network) -> bool:
-    own = _ip(ip)
+    own = parsed(ip)
     return own is not None and own.version == network.version and own in network
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, or None for a name."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:

@@ -317,7 +317,7 @@ def doctor(
     if list_checks:
         return verb.list_checks(as_json=as_json)
     if explain:
-        return verb.explain(explain)
+        return verb.explain(explain, as_json=as_json)
     if quick and deep:
         raise typer.BadParameter("--quick and --deep exclude each other")
     if fix and as_json:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -112,12 +112,15 @@ def list_checks(*, as_json: bool) -> int:
     return 0
 
 
-def explain(identity: str) -> int:
+def explain(identity: str, *, as_json: bool) -> int:
     """One id in words."""
     entry = catalogue.entry(identity)
     if entry is None:
         _only((identity,))
         raise UsageError(f'"{identity}" is a layer; give one of its ids', remedy="clusterft doctor --list-checks")
+    if as_json:
+        say(sys.stdout, json.dumps({"schema": report.SCHEMA, **asdict(entry)}))
+        return 0
     for line in view.explained(entry):
         say(sys.stdout, line)
     return 0

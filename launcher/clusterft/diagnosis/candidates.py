@@ -41,7 +41,7 @@ _NAN = re.compile(
 )
 _TRAINS = re.compile(r"^(python|pt_|torchrun|deepspeed|accelerate)")
 _PAST = 900.0  # seconds after the last line: some only notice that a share hangs when a watchdog ends them
-_HARMLESS_XIDS = frozenset({"63"})
+_HARMLESS_XIDS = frozenset({"43", "45", "63"})  # 43 and 45 are told of any program that dies
 _IDS = {  # classes of the trainer that the catalogue has an id for
     "host-oom": "os.oom",
     "disk-full": "os.disk-full",
@@ -287,7 +287,4 @@ def _of_sighting(heard: Heard, voice: Voice, seen: Sighting, ends: list[End]) ->
     strength = {"contact": CONTACT, "secondary": ECHO}.get(signature.weight, SPECIFIC)
     if not near and signature.id not in _SILENT:
         return
-    end = next((one for one in ends if one.rank == voice.rank is not None), None)
-    at = heard.true(voice.node, seen.at)
-    rank = voice.rank if voice.rank is not None else end.rank if end else None
-    yield as_seen(seen, strength, rank, at, (seen.quote,))
+    yield as_seen(seen, strength, voice.rank, heard.true(voice.node, seen.at), (seen.quote,))

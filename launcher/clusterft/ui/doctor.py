@@ -87,7 +87,8 @@ def _layers(report: Report) -> Iterator[str]:
             continue
         worst = min((_WORST.index(one.status) for one in grouped[name]), default=4)
         judged = [one for one in grouped[name] if one.status in ("ok", "warn", "fail")]
-        mark = _MARKS[_WORST[worst]] if worst < 2 else "✓" if judged else "·"
+        blind = any(one.status == "unknown" and (about := entry(one.id)) and about.vital for one in grouped[name])
+        mark = _MARKS[_WORST[worst]] if worst < 2 else "?" if blind else "✓" if judged else "·"
         yield f"  {name:<{_WIDTH}}{mark}  {report.highlights.get(name, '')}".rstrip()
 
 

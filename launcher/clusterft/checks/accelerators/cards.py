@@ -10,6 +10,7 @@ from clusterft.checks import job
 from clusterft.checks.engines.containers import ours
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
+from clusterft.checks.system import upkeep
 from clusterft.facts import NodeFacts
 from clusterft.facts.gpu import Gpu
 from clusterft.facts.health.gpu import Card, GpuHealth
@@ -308,10 +309,12 @@ def _without_ours(facts: NodeFacts, health: GpuHealth, containers: frozenset[str
 
 def host_bound(seen: Examination) -> Iterator[Finding]:
     """run.host-bound: cards of a run of ours, at work all the time and far below their power, on a slow host."""
+    containers = ours({name: health.docker for name, health in seen.health.items()})
     for name, health in seen.health.items():
         facts = seen.survey.facts.get(name)
-        mine = any(user.ours or user.container for user in (health.gpu.users or {}).values())
-        if facts is None or not mine or not _slow_host(seen, name):
+        mine = any(user.ours or user.container in containers for user in (health.gpu.users or {}).values())
+        slow = health.host.governor is not None and upkeep.held_low(health.host.governor)
+        if facts is None or not mine or not slow:
             continue
         starved = [one for one in _used(seen) if one.node == name and _starved(one.card)]
         if starved and len(starved) == len([one for one in _used(seen) if one.node == name]):
@@ -326,7 +329,7 @@ def host_bound(seen: Examination) -> Iterator[Finding]:
                 ),
                 cause="the processor is saving power while cards wait for it",
                 fix=(
-                    "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+                    upkeep.PERFORMANCE,
                     "in job.yaml: fewer loader workers, more accumulation",
                 ),
                 needs_root=True,
@@ -340,12 +343,6 @@ def _starved(card: Card) -> bool:
         return False
     looks = ((card.load, card.draw), (card.load_again, card.draw_again))
     return all((load or 0) >= _LOADED and (draw or 0.0) < _FED * card.limit for load, draw in looks)
-
-
-def _slow_host(seen: Examination, name: str) -> bool:
-    """A governor that keeps clocks low; drivers that choose clocks by themselves call their usual mode so too."""
-    governor = seen.health[name].host.governor
-    return governor is not None and "powersave" in governor.names and "pstate" not in governor.driver
 
 
 def _used(seen: Examination) -> Iterator[_Used]:

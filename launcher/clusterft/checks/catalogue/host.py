@@ -34,7 +34,7 @@ ENTRIES: tuple[Entry, ...] = (
         "where /etc/fstab says otherwise",
         cause="the kernel stops writing after an error of the disk; or it was mounted so",
         mends=("sudo mount -o remount,rw DIRECTORY", "after errors: fsck, or another disk"),
-        found=("facts", "log"),
+        found=("facts", "deep", "log"),
         source="gpud",
     ),
     Entry(
@@ -46,7 +46,7 @@ ENTRIES: tuple[Entry, ...] = (
         "needs; a warning below 5 % if that is also little",
         cause="images, caches, or checkpoints of earlier runs",
         mends=("docker image prune", "sudo du -xh DIRECTORY --max-depth=2 | sort -h | tail   names what is big"),
-        found=("facts", "up", "train", "log"),
+        found=("facts", "probe", "deep", "up", "train", "log"),
         source="Imbue: less than 5 % free",
         vital=True,
     ),
@@ -102,7 +102,7 @@ ENTRIES: tuple[Entry, ...] = (
         how="the limit of a login, on nodes with InfiniBand and for runs outside containers; inside, see the box",
         cause="the default of most systems is 8 MiB or less",
         mends=("memlock unlimited in /etc/security/limits.d, then log in again",),
-        found=("facts", "log"),
+        found=("facts", "probe", "log"),
         source="NCCL's documentation; nccl-tests#206",
     ),
     Entry(

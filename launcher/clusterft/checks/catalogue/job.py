@@ -90,7 +90,7 @@ _DURING: tuple[Entry, ...] = (
         how="--deep, or a run of ours that goes on: power against utilisation",
         cause="processor, PCIe or the loader cannot keep up",
         mends=("the performance governor; fewer, pinned threads; more gradient accumulation",),
-        found=("deep",),
+        found=("facts", "deep"),
         source="seed 001",
     ),
     Entry(

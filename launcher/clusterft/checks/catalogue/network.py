@@ -39,8 +39,8 @@ ENTRIES: tuple[Entry, ...] = (
         "above 32 nodes each dials those 1, 2, 4, 8, ... places from it. Without Python, the node's sshd dials",
         cause="a firewall that lets only ssh, or only single ports, through",
         mends=(
-            "sudo ufw allow from SUBNET",
-            "or sudo sysctl -w net.ipv4.ip_local_port_range='50000 51000' on every node, and open those",
+            "sudo ufw prepend allow from SUBNET",
+            "or net.ipv4.ip_local_port_range=50000 51000 in /etc/sysctl.d on every node, and open those",
         ),
         found=("probe", "deep", "train", "log"),
         source="NCCL's documentation; reproduced in network namespaces",
@@ -54,7 +54,7 @@ ENTRIES: tuple[Entry, ...] = (
         how="every node opens the rendezvous port for a moment, unless somebody has it, and all others dial it; "
         "so with the port, 64 above, on which the supervisors meet",
         cause="a firewall",
-        mends=("sudo ufw allow from SUBNET to any port 29500:29627 proto tcp",),
+        mends=("sudo ufw prepend allow from SUBNET to any port 29500:29627 proto tcp",),
         found=("probe", "log"),
         source="nccl#375; reproduced in network namespaces",
     ),
@@ -66,7 +66,7 @@ ENTRIES: tuple[Entry, ...] = (
         how="1 KB, then 64 KB echoed between all nodes; where that stalls, again with smaller packets",
         cause="9000 at the ends and 1500 at a switch; a tunnel with less, and a firewall that drops ICMP",
         mends=("sudo ip link set IF mtu 1500 on all nodes", "or jumbo frames on every switch port between them"),
-        found=("probe", "train"),
+        found=("probe", "deep", "train"),
         source="reproduced in network namespaces",
     ),
     Entry(

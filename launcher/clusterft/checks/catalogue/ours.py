@@ -21,7 +21,7 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="`OSError: [Errno 24] Too many open files`, in loaders or where ranks meet",
         how="the limit of a login; in the log of a run that failed, the words of the system",
         cause="limits.conf, or the service that starts sshd, sets it lower than systems do",
-        mends=("echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf, then log in again",),
+        mends=("echo 'USER - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf, then log in again",),
         found=("facts", "log"),
     ),
     Entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from clusterft.checks import controller
@@ -34,7 +35,10 @@ def stale_mux(seen: Examination) -> Iterator[Finding]:
                 evidence=f"groups over {one.socket}: {' '.join(one.groups)}; of a new login: "
                 f"{' '.join(facts.groups or ()) if facts else ''}",
                 cause="ControlMaster: a shared connection has the groups that it began with",
-                fix=(f"on this machine: ssh -O stop {one.node}   (what uses the connection now goes on)",),
+                fix=(
+                    f"on this machine: ssh -O stop -S {shlex.quote(one.socket)} {one.node}   "
+                    "(what uses the connection now goes on)",
+                ),
                 blast_radius="the next command logs in anew",
             )
 

@@ -81,6 +81,6 @@ def _nearest(whole: int, known: int) -> int:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(("job.batch",), batch),
-    Check(("data.too-small",), too_small),
+    Check(("job.batch",), batch, ("facts", "job")),
+    Check(("data.too-small",), too_small, ("facts", "job")),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
+from clusterft.checks.system import upkeep
 from clusterft.findings import Finding
 
 _FILES = 1024  # what systems give by default
@@ -95,10 +96,7 @@ def few_files(seen: Examination) -> Iterator[Finding]:
                 nodes=(node,),
                 summary=f"a process may have {limit} files open: a rank with its loaders and sockets needs more",
                 evidence=f"Max open files {limit} (soft) of a login",
-                fix=(
-                    f"on {node}: echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf   "
-                    "then log in again",
-                ),
+                fix=(f"on {node}: {upkeep.limit(facts, '- nofile 65536')}",),
                 needs_root=True,
                 blast_radius="limits of every login",
             )

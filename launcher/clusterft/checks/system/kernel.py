@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+from clusterft.checks.sizes import size
 from clusterft.facts import NodeFacts
 from clusterft.facts.health.host import HostHealth, KernelLine, Stuck
 from clusterft.findings import Finding
@@ -45,13 +46,13 @@ def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
             blast_radius="job.yaml",
         )
     elif left is not None and facts.memory and left < min(facts.memory * _NO_MEMORY, _NO_MEMORY_BYTES):
-        cache = f", and {_size(reserve)} that ZFS would give back" if reserve else ""
+        cache = f", and {size(reserve)} that ZFS would give back" if reserve else ""
         yield Finding(
             id="os.oom",
             status="warn",
             nodes=(node,),
-            summary=f"hardly any memory is left: {_size(left)}",
-            evidence=f"MemAvailable {_size(left - reserve)} of {_size(facts.memory)}{cache}",
+            summary=f"hardly any memory is left: {size(left)}",
+            evidence=f"MemAvailable {size(left - reserve)} of {size(facts.memory)}{cache}",
             cause="other programs hold it",
             fix=("ps -eo rss,pid,user,args --sort=-rss | head   names who holds it",),
             blast_radius="the programs that are ended",
@@ -123,15 +124,15 @@ def shm(node: str, facts: NodeFacts, health: HostHealth, *, cuda: bool) -> Itera
         return
     least = _GIB if cuda else 128 * _MIB
     left, free = _left_behind(facts, health), facts.shm_free
-    size = sum(left.values())
-    if left and (size >= facts.shm / 100 or (free is not None and free < least)):
+    bytes_left = sum(left.values())
+    if left and (bytes_left >= facts.shm / 100 or (free is not None and free < least)):
         names = sorted(left, key=lambda name: -left[name])
         yield Finding(
             id="os.shm",
             status="warn",
             nodes=(node,),
-            summary=f"ended runs have left {_size(size)} in /dev/shm",
-            evidence="\n".join(f"/dev/shm/{name} {_size(left[name])}, no process has it" for name in names[:5]),
+            summary=f"ended runs have left {size(bytes_left)} in /dev/shm",
+            evidence="\n".join(f"/dev/shm/{name} {size(left[name])}, no process has it" for name in names[:5]),
             cause="ranks that were killed do not clear up",
             fix=("while nothing trains there: rm /dev/shm/nccl-*",),
             needs_root=facts.uid != 0,
@@ -144,7 +145,7 @@ def shm(node: str, facts: NodeFacts, health: HostHealth, *, cuda: bool) -> Itera
             status="warn",
             nodes=(node,),
             summary=f"/dev/shm {'is small' if small else 'is nearly full'}: training may end in `Bus error`",
-            evidence=f"{_size(facts.shm)}, {_size(free or 0)} of it free",
+            evidence=f"{size(facts.shm)}, {size(free or 0)} of it free",
             cause="loaders and NCCL hand over data there; containers of a run share the host's",
             fix=(
                 ("sudo mount -o remount,size=50% /dev/shm",)
@@ -164,7 +165,7 @@ def port_range(node: str, health: HostHealth, port: int) -> Iterator[Finding]:
     reserved = any(first <= port <= last for first, last in health.reserved_ports)
     if not low <= port <= high or reserved:
         return
-    kept = ",".join(f"{a}-{b}" if a != b else str(a) for a, b in (*health.reserved_ports, (port, port)))
+    spared = ",".join(f"{a}-{b}" if a != b else str(a) for a, b in (*health.reserved_ports, (port, port)))
     yield Finding(
         id="os.portrange",
         status="warn",
@@ -174,7 +175,7 @@ def port_range(node: str, health: HostHealth, port: int) -> Iterator[Finding]:
         f"{','.join(f'{a}-{b}' for a, b in health.reserved_ports) or 'none'}",
         cause="the port lies in the range that the kernel gives to connections",
         fix=(
-            _kept("ports", f"net.ipv4.ip_local_reserved_ports={kept}"),
+            kept("ports", f"net.ipv4.ip_local_reserved_ports={spared}"),
             f"or choose a port below {low}: port: in job.yaml" if low > 1024 else "or a smaller range",
         ),
         needs_root=True,
@@ -197,7 +198,7 @@ def conntrack(node: str, health: HostHealth) -> Iterator[Finding]:
                 (f"nf_conntrack_count {count}, nf_conntrack_max {most}", *map(_shown, dropped[-2:]))
             ),
             cause="more connections than the node's firewall may keep in mind",
-            fix=(_kept("conntrack", f"net.netfilter.nf_conntrack_max={max(most * 4, 262144)}"),),
+            fix=(kept("conntrack", f"net.netfilter.nf_conntrack_max={max(most * 4, 262144)}"),),
             needs_root=True,
             blast_radius="memory of the kernel, some 300 bytes a connection",
         )
@@ -227,7 +228,7 @@ def rp_filter(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Findi
                 cause="answers would leave by the other card, and the strict filter takes them for forged",
                 fix=(
                     f"give {second} a subnet of its own, or no address",
-                    "or: " + _kept("rp-filter", *(f"net.ipv4.conf.{one}.rp_filter=2" for one in ("all", *cards))),
+                    "or: " + kept("rp-filter", *(f"net.ipv4.conf.{one}.rp_filter=2" for one in ("all", *cards))),
                 ),
                 needs_root=True,
                 blast_radius="which packets the node takes",
@@ -260,7 +261,7 @@ def _shown(line: KernelLine) -> str:
     return line.words if line.ago is None else f"{line.ago / 60:.0f} min ago: {line.words}"
 
 
-def _kept(name: str, *settings: str) -> str:
+def kept(name: str, *settings: str) -> str:
     """The command that sets kernel parameters now and at every boot."""
     path, lines = f"/etc/sysctl.d/90-clusterft-{name}.conf", " ".join(settings)
     return f"printf '%s\\n' {lines} | sudo tee {path} && sudo sysctl -p {path}"
@@ -268,7 +269,3 @@ def _kept(name: str, *settings: str) -> str:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 'es'}"
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / _MIB:.0f} MiB"

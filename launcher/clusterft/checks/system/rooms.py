@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusterft.checks import docker_room
+from clusterft.checks.sizes import size
 from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.host import DOCKER, HOME, SCRATCH, SHARED, TMP, HostHealth, Volume
 from clusterft.findings import Finding
@@ -56,8 +57,8 @@ def disk_full(node: str, need: Need) -> Iterator[Finding]:
         status="fail" if fail else "warn",
         nodes=(node,),
         summary=f"{'no room' if full else 'little room is left'} for {need.directory}",
-        evidence=f"{_size(volume.free)} of {_size(volume.size)} free on {volume.mounted_on}; "
-        f"{_size(need.least if full else need.enough)} {'needed' if full else 'is soon used'}",
+        evidence=f"{size(volume.free)} of {size(volume.size)} free on {volume.mounted_on}; "
+        f"{size(need.least if full else need.enough)} {'needed' if full else 'is soon used'}",
         cause="the disk is full" if full else "less than 5 % of the disk is free",
         fix=(need.free_up, f"then remove what is not needed any more from {volume.mounted_on}"),
         needs_root=True,
@@ -79,7 +80,7 @@ def inodes(node: str, need: Need) -> Iterator[Finding]:
             nodes=(node,),
             summary=f"{'no' if none else 'few'} more files can be made in {need.directory}: inodes run out",
             evidence=f"{volume.free_inodes} of {volume.inodes} inodes free on {volume.mounted_on}; "
-            f"{_size(volume.free)} free",
+            f"{size(volume.free)} free",
             cause="very many small files",
             fix=(
                 f"sudo du -x --inodes {volume.mounted_on} | sort -n | tail -n 20   names where they lie",
@@ -151,7 +152,3 @@ def docker(facts: NodeFacts, health: HostHealth) -> Need | None:
     size, total = (beside.size, beside.inodes) if beside else (0, None)
     volume = Volume(DOCKER, seen.mounted_on, size, seen.free_bytes, total, seen.free_inodes)
     return Need(volume, seen.store or "Docker's data", 256 * _MIB, 20 * _GIB, True, docker_room.PRUNE)
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / _MIB:.0f} MiB"

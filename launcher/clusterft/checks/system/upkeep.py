@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from clusterft.facts import UNLIMITED, NodeFacts
 from clusterft.facts.health.host import HostHealth
+from clusterft.facts.health.host_settings import Governor
 from clusterft.findings import Finding
 
 _SLEEPS = frozenset("suspend hibernate hybrid-sleep suspend-then-hibernate sleep poweroff halt".split())
 _MASK = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
 # With these drivers powersave follows the load; with all others it is the lowest clock for ever.
 # Source: Documentation/admin-guide/pm/intel_pstate.rst and amd-pstate.rst of the kernel.
+PERFORMANCE = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 _CLEVER_DRIVERS = frozenset(("intel_pstate", "amd-pstate-epp", "amd_pstate_epp"))
 _LAST_SYSTEM_UID = 999  # logind leaves the files of those alone
 _ENOUGH_LOCKED = 2**30  # bytes that RDMA may pin; NCCL asks for some hundred MiB a card
@@ -46,12 +48,17 @@ def _suspend(node: str, evidence: str, *fix: str) -> Finding:
     )
 
 
+def held_low(seen: Governor) -> bool:
+    """Whether processors stay at their lowest clock; some drivers call the mode so in which they choose it."""
+    if seen.driver in _CLEVER_DRIVERS or not seen.names.get("powersave"):
+        return False
+    return (seen.lowest or 0) < (seen.highest or 0) and seen.lowest is not None
+
+
 def governor(node: str, health: HostHealth) -> Iterator[Finding]:
     """os.governor: processors held at their lowest clock."""
     seen = health.governor
-    if seen is None or seen.driver in _CLEVER_DRIVERS or not seen.names.get("powersave"):
-        return
-    if seen.lowest is None or seen.highest is None or seen.lowest >= seen.highest:
+    if seen is None or not held_low(seen):
         return
     yield Finding(
         id="os.governor",
@@ -59,9 +66,9 @@ def governor(node: str, health: HostHealth) -> Iterator[Finding]:
         nodes=(node,),
         summary="processors are held at their lowest clock, and cards will wait for them",
         evidence=f"scaling_governor powersave on {seen.names['powersave']} processors, driver {seen.driver}: "
-        f"{seen.lowest / 1e6:.1f} of {seen.highest / 1e6:.1f} GHz",
+        f"{(seen.lowest or 0) / 1e6:.1f} of {(seen.highest or 0) / 1e6:.1f} GHz",
         cause="the powersave governor of this driver never raises the clock",
-        fix=("echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",),
+        fix=(PERFORMANCE,),
         needs_root=True,
         blast_radius="power and heat of the node, until it reboots",
     )
@@ -129,7 +136,7 @@ def limits(node: str, facts: NodeFacts) -> Iterator[Finding]:
             summary="processes may lock too little memory for InfiniBand",
             evidence=f"ulimit -l: {seen.memlock // 1024} KiB",
             cause="RDMA pins the memory that it reads and writes",
-            fix=(_limit(facts, "- memlock unlimited"),),
+            fix=(limit(facts, "- memlock unlimited"),),
             needs_root=True,
             blast_radius="logins from then on",
         )
@@ -142,7 +149,7 @@ def limits(node: str, facts: NodeFacts) -> Iterator[Finding]:
             evidence="ulimit -s: unlimited",
             cause="the C library sizes threads by this limit, and has a default of its own where there is none",
             fix=(
-                _limit(facts, "soft stack 8192"),
+                limit(facts, "soft stack 8192"),
                 "or remove `ulimit -s unlimited` from the shell's startup files",
             ),
             needs_root=True,
@@ -150,7 +157,7 @@ def limits(node: str, facts: NodeFacts) -> Iterator[Finding]:
         )
 
 
-def _limit(facts: NodeFacts, words: str) -> str:
+def limit(facts: NodeFacts, words: str) -> str:
     """Of one user, as a star does not mean root."""
     place = f"/etc/security/limits.d/90-clusterft-{words.split()[1]}.conf"
     return f"echo '{facts.user or 'root'} {words}' | sudo tee {place}   (counts from the next login)"

@@ -25,7 +25,7 @@ _SHOWN = 10
 def dup_ip(seen: Examination) -> Iterator[Finding]:
     """net.dup-ip, by what the nodes say of themselves: one address on real interfaces of two machines."""
     told: set[str] = set()
-    for node, ip in dialled(seen).items():
+    for node, ip in seen.dialled.items():
         owners = [name for name in seen.survey.facts if own(seen.survey.facts[name], ip)]
         boots = {seen.survey.facts[name].boot_id for name in owners}
         if len(owners) < 2 or len(boots) < 2 or ip in told or node not in owners:
@@ -42,7 +42,7 @@ def dup_ip_unreached(seen: Examination) -> Iterator[Finding]:
         if node.name in seen.survey.facts or node.addr is None:
             continue
         for name, facts in seen.survey.facts.items():
-            at, usual = own(facts, node.addr), dialled(seen).get(name)
+            at, usual = own(facts, node.addr), seen.dialled.get(name)
             if at and usual != node.addr:
                 fix = (*_removal(seen, (name,), node.addr), f"or correct addr= of {node.name} in the hostfile")
                 evidence = f"{name}: {node.addr} on {at}, beside {usual}"
@@ -71,7 +71,7 @@ def dup_ip_dialled(seen: Examination) -> Iterator[Finding]:
 def wrong_nic(seen: Examination) -> Iterator[Finding]:
     """net.wrong-nic, by the facts: the address given for a node is another node's."""
     for node in seen.survey.cluster.active:
-        ip, facts = dialled(seen).get(node.name), seen.survey.facts.get(node.name)
+        ip, facts = seen.dialled.get(node.name), seen.survey.facts.get(node.name)
         if ip is None or facts is None or not facts.addresses or networks.holder(facts, ip):
             continue
         for other, theirs in seen.survey.facts.items():
@@ -96,7 +96,7 @@ def wrong_nic_dialled(seen: Examination) -> Iterator[Finding]:
         # If others do get there, it is the sender that is not in that network.
         by_node.setdefault(one.dial.source if one.dial.target in reached else one.dial.target, []).append(one)
     for node, ones in by_node.items():
-        ip = dialled(seen).get(node, "")
+        ip = seen.dialled.get(node, "")
         at_fault = all(one.dial.target == node for one in ones)
         summary = f"the others do not reach {node} at {ip}" if at_fault else f"{node} does not reach the others"
         yield _misplaced(seen, (node,), summary, "\n".join(_evidence(seen, ones)))
@@ -104,7 +104,7 @@ def wrong_nic_dialled(seen: Examination) -> Iterator[Finding]:
 
 def bridge(seen: Examination) -> Iterator[Finding]:
     """nccl.bridge: a node is dialled at an address of a bridge or VPN that other nodes have as well."""
-    for name, ip in dialled(seen).items():
+    for name, ip in seen.dialled.items():
         at = networks.holder(seen.survey.facts[name], ip) if name in seen.survey.facts else None
         if at is None or not networks.virtual(at.interface):
             continue
@@ -128,7 +128,7 @@ def public_addr(seen: Examination) -> Iterator[Finding]:
     """net.public-addr: the rendezvous store asks nobody who they are."""
     if len(seen.nodes) < 2:
         return
-    found = {name: ip for name, ip in dialled(seen).items() if (parsed := _ip(ip)) and parsed.is_global}
+    found = {name: ip for name, ip in seen.dialled.items() if (parsed := networks.parsed(ip)) and parsed.is_global}
     if found and not _one_prefix(seen, found):
         names = tuple(found)
         yield Finding(
@@ -148,8 +148,8 @@ def public_addr(seen: Examination) -> Iterator[Finding]:
 
 def _one_prefix(seen: Examination, found: dict[str, str]) -> bool:
     """Whether all nodes are in one network of IPv6, where global addresses are the usual ones."""
-    ips = [_ip(ip) for ip in found.values()]
-    if set(found) != set(dialled(seen)) or any(ip is None or ip.version != 6 for ip in ips):
+    ips = [networks.parsed(ip) for ip in found.values()]
+    if set(found) != set(seen.dialled) or any(ip is None or ip.version != 6 for ip in ips):
         return False
     holders = (
         networks.holder(seen.survey.facts[name], ip) if name in seen.survey.facts else None
@@ -216,13 +216,6 @@ def _deletion(name: str, one: Address) -> str:
     return f"on {name}: sudo ip addr del {one.ip}/{one.prefix} dev {one.interface}"
 
 
-def dialled(seen: Examination) -> dict[str, str]:
-    """Where the others dial each node."""
-    if seen.links and seen.links.addresses:
-        return dict(seen.links.addresses)
-    return {name: place.ip for name, place in networks.choose(seen.survey).places.items()}
-
-
 def proper(seen: Examination, names: tuple[str, ...]) -> tuple[str, ...]:
     """The hostfile's lines with addresses that do lead there, as far as they are known."""
     survey = seen.survey
@@ -250,7 +243,7 @@ def leading(seen: Examination, names: tuple[str, ...]) -> dict[str, str]:
     if not better:
         plain = replace(survey.cluster, nodes=tuple(replace(node, addr=None) for node in survey.cluster.nodes))
         better = {name: place.ip for name, place in networks.choose(_on(survey, plain)).places.items()}
-    now = dialled(seen)
+    now = seen.dialled
     return {name: better[name] for name in wanted if name in better and better[name] != now.get(name)}
 
 
@@ -282,7 +275,7 @@ def _matters(seen: Examination, name: str, cards: tuple[str, ...]) -> bool:
 
 
 def _kept(seen: Examination, name: str, cards: tuple[str, ...]) -> str:
-    at = networks.holder(seen.survey.facts[name], dialled(seen).get(name, ""))
+    at = networks.holder(seen.survey.facts[name], seen.dialled.get(name, ""))
     return at.interface if at and at.interface in cards else cards[0]
 
 
@@ -358,10 +351,3 @@ def _why(given: list[Node]) -> str:
 
 def _listed(facts: NodeFacts) -> str:
     return ", ".join(f"{one.ip} on {one.interface}" for one in list(networks.real(facts))[:4]) or "no such address"
-
-
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None

@@ -6,7 +6,6 @@ connection failed, and others find the node elsewhere.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +61,7 @@ def _trouble(seen: Examination, one: Dial) -> Trouble | None:
     at = networks.holder(facts, one.address)
     away = one.error == "no route to host" and one.seconds >= _AWAY
     strange = bool(facts.addresses) and (at is None or bool(networks.virtual(at.interface)))
-    if one.error == "network is unreachable" or away or (strange and is_ip(one.address)):
+    if one.error == "network is unreachable" or away or (strange and networks.parsed(one.address) is not None):
         return Trouble(one, "nowhere")
     return None
 
@@ -116,12 +115,3 @@ def _carrier(seen: Examination, mac: str) -> str:
 def own(facts: NodeFacts, ip: str) -> str:
     """The real interface on which a node has this address; empty if it has it on none."""
     return next((one.interface for one in networks.real(facts) if one.ip == ip), "")
-
-
-def is_ip(text: str) -> bool:
-    """Not a name."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

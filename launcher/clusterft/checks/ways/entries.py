@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 
 from clusterft.checks import networks
@@ -53,6 +52,6 @@ def _towards(seen: Examination, node: str, ip: str) -> str:
     health = seen.health.get(node)
     told = (health.network.neighbours if health else None) or ()
     real = list(networks.real(seen.survey.facts[node]))
-    near = [one.interface for one in real if astray.is_ip(ip) and ipaddress.ip_address(ip) in one.network]
+    near = [one.interface for one in real if (known := networks.parsed(ip)) and known in one.network]
     cards = (*(one.interface for one in told if one.ip == ip), *near, *(one.interface for one in real))
     return cards[0] if cards else "eth0"

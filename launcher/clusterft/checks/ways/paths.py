@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from clusterft.checks import networks
 from clusterft.checks.examination import Examination
-from clusterft.checks.ways import addresses, untried
+from clusterft.checks.ways import untried
 from clusterft.checks.ways.reach import names
 from clusterft.facts.links import Dial, Flow
 from clusterft.findings import Finding
@@ -224,7 +224,7 @@ def _sizes(cards: Mapping[str, tuple[str, int | None]]) -> str:
 def _card(seen: Examination, name: str) -> tuple[str, int | None]:
     """(interface, MTU) that a node uses towards the others."""
     facts = seen.survey.facts.get(name)
-    at = networks.holder(facts, addresses.dialled(seen).get(name, "")) if facts else None
+    at = networks.holder(facts, seen.dialled.get(name, "")) if facts else None
     if facts is None or at is None:
         return "IF", None
     return at.interface, facts.mtus.get(at.interface)

@@ -5,13 +5,14 @@ Knows managers, not reachability: that a port is closed is found by dialling it,
 
 from __future__ import annotations
 
-import ipaddress
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from clusterft.checks import networks
 from clusterft.checks.examination import Examination
+from clusterft.checks.system import kernel
 from clusterft.facts.health.network import Chain, NetworkHealth
 
 Side = Literal["in", "out"]
@@ -99,7 +100,7 @@ def others(seen: Examination, node: str, peers: Iterable[str]) -> tuple[str, ...
     ips = [known[peer] for peer in peers if peer in known]
     facts = seen.survey.facts.get(node)
     own = networks.holder(facts, known[node]) if facts and node in known else None
-    parsed = [_ip(ip) for ip in ips]
+    parsed = [networks.parsed(ip) for ip in ips]
     if own and not own.network.is_global and all(ip is not None and ip in own.network for ip in parsed):
         return (str(own.network),)
     return tuple(dict.fromkeys(ips))
@@ -108,8 +109,9 @@ def others(seen: Examination, node: str, peers: Iterable[str]) -> tuple[str, ...
 def few_ports() -> tuple[str, ...]:
     """The second choice: a narrow range instead of all high ports."""
     low, high = _FEW
+    setting = shlex.quote(f"net.ipv4.ip_local_port_range={low} {high}")
     return (
-        f"or open a few only: on every node sudo sysctl -w net.ipv4.ip_local_port_range='{low} {high}', "
+        f"or open a few only: on every node {kernel.kept('port-range', setting)}, "
         f"and open {low} to {high} in the same way",
     )
 
@@ -201,10 +203,3 @@ def _matched(wanted: Opening, one: str) -> str:
     flag = "saddr" if wanted.side == "in" else "daddr"
     ports = f" tcp dport {_span(wanted.ports, '-')}" if wanted.ports else ""
     return f"{'ip6' if ':' in one else 'ip'} {flag} {one}{ports} accept"
-
-
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clusterft.diagnosis.signatures import Signature, known
 
-_OPEN = "on every node: sudo ufw allow from SUBNET   (all ports: NCCL and Gloo choose theirs at random)"
+_OPEN = "on every node: sudo ufw prepend allow from SUBNET   (all ports: NCCL and Gloo choose theirs at random)"
 _INTERFACE = "NCCL_SOCKET_IFNAME=IF GLOO_SOCKET_IFNAME=IF   with the interface of the nodes' own network"
 _PEER = "another rank ended or could not be reached; this one only noticed"
 _FIRST = "look for the rank that ended first"
@@ -180,7 +180,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"client socket has (failed to connect|timed out)(.*?\((?P<address>[^()]+?), (?P<port>\d+)\))?",
         "the rendezvous host did not answer on its port: wrong address, closed port, or nobody there",
         "on {node}: nc -zv {address} {port}   while rank 0 waits; then on rank 0's node: "
-        "sudo ufw allow from SUBNET to any port {port} proto tcp, or correct the address",
+        "sudo ufw prepend allow from SUBNET to any port {port} proto tcp, or correct the address",
         weight="contact",
     ),
     known(
@@ -188,7 +188,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "net.master-port",
         r"connection to the C10d store has failed",
         "the rendezvous store did not answer: wrong address, closed port, or nobody there",
-        "on rank 0's node: sudo ufw allow from SUBNET to any port PORT proto tcp, or correct the address",
+        "on rank 0's node: sudo ufw prepend allow from SUBNET to any port PORT proto tcp, or correct the address",
         weight="contact",
     ),
     known(

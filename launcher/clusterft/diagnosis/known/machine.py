@@ -59,7 +59,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "os.nofile",
         r"\[Errno 24\]|Too many open files",
         "a process has as many files open as it may",
-        "on {node}: echo '* - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf   then log in again; "
+        "on {node}: echo 'USER - nofile 65536' | sudo tee /etc/security/limits.d/nofile.conf   then log in again; "
         "ulimit -n   tells what holds now",
         "or lower train.data.workers",
     ),
@@ -119,7 +119,8 @@ SIGNATURES: tuple[Signature, ...] = (
         "fs.nfs-port",
         r"mount\.nfs: Connection (timed out|refused)",
         "the NFS server was not reached: port 2049 is closed, or nfsd does not run",
-        "on the server: systemctl status nfs-server; sudo ufw allow from SUBNET to any port 2049 proto tcp",
+        "on the server: systemctl status nfs-server; "
+        "sudo ufw prepend allow from SUBNET to any port 2049 proto tcp",
     ),
     known(
         34,
