@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clusterft.checks import catalogue
-from clusterft.checks.check import LAYERS, Entry
-from clusterft.checks.suite import CHECKS
+from clusterft.checks.check import LAYERS
 
 INTRO = """\
 # clusterft doctor
@@ -36,9 +35,9 @@ blocks · 4 warnings, or not known whether it is ready, only under `--strict` ·
 failed, and this is why · 130 interrupted.
 `--json` prints one document, described in [formats.md](formats.md).
 
-In the tables, *found by* means: **look** one round trip to each node; **probe** programs on the nodes that talk
-with each other; **deep** only with `--deep`; **log** from the logs of a run; **up**, **train** by those commands,
-which stop at it.
+In the tables, *found by* means: **look** a look at each node, which tries nothing; **probe** programs on the nodes
+that talk with each other; **deep** only with `--deep`; **log** from the logs of a run; **up**, **train** by those
+commands, which stop at it.
 """
 
 _NAMES = {"facts": "look"}
@@ -76,9 +75,3 @@ def _never() -> Iterator[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def unanswered() -> list[Entry]:
-    """Entries that say a look or a probe finds them, and no check does."""
-    asked = {identity for check in CHECKS for identity in check.ids}
-    return [one for one in catalogue.ALL if {"facts", "probe", "deep"} & set(one.found) and one.id not in asked]

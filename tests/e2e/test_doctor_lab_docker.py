@@ -342,8 +342,9 @@ def test_a_node_with_cards_and_no_toolkit_is_told_before_a_run_fails(rack: Rack,
 def test_a_doctor_that_is_interrupted_leaves_no_container(rack: Rack, lab: FullLab) -> None:
     words = [sys.executable, "-m", "clusterft", "doctor", "--hosts", str(rack.hosts), "--job", str(rack.job)]
     with subprocess.Popen(words, env=rack.env, cwd=rack.root, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
-        while not _containers(lab, "n1", "label=clusterft.doctor") and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while not _containers(lab, "n1", "label=clusterft.doctor"):
+            assert time.monotonic() < deadline and process.poll() is None, "there was no container to leave"
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) != 0

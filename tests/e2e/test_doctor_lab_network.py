@@ -306,10 +306,15 @@ def test_a_bridge_that_is_alike_on_all_nodes_matters_only_where_it_is_used(lab: 
 
 def test_a_port_that_somebody_has_is_told_by_name_and_left_alone(lab: LightLab, desk: Desk) -> None:
     program = (
-        "import socket; s = socket.create_server(('', 29500)); s.settimeout(60); s.accept(); "
+        "import socket; s = socket.create_server(('', 29500)); s.settimeout(300); s.accept(); "
         "open('/run/disturbed', 'w').close()"
     )
-    on(lab, "n1", f'rm -f /run/disturbed; nohup python3 -c "{program}" >/dev/null 2>&1 & sleep 1')
+    on(
+        lab,
+        "n1",
+        f'rm -f /run/disturbed; nohup python3 -c "{program}" >/dev/null 2>&1 & '
+        "until grep -qi ':733C 0*:0000 0A' /proc/net/tcp; do sleep .1; done",
+    )
     try:
         one = finding(desk.doctor(*ONLY), "rdzv.inuse", "n1")
         assert one["status"] == "warn" and "port 29501" in one["summary"], one

@@ -16,7 +16,6 @@ from trainer.test_report_browser import CHROMIUM, browse
 pytestmark = [pytest.mark.lab_full, pytest.mark.trainer, pytest.mark.long]
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium to show the report in; apt-get install chromium")
 def test_up_and_train_in_the_real_image(tmp_path: Path) -> None:
     image = house.cpu_image().model_dump(mode="json")
     with FullLab.up(3) as lab:
@@ -64,5 +63,7 @@ def test_up_and_train_in_the_real_image(tmp_path: Path) -> None:
         assert [node.inside(["docker", "ps", "-aq"]).strip() for node in lab.nodes] == ["", "", ""]
         page = tmp_path / "report.html"
         page.write_text(read("report.html"))
-    dom, console = browse(page.as_uri(), tmp_path / "profile")
-    assert console == "" and 'data-ready="1"' in dom and body["run"] in dom
+    assert body["run"] in page.read_text()
+    if CHROMIUM:  # test_report_browser says where there is none
+        dom, console = browse(page.as_uri(), tmp_path / "profile")
+        assert console == "" and 'data-ready="1"' in dom and body["run"] in dom

@@ -18,6 +18,7 @@ from clusterft.checks import report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import deep as layer
 from clusterft.checks.work import acceptance, measured
+from clusterft.errors import UsageError
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Said, Saving
 from clusterft.facts.network import Firewall
@@ -408,10 +409,11 @@ def test_the_newest_few_are_kept_and_what_is_slow_is_not(tmp_path: Path) -> None
     assert baseline.load(where) == {"gloo pair a b": (0.6, 0.7, 0.8, 0.9, 1.0)}
     slow = Deep(groups=(pair("ac", 0.8), *twice(pair("bc", 0.001))))
     assert "gloo pair b c" not in baseline.merged({}, slow)
-    where.baseline.write_text("{")
-    assert baseline.load(where) == {}
-    where.baseline.write_text(json.dumps({"schema": 2, "figures": {}}))
-    assert baseline.load(where) == {}
+    for damaged in ("{", json.dumps({"schema": 2, "figures": {}})):
+        where.baseline.write_text(damaged)
+        with pytest.raises(UsageError, match="cannot be read"):
+            baseline.load(where)
+        assert where.baseline.read_text() == damaged, "what this version did not write is not written over"
 
 
 # -- reading ----------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import paramiko
 import pytest
 from paramiko.message import Message
 
-from clusterft.remote.forwarding import CONNECT_FAILED, Transport
+from clusterft.remote import Unreachable
+from clusterft.remote.forwarding import CONNECT_FAILED, Transport, connect
 
 
 def test_the_words_of_a_refused_channel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +32,20 @@ def test_the_words_of_a_refused_channel(monkeypatch: pytest.MonkeyPatch) -> None
     assert transport.refusal() == (CONNECT_FAILED, "Connection refused")
     assert passed_on == [7], "paramiko still reads the message from its start"
     assert transport.refusal() is None
+
+
+def test_a_thread_that_got_no_channel_has_no_words_and_the_broken_way_is_told() -> None:
+    class Gone(Transport):
+        """As paramiko is after the connection broke."""
+
+        def __init__(self) -> None:
+            self._mine, self._said = threading.local(), {}
+
+        def open_channel(self, *given: Any, **options: Any) -> paramiko.Channel:
+            raise paramiko.SSHException("SSH session not active")
+
+        def is_active(self) -> bool:
+            return False
+
+    with pytest.raises(Unreachable, match="the connection broke"):
+        connect(Gone(), "10.0.0.2", 29500, 1.0)

@@ -110,7 +110,7 @@ def _host(guest: socket.socket) -> None:
             deadline = time.monotonic() + _LIFE
             line = _line(guest, deadline)
             said = json.loads(line)
-            if not hmac.compare_digest(str(said.get("word")), ME.word):
+            if not hmac.compare_digest(str(said.get("word")).encode(), ME.word.encode()):
                 return
             guest.sendall(_packed({"name": ME.name, "boot": ME.boot}))
             while True:

@@ -301,7 +301,9 @@ def _covering(directory: str) -> list[str]:
     """The lines of mountinfo whose target the directory lies on; nothing is touched to know them."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rstrip("\n") for line in file]
-    return [line for line in lines if (directory + "/").startswith(line.split(" ")[4].rstrip("/") + "/")]
+    # As the kernel writes a path in there.
+    written = "".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in directory)
+    return [line for line in lines if (written + "/").startswith(line.split(" ")[4].rstrip("/") + "/")]
 
 
 def _become(user: int, group: int) -> None:

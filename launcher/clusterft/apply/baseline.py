@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from clusterft.apply import settings
 from clusterft.checks.work import acceptance
+from clusterft.errors import UsageError
 from clusterft.facts import deep
 from clusterft.facts.deep import Deep
 from clusterft.places import ClusterPlaces
@@ -21,14 +22,17 @@ Figures = Mapping[str, tuple[float, ...]]
 
 
 def load(where: ClusterPlaces) -> dict[str, tuple[float, ...]]:
-    """What is remembered; nothing if there is none, or not in a form that this version writes."""
+    """What is remembered; nothing before the first time. UsageError for what this version does not write."""
     try:
         body = json.loads(where.baseline.read_text(encoding="utf-8"))
         if body["schema"] != SCHEMA:
-            return {}
+            raise ValueError(f"schema {body['schema']}")
         return {str(key): tuple(float(one) for one in known) for key, known in body["figures"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = f"rm {where.baseline}   and the next doctor --deep begins a new one"
+        raise UsageError(f"cannot be read: {error!r}", where=str(where.baseline), remedy=remedy) from None
 
 
 def remember(where: ClusterPlaces, seen: Deep) -> None:

@@ -50,6 +50,7 @@ class Examined:
 class _Gathered:
     """What the parts have come back with so far."""
 
+    before: Mapping[str, tuple[float, ...]]  # what --deep has measured on other days
     done: dict[Thing, object] = field(default_factory=dict)
     absent: dict[Thing, dict[str, Absence]] = field(default_factory=dict)
     left: tuple[str, ...] = ()  # what doctor could not take away
@@ -64,11 +65,12 @@ class _Gathered:
 def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: Show) -> Examined:
     """The whole look; `fleet` is connected. Raises only what is a bug or the user's Ctrl-C."""
     began = time.monotonic()
-    gathered = _Gathered()
+    known = settings.cluster_places(cluster.name)
+    gathered = _Gathered(before=baseline.load(known) if depth == "deep" else {})
     show("asking every node")
     survey = _survey(fleet, wanted, gathered)
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
-    here = client.look(desk.look(settings.cluster_places(cluster.name)), cluster, fleet, survey)
+    here = client.look(desk.look(known), cluster, fleet, survey)
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
         unasked |= dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
@@ -81,7 +83,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         gathered.left = tuple(crew.left)
     looked: Deep | None = _of(gathered, "deep", None)
     if looked is not None:
-        baseline.remember(settings.cluster_places(cluster.name), looked)
+        baseline.remember(known, looked)
         unasked |= {"deep": looked.refused} if looked.refused else {}
     seen = Examination(
         wanted=wanted,
@@ -137,10 +139,11 @@ def _probe(
         _lacking(gathered, survey, thing)
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
-        before = baseline.load(settings.cluster_places(survey.cluster.name))
-        last = threading.Thread(
-            target=_try, args=("deep", lambda: deep.run(crew, survey, wanted, show, before), gathered), daemon=True
-        )
+
+        def work() -> object:
+            return deep.run(crew, survey, wanted, show, gathered.before)
+
+        last = threading.Thread(target=_try, args=("deep", work, gathered), daemon=True)
         last.start()
         last.join(_DEADLINES["deep"])
         _lacking(gathered, survey, "deep")

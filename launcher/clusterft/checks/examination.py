@@ -43,7 +43,6 @@ class Wanted:
     contained: bool = True
     shared: str | None = None
     shared_bytes: int = 128 * 2**20
-    local_bytes: int = 64 * 2**20
     port: int = 29500  # of the rendezvous
     tag: str | None = None  # of the image
     image: Identity | None = None  # what `up` brought, where that is known

@@ -66,6 +66,8 @@ def run(options: Options) -> int:
         if given:
             _same(before, given, options)
         job = given or before
+        if options.new_data and (job.train is None or found.entry.prep):
+            raise UsageError(f"{found.run} reads no pictures that it could leave", remedy="leave out --new-data")
         values, _ = starting.secret_values(job, needed=True)
         tree = starting.shipped(job) if given else None
         return _go_on(options, found, job, values, tree)
@@ -145,7 +147,13 @@ def _leave_data(found: Located, head: str, attempt: int) -> None:
     argv = ("sh", "-c", _LEAVE, "sh", str(found.run_dir), str(attempt))
     done = found.fleet.remotes[head].run(argv, seconds=_SECONDS)
     if done.code != 0:
-        raise Blocked(f"{found.run} cannot be given other pictures: {done.err.strip()}", (), effect="blocks")
+        left = f"{found.run_dir}/index.left-{attempt}"
+        raise Blocked(
+            f"{found.run} cannot be given other pictures: {done.err.strip()}",
+            (),
+            remedy=f"on {head}: mv {found.run_dir}/index {left}   then clusterft resume {found.run}",
+            effect="blocks",
+        )
 
 
 def _refuse_alive(found: Located) -> None:

@@ -22,13 +22,11 @@ _SPAWNED = re.compile(r"process (\d+) spawned with command: .*local_rank=(\d+)")
 _GOT = re.compile(r"SignalException: Process (\d+) got signal: (\d+)")
 _DIED = re.compile(r"died with <Signals\.(SIG[A-Z0-9]+): (\d+)>")
 _RETURNED = re.compile(r"returned non-zero exit status (\d+)")
-_SSH = re.compile(r"pdsh@\S+: (\S+): ssh exited with exit code (\d+)")
 _SHELL = re.compile(
     r"(?:\S+: line \d+: +(\d+) +)?(Killed|Segmentation fault|Bus error|Aborted|Terminated|Hangup)\b"
 )
 _SHELL_CODES = {"Killed": 9, "Segmentation fault": 11, "Bus error": 7, "Aborted": 6, "Terminated": 15, "Hangup": 1}
 _MAPPING = re.compile(r"global_rank_mapping=defaultdict\(<class 'list'>, (\{.*?\})\)")
-_ACCELERATE = re.compile(r"exit code:? (-?\d+)$")
 NAMES = {int(number): number.name for number in signal.Signals}
 
 

@@ -8,15 +8,10 @@ from clusterft.diagnosis.heard import Block, Quote
 
 _BEGIN = re.compile(r"\s*(?:[+|] )*(?:Original |Exception Group )?Traceback \(most recent call last\):")
 _CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
-_ERROR = re.compile(
-    r"(?:[A-Za-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Iteration|Failure)\b(?=:|$| )|"
-    r"(?:[A-Za-z_]\w*\.)*(?:SystemExit|KeyboardInterrupt|GeneratorExit)\b"
-)
 _BARE = re.compile(
     r"(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\b: |Fatal Python error: |terminate called after throwing|"
     r"(?:\S+: line \d+: +\d+ )?(?:Segmentation fault|Bus error|Aborted|Illegal instruction)(?: |$)"
 )
-_THREAD = re.compile(r"Exception in thread ")
 _FRAMES = 12
 _ERRORS = 8
 _MESSAGE = 12  # lines that may still belong to an error's message
@@ -78,8 +73,3 @@ class Tracebacks:
             block.errors.append(Quote(quote.where, stripped))
         self._state, self._left = "message", _MESSAGE
         return block
-
-
-def is_error(text: str) -> bool:
-    """Whether a line names an error, as the last line of a traceback does."""
-    return _ERROR.match(text) is not None

@@ -159,10 +159,6 @@ class Crew:
                 raise Silent("doctor is over")
             self._endings.setdefault(node, []).append(work)
 
-    def able(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those that can run a program."""
-        return tuple(name for name in names if name in self.ways and self.ways[name].kind != "none")
-
     def start(
         self,
         node: str,

@@ -334,10 +334,6 @@ class _Course:
 
     def _fresh(self, name: str) -> int:
         """A port of the run's own range on which nobody listens; each group has another."""
-        first, taken = self.site.wanted.port, self.site.survey.facts[name].listening or frozenset()
-        for _ in _PORTS:
-            port = first + _PORTS[self._port % len(_PORTS)]
-            self._port += 1
-            if port not in taken and port < 65536:
-                return port
-        return first
+        turn, self._port = self._port % len(_PORTS), self._port + 1
+        first = self.site.wanted.port + _PORTS[turn]
+        return network.free_port(first, self.site.survey.facts[name].listening, len(_PORTS) - turn)

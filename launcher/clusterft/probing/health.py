@@ -1,4 +1,4 @@
-"""Doctor's own look at every node, one round trip each."""
+"""Doctor's own look at every node: its clock in a round trip of its own, then all the rest in one."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Transport(paramiko.Transport):
 
     def refusal(self) -> tuple[int, str] | None:
         """(reason, words) for the channel that this thread asked for last."""
-        return self._said.pop(self._mine.number, None)
+        return self._said.pop(getattr(self._mine, "number", -1), None)  # a session that is gone gives no number
 
     def _next_channel(self) -> int:
         number: int = super()._next_channel()  # type: ignore[misc]

@@ -26,10 +26,11 @@ def refuse(found: Found, identity: Identity, left: Sequence[str] = ()) -> None:
         changed.remove("data")
     if changed:
         told = "; ".join(_MEANING[name] for name in changed)
+        pictures = "" if changed != ["data"] else " Or take them as they are: clusterft resume RUN --new-data."
         raise RunError(
             "resume",
             f"{found.folder} belongs to other settings than these. Changed: {told}.",
-            "Restore them to continue, or begin a new run; an export can be its model:.",
+            f"Restore them to continue, or begin a new run; an export can be its model:.{pictures}",
         )
 
 

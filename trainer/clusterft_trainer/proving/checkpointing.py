@@ -39,26 +39,22 @@ def run(given: dict[str, Any], tell: Tell) -> None:
     made = _agreed(lambda: _reach(place, first=int(given["rank"]) == 0), tell)
     if made is None:
         return
-    try:
-        tell({"stage": "start"})
-        engine = _engine(bool(given["cuda"]), int(given["card"]))
-        tell({"stage": "save"})
-        _save(engine, place, tell)
-        tell({"stage": "see"})
-        missing = _unseen(place)
-        tell({"stage": "seen", "missing": missing, "there": _listing(place)})
-        views: list[Any] = [None] * td.get_world_size()
-        td.all_gather_object(views, missing)
-        if any(views):
-            return
+    tell({"stage": "start"})
+    engine = _engine(bool(given["cuda"]), int(given["card"]))
+    tell({"stage": "save"})
+    _save(engine, place, tell)
+    tell({"stage": "see"})
+    missing = _unseen(place)
+    tell({"stage": "seen", "missing": missing, "there": _listing(place)})
+    views: list[Any] = [None] * td.get_world_size()
+    td.all_gather_object(views, missing)
+    if not any(views):
         tell({"stage": "load"})
-        came_back = _came_back(engine, place)
-        tell({"stage": "done", "same": came_back})
-    finally:
-        # The others may still be reading; one that is gone is not waited for beyond torch's patience.
-        with contextlib.suppress(RuntimeError):
-            collective.meet(torch.device("cpu"))
-        sweep({"path": str(place)}, lambda _: None)
+        tell({"stage": "done", "same": _came_back(engine, place)})
+    # The others may still be reading. Whoever fails waits for nobody, and takes nothing from under them: what it
+    # leaves is swept when all have ended.
+    collective.meet(torch.device("cpu"))
+    sweep({"path": str(place)}, lambda _: None)
 
 
 def sweep(given: dict[str, Any], tell: Tell) -> None:
@@ -136,8 +132,11 @@ def _save(engine: Any, place: Path, tell: Tell) -> None:
     try:
         engine.save_checkpoint(str(place), tag=_TAG)
     except Exception as error:
-        room = os.statvfs(place)
-        tell({**wrong(error), "free": room.f_bavail * room.f_frsize})
+        free: dict[str, int] = {}
+        with contextlib.suppress(OSError):  # of a share that is stale nothing can be told, and the error counts
+            room = os.statvfs(place)
+            free["free"] = room.f_bavail * room.f_frsize
+        tell({**wrong(error), **free})
         raise
 
 
