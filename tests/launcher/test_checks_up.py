@@ -284,9 +284,10 @@ def test_a_home_that_could_not_be_looked_at_is_unknown() -> None:
     assert (finding.id, finding.status, finding.nodes) == ("os.disk-full", "unknown", ("b",))
 
 
-def test_the_shared_directory_is_judged_where_one_is_wanted() -> None:
-    ntfs = Mount("/dev/sdb1", "/mnt/out", "fuseblk", "rw")
-    odd = survey(node("b", disks=(scenes.disk("/mnt/out", mount=ntfs),)))
+@pytest.mark.parametrize("kind", ["fuseblk", "fuse.s3fs"])
+def test_the_shared_directory_is_judged_where_one_is_wanted(kind: str) -> None:
+    bad = Mount("/dev/sdb1", "/mnt/out", kind, "rw")
+    odd = survey(node("b", disks=(scenes.disk("/mnt/out", mount=bad),)))
     assert judge(odd) == []
     finding = one(judge(odd, dataclasses.replace(CUDA, shared="/mnt/out")))
     assert (finding.id, finding.status, finding.nodes) == ("fs.type", "warn", ("b",))

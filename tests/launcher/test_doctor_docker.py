@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from clusterft.checks import report, suite
 from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination, Wanted
-from clusterft.facts import DockerGroup, box, health
+from clusterft.facts import DockerGroup, Mount, box, health
 from clusterft.facts.box import Box, Torch
 from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth
 from clusterft.facts.health import docker as docker_health
@@ -34,8 +34,8 @@ THREE = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
 NAMES = ("a", "b", "c")
 NOW = 1_800_000_000.0
 IMAGE = Identity("sha256:aa", ("sha256:1", "sha256:2"), "amd64", "linux", "", 1)
-NFS = Mounted("0:52", "/mnt/out", "nfs4", "nas:/out")
-ROOT = Mounted("259:2", "/", "ext4", "/dev/nvme0n1p2")
+NFS = Mounted("0:52", Mount("nas:/out", "/mnt/out", "nfs4", "rw,relatime,rw,vers=4.2,rsize=1048576,hard"))
+ROOT = Mounted("259:2", Mount("/dev/nvme0n1p2", "/", "ext4", "rw,relatime,rw,errors=remount-ro"))
 LABELS = {
     "clusterft.cluster": "rack",
     "clusterft.run": "moon-1",
@@ -257,8 +257,8 @@ def test_a_container_that_sees_beneath_the_mount_is_told_with_both_sides() -> No
         {"sees": None},
         {"sees": ROOT, "binds": ("/data",)},  # it has no share at all
         {"sees": ROOT, "binds": ("/mnt/outer",)},
-        {"sees": replace(ROOT, fstype="autofs")},  # which comes and goes
-        {"sees": replace(NFS, target="/mnt/out/sub")},
+        {"sees": replace(ROOT, mount=replace(ROOT.mount, fstype="autofs"))},  # which comes and goes
+        {"sees": replace(NFS, mount=replace(NFS.mount, target="/mnt/out/sub"))},
     ],
     ids=str,
 )
@@ -410,9 +410,11 @@ def test_the_nearest_mount_and_the_last_on_a_place_count() -> None:
     lines = MOUNTINFO.splitlines()
     assert over(lines[:2]) == NFS
     assert over([*lines[:2], "97 22 0:61 / /mnt/out rw master:3 propagate_from:2 - tmpfs none rw"]) == Mounted(
-        "0:61", "/mnt/out", "tmpfs", "none"
+        "0:61", Mount("none", "/mnt/out", "tmpfs", "rw,rw")
     )
-    assert over(lines[:1]) == ROOT and over(["nonsense"]) is None and over([]) is None
+    assert over([lines[0], lines[1].rpartition(" ")[0]]) == ROOT, "a line that was cut off"
+    assert over(lines[:1]) == ROOT and over(["nonsense"]) is None and over([]) is None and over(None) is None
+    assert (blank := over(lines[2:])) and blank.mount.target == "/mnt/o t", "as a user writes it"
 
 
 SHELLS = [("sh",), ("dash",), ("bash", "--posix"), ("busybox", "sh")]
@@ -485,7 +487,7 @@ def test_every_shell_reads_the_same(shell: tuple[str, ...], tmp_path: Path) -> N
         True,
         ("/mnt/out",),
     )
-    assert one.since == 1795686248.0 and one.sees == Mounted("259:2", "/", "ext4", "/dev/x")
+    assert one.since == 1795686248.0 and str(one.sees) == "ext4 /dev/x (device 259:2, mounted on /)"
     assert found.here and found.records and found.records["moon-1"].over
 
 

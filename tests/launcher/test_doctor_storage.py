@@ -23,7 +23,7 @@ from clusterft.facts.docker import Docker
 from clusterft.facts.health import Asked, Health
 from clusterft.facts.health.storage import Dialled, FstabLine, Look, Served, StorageHealth, exports, look
 from clusterft.facts.network import Address
-from clusterft.facts.share import Share, Sight, Trial, Trouble, covering, sights
+from clusterft.facts.share import Share, Sight, Trial, Trouble, sights
 from clusterft.findings import Finding
 from clusterft.probing import share
 from clusterft.probing.crew import Crew, Silent, Way
@@ -482,6 +482,9 @@ def test_what_is_seen_late_although_its_directory_was_listed() -> None:
     late = trial("b", seen={"a": Sight(4.2, listed=True), "c": Sight(0.01)})
     one = only(seen(share=proof(b=late)), "fs.attrcache", "b")
     assert "after 4.2 s" in one.evidence and "actimeo=1" in one.fix[0]
+    slack = with_facts(with_health(), facts("b", replace_mount(NFS, options=f"{NFS.options},soft,actimeo=600")))
+    fix = only(slack, "fs.attrcache", "b").fix[0]
+    assert "soft,actimeo=1 " in fix and "600" not in fix, "what else it was mounted with stays"
     soon = trial("b", seen={"a": Sight(1.6, listed=True), "c": Sight(1.6, listed=True)})
     assert judged(seen(share=proof(b=soon))) == [], "NFS as it is by itself"
 
@@ -578,17 +581,7 @@ def test_exports_as_people_write_them() -> None:
     assert found["/open"] == (("*", ""),)
 
 
-def test_only_whole_lines_of_mountinfo_count_and_the_last_lies_on_top() -> None:
-    under = "22 1 8:2 / /mnt/out rw - ext4 /dev/sda2 rw"
-    lines = [
-        "21 1 8:1 / / rw - ext4 /dev/sda1 rw",
-        under,
-        "23 1 0:50 / /mnt/out rw - nfs4 a:/export rw,vers=4.2",
-        "x",
-    ]
-    found = covering(lines)
-    assert found == Mount("a:/export", "/mnt/out", "nfs4", "rw,rw,vers=4.2")
-    assert covering(None) is None and covering(["junk"]) is None
+def test_only_sights_that_are_whole_count() -> None:
     assert sights({"n1": [0.1, False], "n2": "soon", "n3": [True, 1]}) == {"n1": Sight(0.1, False)}
     assert sights([1]) == {}
 

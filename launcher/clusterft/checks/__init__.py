@@ -2,12 +2,14 @@
 
 from clusterft.checks.gathering import blocked_nodes, gathered
 from clusterft.checks.job import Foresight, foresight
-from clusterft.checks.judge import Demand, UpDemand, judge, judge_foreseen, judge_room, judge_up
+from clusterft.checks.judge import Demand, UpDemand, judge, judge_foreseen, judge_room, judge_run_room, judge_up
+from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey, Unreached
 
 __all__ = [
     "Demand",
     "Foresight",
+    "RunRoom",
     "Survey",
     "Unreached",
     "UpDemand",
@@ -17,5 +19,6 @@ __all__ = [
     "judge",
     "judge_foreseen",
     "judge_room",
+    "judge_run_room",
     "judge_up",
 ]

@@ -6,10 +6,10 @@ never asked for is in `unasked`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from clusterft.checks import networks
 from clusterft.checks.survey import Survey
@@ -19,8 +19,10 @@ from clusterft.facts.desk import Desk
 from clusterft.facts.health import Health
 from clusterft.facts.image import Identity
 from clusterft.facts.links import Links
-from clusterft.facts.share import Share
+from clusterft.facts.share import Share, Trial
 from clusterft.spec import JobSpec
+
+T = TypeVar("T")
 
 # facts: the probe of `up`; health: doctor's own; links: the port matrix; share: the storage proof; box: a
 # container of the run's image; deep: collectives and cards at work; job: job.yaml, which may not be
@@ -65,6 +67,7 @@ class Examination:
     deep: Deep | None = None
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)
     unasked: Mapping[Thing, str] = field(default_factory=dict)
+    _worked_out: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def dialled(self) -> Mapping[str, str]:
@@ -77,3 +80,14 @@ class Examination:
     def nodes(self) -> tuple[str, ...]:
         """All active nodes, in the hostfile's order."""
         return tuple(node.name for node in self.survey.cluster.active)
+
+    def trial(self, node: str) -> Trial | None:
+        """A node's part of the storage proof."""
+        return self.share.trials.get(node) if self.share else None
+
+    def once(self, work: Callable[[Examination], T]) -> T:
+        """What several checks read, worked out for the first of them."""
+        if work not in self._worked_out:
+            self._worked_out[work] = work(self)
+        found: T = self._worked_out[work]
+        return found

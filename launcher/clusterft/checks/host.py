@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from clusterft.checks.sizes import size
 from clusterft.checks.survey import Survey
-from clusterft.facts import Disk
+from clusterft.facts import Disk, Mount
 from clusterft.findings import Finding
 
-_CLOCK_WARN, _CLOCK_FAIL = 2.0, 60.0  # seconds; own thresholds: file times mislead, certificates fail
-_FEW_INODES = 1000
-_NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk".split())
+CLOCK_WARN, CLOCK_FAIL = 2.0, 60.0  # seconds; own thresholds: file times mislead, certificates fail
+FEW_INODES = 1000
+_NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk fuse.exfat vboxsf prl_fs drvfs".split())
+_NO_RENAME = frozenset("fuse.s3fs fuse.gcsfuse fuse.goofys fuse.rclone fuse.mount-s3 fuse.blobfuse".split())
 _SHM_WARN = 2**30  # one rank's loader with a few workers fills less
 _OWN_FILES = 16 * 2**20  # keys, known_hosts and the files of a run
 
@@ -22,8 +23,8 @@ def clock(survey: Survey) -> Iterator[Finding]:
     for name, facts in survey.facts.items():
         if facts.clock_offset is None:
             yield Finding("os.clock", "unknown", (name,), "the clock could not be read")
-        elif abs(facts.clock_offset) >= _CLOCK_WARN:
-            status = "fail" if abs(facts.clock_offset) >= _CLOCK_FAIL else "warn"
+        elif abs(facts.clock_offset) >= CLOCK_WARN:
+            status = "fail" if abs(facts.clock_offset) >= CLOCK_FAIL else "warn"
             side = "ahead of" if facts.clock_offset > 0 else "behind"
             yield Finding(
                 id="os.clock",
@@ -37,13 +38,14 @@ def clock(survey: Survey) -> Iterator[Finding]:
             )
 
 
-def disks(survey: Survey, wanted: dict[str, int], elsewhere: int) -> Iterator[Finding]:
-    """os.disk-full, os.inodes, and directories that cannot be written."""
+def disks(survey: Survey, wanted: dict[str, int], elsewhere: int, files: dict[str, int]) -> Iterator[Finding]:
+    """os.disk-full, os.inodes, and directories that cannot be written; bytes and files that each is to take."""
     for name, facts in survey.facts.items():
         for directory in wanted.keys() - {disk.directory for disk in facts.disks}:
             yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
         for disk in facts.disks:
-            yield from room(name, disk, wanted.get(disk.directory, elsewhere))
+            at = disk.directory
+            yield from room(name, disk, wanted.get(at, elsewhere), files.get(at, FEW_INODES))
 
 
 def users(survey: Survey) -> Iterator[Finding]:
@@ -99,20 +101,27 @@ def share(survey: Survey, directory: str) -> Iterator[Finding]:
             if disk.directory != directory:
                 continue
             yield from room(name, disk, _OWN_FILES)
-            kind = disk.mount.fstype if disk.mount else ""
-            if kind in _NO_POSIX:
-                yield Finding(
-                    id="fs.type",
-                    status="warn",
-                    nodes=(name,),
-                    summary=f"{directory} lies on {kind}, which lacks permissions, safe renames or locks",
-                    evidence=f"{disk.device} on {disk.mounted_on}",
-                    fix=("choose a directory on ext4, xfs or NFS for shared:",),
-                    blast_radius="job.yaml",
-                )
+            if disk.mount:
+                yield from kind(name, directory, disk.mount)
 
 
-def room(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
+def kind(node: str, directory: str, mount: Mount) -> Iterator[Finding]:
+    """fs.type: a filesystem on which renames, permissions or locks are not what training relies on."""
+    if mount.fstype not in _NO_POSIX | _NO_RENAME:
+        return
+    lacks = "safe renames" if mount.fstype in _NO_RENAME else "permissions, safe renames or locks"
+    yield Finding(
+        id="fs.type",
+        status="warn",
+        nodes=(node,),
+        summary=f"{directory} lies on {mount.fstype}, which lacks {lacks}",
+        evidence=f"{mount.source} on {mount.target} type {mount.fstype}",
+        fix=("choose a directory on ext4, xfs or NFS for shared:",),
+        blast_radius="job.yaml",
+    )
+
+
+def room(node: str, disk: Disk, wanted: int, files: int = FEW_INODES) -> Iterator[Finding]:
     """One directory: may it be written, and does it have the room."""
     if not disk.writable:
         yield Finding(
@@ -134,7 +143,7 @@ def room(node: str, disk: Disk, wanted: int) -> Iterator[Finding]:
             fix=(f"free room on {disk.mounted_on}, or choose another directory",),
             blast_radius=disk.mounted_on,
         )
-    if disk.free_inodes is not None and disk.free_inodes < _FEW_INODES:
+    if disk.free_inodes is not None and disk.free_inodes < files:
         yield Finding(
             id="os.inodes",
             status="fail",

@@ -24,8 +24,8 @@ class Foresight:
 
     vram: int  # of one slot
     host: int  # memory of one node
-    disk: int  # in the shared dir, at most
-    checkpoint: int
+    checkpoint: int  # on disk
+    export: int
     step: float | None  # seconds; None where the cards or the link are not known
     remedies: tuple[str, ...]  # changes with which it would fit
 
@@ -36,8 +36,8 @@ def foresight(body: Mapping[str, Any]) -> Foresight:
         return Foresight(
             vram=int(body["vram_total"]),
             host=int(body["host_total"]),
-            disk=int(body["disk_total"]),
             checkpoint=int(body["checkpoint"]),
+            export=int(body["export"]),
             step=body["time"]["step"],
             remedies=tuple(f"{' + '.join(one['changes'])} with {one['engine']}" for one in body["remedies"]),
         )

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clusterft.checks import controller, docker, docker_room, gpu, host, job
+from clusterft.checks import controller, docker, docker_room, gpu, host, job, run_room
 from clusterft.checks.gathering import gathered
+from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey
 from clusterft.findings import Finding
 
@@ -18,8 +19,9 @@ class Demand:
 
     device: Literal["cpu", "cuda"]
     shared: str
-    shared_bytes: int  # room that the run needs in the shared dir
+    shared_bytes: int  # room that any run needs in the shared dir
     local_bytes: int  # room for logs and files on each node
+    shared_files: int = host.FEW_INODES  # files that it will make there
     contained: bool = False  # containers are asked for, so each node's engine is
 
 
@@ -42,15 +44,22 @@ def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
         *controller.unreached(survey),
         *controller.same_host_twice(survey, share_cards=demand.device == "cpu"),
         *host.clock(survey),
-        *host.disks(survey, {demand.shared: demand.shared_bytes}, demand.local_bytes),
+        *host.disks(
+            survey, {demand.shared: demand.shared_bytes}, demand.local_bytes, {demand.shared: demand.shared_files}
+        ),
         *(docker.usable(survey, cuda=demand.device == "cuda") if demand.contained else ()),
         *(_cards(survey) if demand.device == "cuda" else ()),
     )
 
 
-def judge_foreseen(survey: Survey, seen: job.Foresight, shared: str) -> tuple[Finding, ...]:
+def judge_foreseen(survey: Survey, seen: job.Foresight) -> tuple[Finding, ...]:
     """What the trainer's estimate rules out, for when it is known later than the rest."""
-    return gathered((*job.fits(survey, seen), *host.disks(survey, {shared: seen.disk}, 0)))
+    return gathered(job.fits(survey, seen))
+
+
+def judge_run_room(survey: Survey, shared: str, room: RunRoom) -> tuple[Finding, ...]:
+    """What a run will write into the shared dir, against what is free there."""
+    return gathered(run_room.found(survey, shared, room))
 
 
 def _cards(survey: Survey) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from clusterft.diagnosis.heard import End, Quote, Sighting
 from clusterft.diagnosis.signatures import Match, told
 
 SAID, SPECIFIC, OWN, CONTACT, ECHO, CODE = range(6)  # strengths, the strongest first
-MEMORY = "lower train.data.workers, leave out offload, or use nodes with more memory"
 _ELSEWHERE = frozenset({"rdzv.partial"})  # said by those that came, of those that did not
 
 

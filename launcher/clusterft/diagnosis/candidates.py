@@ -15,7 +15,6 @@ from clusterft.diagnosis.candidate import (
     CODE,
     CONTACT,
     ECHO,
-    MEMORY,
     OWN,
     SAID,
     SPECIFIC,
@@ -28,7 +27,7 @@ from clusterft.diagnosis.candidate import (
 from clusterft.diagnosis.deaths import AROUND, echoes, killed_by, merged, of_end, placed
 from clusterft.diagnosis.ends import LAUNCHERS
 from clusterft.diagnosis.heard import Block, End, Heard, Quote, Sighting, Told, Voice
-from clusterft.diagnosis.signatures import Match, find, told
+from clusterft.diagnosis.signatures import MEMORY, Match, find, told
 
 _NEAR = 400  # lines before a voice's last one in which it may speak of its end
 _SILENT = frozenset({"ckpt.latest", "job.hostfile"})  # a warning once, and then all goes wrong without a word

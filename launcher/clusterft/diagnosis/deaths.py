@@ -9,10 +9,10 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
-from clusterft.diagnosis.candidate import CODE, ECHO, MEMORY, OWN, SPECIFIC, Candidate
+from clusterft.diagnosis.candidate import CODE, ECHO, OWN, SPECIFIC, Candidate
 from clusterft.diagnosis.ends import named
 from clusterft.diagnosis.heard import End, Heard, Sighting, Source
-from clusterft.diagnosis.signatures import told
+from clusterft.diagnosis.signatures import MEMORY, told
 
 AROUND = 60.0  # seconds between a kernel's word and what a launcher makes of it
 _FROM_OUTSIDE = "SIGKILL comes from outside: from the kernel when memory runs out, else from a person or an engine"

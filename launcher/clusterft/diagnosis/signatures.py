@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 # specific: names a cause by itself. contact: two ranks did not come together, which a peer's own end explains as
 # well. secondary: follows from something else. kernel: said by a node's kernel. benign: says nothing.
 Weight = Literal["specific", "contact", "secondary", "kernel", "benign"]
+MEMORY = "lower train.data.workers, leave out offload, or use nodes with more memory"  # a remedy of many
 
 
 @dataclass(frozen=True, slots=True)

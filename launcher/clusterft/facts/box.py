@@ -96,7 +96,6 @@ def shaped(body: Mapping[str, Any]) -> dict[str, Any]:
     limits, shm, table = body.get("limits"), body.get("shm"), body.get("mounts")
     limits = limits if isinstance(limits, dict) else {}
     pair = shm if isinstance(shm, list) and len(shm) == 2 else (None, None)
-    lines = [line for line in table if isinstance(line, str)] if isinstance(table, list) else []
     return {
         "uid": _whole(body.get("uid")),
         "gid": _whole(body.get("gid")),
@@ -105,7 +104,7 @@ def shaped(body: Mapping[str, Any]) -> dict[str, Any]:
         "nofile": _whole(limits.get("nofile")),
         "shm": _whole(pair[0]),
         "shm_free": _whole(pair[1]),
-        "sees": mounted.over(lines),
+        "sees": mounted.over(table),
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from clusterft.facts.storage import Mount, plain
+
 # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue   (proc_pid_mountinfo(5))
-_LINE = re.compile(r"\d+ \d+ (\d+:\d+) (\S+) (/\S*) \S+ (?:\S+ )*?- (\S+) (\S+) ")
+_LINE = re.compile(r"\d+ \d+ (\d+:\d+) \S+ (/\S*) (\S+) (?:\S+ )*?- (\S+) (\S+) (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,19 +16,20 @@ class Mounted:
     """One mount: the same filesystem has the same device number in every container of a machine."""
 
     device: str  # major:minor
-    target: str
-    fstype: str
-    source: str
+    mount: Mount
 
     def __str__(self) -> str:
-        return f"{self.fstype} {self.source} (device {self.device}, mounted on {self.target})"
+        mount = self.mount
+        return f"{mount.fstype} {mount.source} (device {self.device}, mounted on {mount.target})"
 
 
-def over(lines: Iterable[str]) -> Mounted | None:
+def over(lines: object) -> Mounted | None:
     """The nearest of the mounts that a path lies on, given only these; the last one on a place is on top."""
     nearest: Mounted | None = None
-    for line in lines:
-        match = _LINE.match(f"{line} ")
-        if match and (nearest is None or len(match.group(3)) >= len(nearest.target)):
-            nearest = Mounted(match.group(1), match.group(3), match.group(4), match.group(5))
+    for line in lines if isinstance(lines, list) else ():
+        match = _LINE.match(str(line))
+        if match:
+            device, target, own, fstype, source, whole = map(plain, match.groups())
+            if nearest is None or len(target) >= len(nearest.mount.target):
+                nearest = Mounted(device, Mount(source, target, fstype, f"{own},{whole}"))
     return nearest

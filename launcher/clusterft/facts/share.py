@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from clusterft.facts.storage import Mount, plain
+from clusterft.facts.storage import Mount
 
 
 class Trouble(NamedTuple):
@@ -63,17 +63,6 @@ class Share:
     holder: str = ""  # the node that held the locks
     missing: Mapping[str, str] = field(default_factory=dict)  # node -> why it has no trial
     notes: tuple[str, ...] = ()
-
-
-def covering(lines: object) -> Mount | None:
-    """The mount that a directory lies on, from the lines of mountinfo over it; the last one lies on top."""
-    found: Mount | None = None
-    for line in lines if isinstance(lines, list) else ():
-        before, _, after = str(line).partition(" - ")
-        at, kind = before.split(" "), after.split(" ")
-        if len(at) >= 6 and len(kind) >= 3 and (found is None or len(plain(at[4])) >= len(found.target)):
-            found = Mount(plain(kind[1]), plain(at[4]), kind[0], f"{at[5]},{kind[2]}")
-    return found
 
 
 def sights(body: object) -> dict[str, Sight]:

@@ -30,6 +30,11 @@ class Mount:
         return self.fstype in _SHARED_KINDS
 
     @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written there, whoever asks."""
+        return "ro" in self.options.split(",")
+
+    @property
     def own(self) -> bool:
         """Whether its kind is known to be of this machine alone; of many kinds neither is known."""
         return self.fstype in _OWN_KINDS

@@ -16,7 +16,8 @@ from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
 from clusterft.facts import frames, probe
 from clusterft.facts.health import network, storage
-from clusterft.facts.share import Share, Trial, Trouble, Untried, covering, number, sights
+from clusterft.facts.mounted import over
+from clusterft.facts.share import Share, Trial, Trouble, Untried, number, sights
 from clusterft.probing import hands
 from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.hands import Hand
@@ -264,12 +265,13 @@ class _Proof:
 
     def _greet(self, name: str, hand: Hand) -> None:
         uid, gid = number(hand.hello.get("uid")), number(hand.hello.get("gid"))
+        inside = over(hand.hello.get("mounts"))
         self._trials[name] = Trial(
             node=name,
             way=hand.way,
             uid=None if uid is None else int(uid),
             gid=None if gid is None else int(gid),
-            mount=covering(hand.hello.get("mounts")),
+            mount=inside.mount if inside else None,
         )
 
     def _others(self, name: str) -> Iterable[str]:

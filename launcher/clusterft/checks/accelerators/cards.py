@@ -11,6 +11,7 @@ from clusterft.checks.engines.containers import ours
 from clusterft.checks.examination import Examination
 from clusterft.checks.survey import Survey
 from clusterft.checks.system import upkeep
+from clusterft.checks.work import pace
 from clusterft.facts import NodeFacts
 from clusterft.facts.gpu import Gpu
 from clusterft.facts.health.gpu import Card, GpuHealth
@@ -21,7 +22,6 @@ _HELD = {0x8: "hardware slowdown", 0x20: "too hot", 0x40: "too hot, by hardware"
 _BRAKE = 0x88
 _LOWER = 0.97  # of what its equals may draw
 _LIMIT_WATTS = 2.0  # limits that are nearer to each other are equal
-_LOADED, _FED = 90, 0.70  # per cent of the time at work, and of the power limit that it then draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +342,7 @@ def _starved(card: Card) -> bool:
     if card.limit is None or None in (card.load, card.draw, card.load_again, card.draw_again):
         return False
     looks = ((card.load, card.draw), (card.load_again, card.draw_again))
-    return all((load or 0) >= _LOADED and (draw or 0.0) < _FED * card.limit for load, draw in looks)
+    return all(pace.underfed(load or 0, draw or 0.0, card.limit) for load, draw in looks)
 
 
 def _used(seen: Examination) -> Iterator[_Used]:

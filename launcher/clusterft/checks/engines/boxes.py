@@ -59,7 +59,7 @@ def mounted(seen: Examination) -> Iterator[Finding]:
         here = health.docker.here if health else None
         if box.sees is None or here is None or box.sees.device == here.device:
             continue
-        if "autofs" not in (box.sees.fstype, here.fstype):
+        if "autofs" not in (box.sees.mount.fstype, here.mount.fstype):
             yield Finding(
                 id="dk.early-mount",
                 status="fail",

@@ -145,7 +145,7 @@ def early_mount(seen: Examination) -> Iterator[Finding]:
             bound = shared is not None and any(_within(shared, path) for path in one.binds)
             if not bound or one.sees is None or here is None or DOCTOR in one.labels:
                 continue
-            if one.sees.device == here.device or "autofs" in (one.sees.fstype, here.fstype):
+            if one.sees.device == here.device or "autofs" in (one.sees.mount.fstype, here.mount.fstype):
                 continue
             run = one.run if one.labels.keys() >= _ENOUGH else ""
             again = (f"clusterft stop {run}, then clusterft resume {run}",) if run else ()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median
 
-from clusterft.checks import host
+from clusterft.checks import host, run_room
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination, Thing
+from clusterft.checks.run_room import RunRoom
 from clusterft.checks.system import kernel, rooms, upkeep
-from clusterft.facts import NodeFacts
+from clusterft.facts import Disk, NodeFacts
 from clusterft.facts.health.host import SCRATCH, SHARED, TMP, Clock, HostHealth
 from clusterft.findings import Finding
 
 _BOTH: tuple[Thing, ...] = ("facts", "health")
-_CLOCK_WARN, _CLOCK_FAIL = 2.0, 60.0  # seconds, as in checks.host
 _UNREAD = "the clock could not be read"
 
 
@@ -24,9 +25,9 @@ def clock(seen: Examination) -> Iterator[Finding]:
     known = {name: one for name, one in clocks.items() if one}
     for name in clocks.keys() - known.keys():
         yield Finding("os.clock", "unknown", (name,), _UNREAD)
-    wrong = {name: one for name, one in known.items() if _off(one) >= _CLOCK_WARN}
+    wrong = {name: one for name, one in known.items() if _off(one) >= host.CLOCK_WARN}
     middle = median(one.offset for one in known.values()) if known else 0.0
-    together = all(abs(one.offset - middle) - one.error < _CLOCK_WARN for one in known.values())
+    together = all(abs(one.offset - middle) - one.error < host.CLOCK_WARN for one in known.values())
     if len(known) > 1 and len(wrong) == len(known) and together:
         yield _controllers_clock(known, middle)
         return
@@ -76,7 +77,7 @@ def _nodes_clock(name: str, one: Clock, health: HostHealth) -> Finding:
         fix = ("sudo timedatectl set-ntp true",)
     return Finding(
         id="os.clock",
-        status="fail" if _off(one) >= _CLOCK_FAIL else "warn",
+        status="fail" if _off(one) >= host.CLOCK_FAIL else "warn",
         nodes=(name,),
         summary=f"the clock is {abs(one.offset):.1f} s {side} the controller's",
         evidence=f"offset {one.offset:+.3f} s (± {one.error:.3f})" + (f"; {said}" if said else ""),
@@ -103,10 +104,29 @@ def disk_full(seen: Examination) -> Iterator[Finding]:
             if above is None:
                 yield Finding("os.disk-full", "unknown", (name,), f"the room for {directory} could not be read")
             elif key == SHARED:
-                found = host.room(name, above, seen.wanted.shared_bytes)
-                yield from (one for one in found if one.id == "os.disk-full")
+                yield from _share_full(seen, name, above)
+    run = _run(seen)
     for name, need in _needs(seen):
-        yield from rooms.disk_full(name, need)
+        if run and need.volume.directory == SHARED:
+            free = run_room.Free(need.directory, need.volume.mounted_on, need.volume.free)
+            yield from run_room.judged(name, free, run)
+        else:
+            yield from rooms.disk_full(name, need)
+
+
+def _share_full(seen: Examination, name: str, above: Disk) -> Iterator[Finding]:
+    if run := _run(seen):
+        yield from run_room.judged(name, run_room.Free(above.directory, above.mounted_on, above.free_bytes), run)
+        return
+    found = host.room(name, above, seen.wanted.shared_bytes)
+    yield from (one for one in found if one.id == "os.disk-full")
+
+
+def _run(seen: Examination) -> RunRoom | None:
+    """What the job's run will write into the shared dir, where the trainer is ours."""
+    train = seen.wanted.job.train if seen.wanted.job else None
+    slots = sum(node.slots for node in seen.survey.cluster.active)
+    return run_room.of(train, slots) if train else None
 
 
 def inodes(seen: Examination) -> Iterator[Finding]:
@@ -178,10 +198,13 @@ def _each(seen: Examination) -> Iterator[tuple[str, NodeFacts, HostHealth]]:
 
 
 def _needs(seen: Examination) -> Iterator[tuple[str, rooms.Need]]:
+    run = _run(seen)
     for name, facts, health in _each(seen):
         # Where the share is not mounted, what lies beneath it says nothing of the share's room.
         shared = None if _beneath(seen, health) else seen.wanted.shared
         for need in rooms.needs(facts, health, shared, seen.wanted.shared_bytes):
+            if run and need.volume.directory == SHARED:
+                need = replace(need, files=run.files)
             yield name, need
         if seen.wanted.contained and (need_of_docker := rooms.docker(facts, health)):
             yield name, need_of_docker

@@ -159,7 +159,7 @@ def bringing(seen: Examination, node: str, of: Origin) -> Iterator[str]:
 def again(seen: Examination, node: str, mount: Mount) -> tuple[str, ...]:
     """The commands that let go of a mount and make it anew."""
     line = in_fstab(seen, node)
-    options, target = _kept(mount.options), quote(mount.target)
+    options, target = kept(mount.options), quote(mount.target)
     words = f" -o {quote(','.join(options))}" if options else ""
     short = line is not None and line.source == mount.source and line.target == mount.target
     fresh = target if short else f"-t nfs{words} {quote(mount.source)} {target}"
@@ -231,13 +231,13 @@ def _told(seen: Examination) -> Iterator[Origin]:
         if mount is not None and is_nfs(mount):
             server, path = server_of(mount), "/" + mount.source.partition(":/")[2]
             words = f"{node}: {mount.source} on {mount.target} type {mount.fstype} ({mount.options})"
-            yield _origin(seen, Origin(server, path, mount.target, _kept(mount.options), words))
+            yield _origin(seen, Origin(server, path, mount.target, kept(mount.options), words))
     for node in seen.nodes:
         line = in_fstab(seen, node)
         if line and line.fstype in ("nfs", "nfs4") and ":/" in line.source:
             server, _, path = line.source.partition(":/")
             words = f"{node}, /etc/fstab: {' '.join(line)}"
-            found = Origin(server.strip("[]"), f"/{path}", line.target, _kept(line.options), words)
+            found = Origin(server.strip("[]"), f"/{path}", line.target, kept(line.options), words)
             yield _origin(seen, found)
     yield from _exported(seen)
 
@@ -295,14 +295,15 @@ def _matches(name: str, ips: tuple[str, ...]) -> bool | None:
     return any(ipaddress.ip_address(ip) in network for ip in ips)
 
 
-def _kept(options: str) -> tuple[str, ...]:
+def kept(options: str) -> tuple[str, ...]:
+    """Of a mount's options, those that go with the directory wherever it is mounted."""
     return tuple(dict.fromkeys(one for one in options.split(",") if one.startswith(_KEPT)))
 
 
 def _same(line: FstabLine, of: Origin) -> bool:
     """Whether an fstab line asks for what the others have; one that names no version takes any."""
     ours, theirs = (
-        {one for one in _kept(words) if "vers=" in one} for words in (line.options, ",".join(of.options))
+        {one for one in kept(words) if "vers=" in one} for words in (line.options, ",".join(of.options))
     )
     plain = {one.replace("nfsvers=", "vers=") for one in ours}
     return line.source == of.source and line.target == of.target and (not plain or not theirs or plain == theirs)

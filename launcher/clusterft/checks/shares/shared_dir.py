@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from shlex import quote
 
+from clusterft.checks import host
 from clusterft.checks.examination import Examination
 from clusterft.checks.shares import nfs
 from clusterft.facts.share import Share, Trial
@@ -22,8 +23,6 @@ _ASKED = {
     "lock": ("fs.lock",),
     "speed": ("fs.slow",),
 }
-_NO_POSIX = frozenset("vfat msdos exfat ntfs ntfs3 fuseblk fuse.exfat vboxsf prl_fs drvfs".split())
-_NO_RENAME = frozenset("fuse.s3fs fuse.gcsfuse fuse.goofys fuse.rclone fuse.mount-s3 fuse.blobfuse".split())
 _LATE = 2.0  # seconds until a file is seen, its directory listed
 _SLOW_RATE, _SLOW_SYNC = 10e6, 1.0  # bytes and seconds; far below what any disk or link gives that is well
 _LONG_CACHE = 60  # seconds; what NFS takes without being told
@@ -32,7 +31,7 @@ _LONG_CACHE = 60  # seconds; what NFS takes without being told
 def squash(seen: Examination) -> Iterator[Finding]:
     """fs.squash: the run's user may not write; by proof, else by what the SSH user's shell says."""
     for node in seen.health:
-        trial = _trial(seen, node)
+        trial = seen.trial(node)
         if trial is None:
             if seen.share is None and _unwritable(seen, node) and not _frozen(seen, node):
                 yield _denied(seen, node, None)
@@ -255,7 +254,7 @@ def cached_long(seen: Examination) -> Iterator[Finding]:
     for node in seen.health:
         mount = nfs.mounted(seen, node)
         words = [one for one in mount.options.split(",") if _keeps(one)] if mount and nfs.is_nfs(mount) else []
-        trial = _trial(seen, node)
+        trial = seen.trial(node)
         fast = trial is not None and trial.seen and all(not one.listed for one in trial.seen.values())
         if mount and words and not (fast and "nocto" not in words):
             yield _cached(seen, node, [f"{mount.source} on {mount.target}: {','.join(words)}"])
@@ -270,10 +269,8 @@ def _keeps(option: str) -> bool:
 def _cached(seen: Examination, node: str, said: list[str]) -> Finding:
     mount = nfs.mounted(seen, node)
     if mount and nfs.is_nfs(mount):
-        kept = ("vers=", "nfsvers=", "port=", "sec=krb5")
-        options = quote(
-            ",".join((*(one for one in mount.options.split(",") if one.startswith(kept)), "actimeo=1"))
-        )
+        kept = (one for one in nfs.kept(mount.options) if not one.startswith(("actimeo=", "noac")))
+        options = quote(",".join((*kept, "actimeo=1")))
         target = quote(mount.target)
         fix: tuple[str, ...] = (
             f"sudo umount {target} && sudo mount -t nfs -o {options} {quote(mount.source)} {target}",
@@ -296,21 +293,11 @@ def _cached(seen: Examination, node: str, said: list[str]) -> Finding:
 
 
 def kind(seen: Examination) -> Iterator[Finding]:
-    """fs.type: a filesystem on which renames, permissions or locks are not what training relies on."""
+    """fs.type, of what the directory lies on by both looks."""
     for node in seen.health:
         mount = nfs.mounted(seen, node)
-        if mount is None or mount.fstype not in _NO_POSIX | _NO_RENAME:
-            continue
-        lacks = "safe renames" if mount.fstype in _NO_RENAME else "permissions, safe renames or locks"
-        yield Finding(
-            id="fs.type",
-            status="warn",
-            nodes=(node,),
-            summary=f"{seen.wanted.shared} lies on {mount.fstype}, which lacks {lacks}",
-            evidence=f"{mount.source} on {mount.target} type {mount.fstype}",
-            fix=("choose a directory on ext4, xfs or NFS for shared:",),
-            blast_radius="job.yaml",
-        )
+        if mount and seen.wanted.shared:
+            yield from host.kind(node, seen.wanted.shared, mount)
 
 
 def slow(seen: Examination) -> Iterator[Finding]:
@@ -363,10 +350,6 @@ def _trials(seen: Examination) -> Iterator[tuple[str, Trial]]:
             yield node, trial
 
 
-def _trial(seen: Examination, node: str) -> Trial | None:
-    return seen.share.trials.get(node) if seen.share else None
-
-
 def _as_owner(seen: Examination, trial: Trial) -> bool:
     return seen.wanted.owner is None or (trial.uid, trial.gid) == seen.wanted.owner
 
@@ -385,4 +368,4 @@ def _unwritable(seen: Examination, node: str) -> bool:
 def _frozen(seen: Examination, node: str) -> bool:
     """Mounted to be read only, which os.ro-fs tells."""
     mount = nfs.mounted(seen, node)
-    return mount is not None and "ro" in mount.options.split(",")
+    return mount is not None and mount.read_only

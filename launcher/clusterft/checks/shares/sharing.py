@@ -31,7 +31,7 @@ _STEPS = {
 def hung(seen: Examination) -> Iterator[Finding]:
     """fs.hung: whoever touches it waits. It counts when a later try has hung as well, if there was one."""
     for node in seen.health:
-        trial, looked = _trial(seen, node), _state(seen, node) == "hung"
+        trial, looked = seen.trial(node), _state(seen, node) == "hung"
         stuck = bool(trial and trial.hung)
         if stuck or (looked and trial is None):
             yield _hung(seen, node, trial.hung if trial else "look")
@@ -165,8 +165,16 @@ def stale(seen: Examination) -> Iterator[Finding]:
         )
 
 
-def not_shared(seen: Examination) -> Iterator[Finding]:
+def not_shared(seen: Examination) -> tuple[Finding, ...]:
     """fs.not-shared, by one look: the directory is not there, or not mounted where the others have it mounted."""
+    return seen.once(_not_shared)
+
+
+def _not_shared(seen: Examination) -> tuple[Finding, ...]:
+    return tuple(_bare(seen))
+
+
+def _bare(seen: Examination) -> Iterator[Finding]:
     if len(_machines(seen)) < 2:
         return
     of = nfs.origin(seen)
@@ -334,14 +342,14 @@ def _lies_on(seen: Examination, node: str) -> str:
 
 def _useless(seen: Examination, node: str, of: Origin) -> bool:
     """Whether the directory is of no use on a node, by what the server may have refused."""
-    trial, state = _trial(seen, node), _state(seen, node)
+    trial, state = seen.trial(node), _state(seen, node)
     if trial and trial.trouble and trial.trouble.errno in _REFUSALS:
         return True
     return state in ("stale", "denied", "broken", "missing") or not _remote(seen, node)
 
 
 def _is_stale(seen: Examination, node: str) -> bool:
-    trial = _trial(seen, node)
+    trial = seen.trial(node)
     tried = trial is not None and trial.trouble is not None and trial.trouble.errno == errno.ESTALE
     return tried or (_state(seen, node) == "stale" and trial is None)
 
@@ -379,14 +387,10 @@ def _state(seen: Examination, node: str) -> str:
 
 
 def _words(seen: Examination, node: str) -> str:
-    trial, health = _trial(seen, node), seen.health.get(node)
+    trial, health = seen.trial(node), seen.health.get(node)
     if trial and trial.trouble:
         return trial.trouble.words
     return health.storage.look.words if health and health.storage.look else ""
-
-
-def _trial(seen: Examination, node: str) -> Trial | None:
-    return seen.share.trials.get(node) if seen.share else None
 
 
 def _dialled(seen: Examination, node: str, mount: Mount | None) -> Dialled | None:

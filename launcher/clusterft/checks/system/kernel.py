@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
+from clusterft.checks import networks
 from clusterft.checks.sizes import size
 from clusterft.facts import NodeFacts
 from clusterft.facts.health.host import HostHealth, KernelLine, Stuck
@@ -23,7 +24,6 @@ _REMOTE = re.compile(r"nfs|rpc_|fuse|request_wait|ceph|cifs|smb|lustre|ll_|gpfs|
 # Where a process waits for a disk that is only slow: 5 s of that say nothing, the kernel's own 120 s do.
 _FROZEN = re.compile(r"percpu_rwsem|sb_start")
 _LONG = re.compile(f"{_REMOTE.pattern}|{_FROZEN.pattern}")
-_VIRTUAL = re.compile(r"lo$|docker|br-|veth|virbr|tailscale|wg\d|tun|tap|cni|flannel|cali|vmnet|vboxnet|zt")
 
 
 def oom(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
@@ -207,11 +207,11 @@ def conntrack(node: str, health: HostHealth) -> Iterator[Finding]:
 def rp_filter(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:
     """os.rp-filter: two cards in one subnet, of which the kernel lets only one be spoken to."""
     modes, up = health.rp_filter, {link.name for link in facts.links or () if link.up}
-    if not modes or facts.addresses is None:
+    if not modes:
         return
     subnets: dict[str, dict[str, str]] = defaultdict(dict)
-    for one in facts.addresses:
-        plain = one.network.version == 4 and one.prefix < 31 and not _VIRTUAL.match(one.interface)
+    for one in networks.real(facts):
+        plain = one.network.version == 4 and one.prefix < 31 and one.interface != "lo"
         if plain and one.interface in up and max(modes.get("all", 0), modes.get(one.interface, 0)) == 1:
             subnets[str(one.network)].setdefault(one.interface, one.ip)
     for subnet, cards in subnets.items():

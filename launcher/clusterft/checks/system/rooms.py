@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusterft.checks import docker_room
+from clusterft.checks.host import FEW_INODES
 from clusterft.checks.sizes import size
 from clusterft.facts import Mount, NodeFacts
 from clusterft.facts.health.host import DOCKER, HOME, SCRATCH, SHARED, TMP, HostHealth, Volume
@@ -13,7 +14,7 @@ from clusterft.findings import Finding
 
 _MIB, _GIB = 2**20, 2**30
 _LITTLE = 0.05  # of a filesystem: what is left before it is full, if that is also few bytes
-_FEW_INODES, _LITTLE_INODES = 1000, 0.01
+_LITTLE_INODES = 0.01
 _DISKS = frozenset("ext2 ext3 ext4 xfs btrfs f2fs jfs reiserfs bcachefs zfs".split())
 
 
@@ -27,6 +28,7 @@ class Need:
     enough: int
     vital: bool
     free_up: str
+    files: int = FEW_INODES
 
 
 def needs(facts: NodeFacts, health: HostHealth, shared: str | None, shared_bytes: int) -> Iterator[Need]:
@@ -71,8 +73,8 @@ def inodes(node: str, need: Need) -> Iterator[Finding]:
     volume = need.volume
     if volume.inodes is None or volume.free_inodes is None:
         return
-    none = volume.free_inodes < min(_FEW_INODES, volume.inodes // 10)
-    few = volume.free_inodes < volume.inodes * _LITTLE and volume.free_inodes < 10 * _FEW_INODES
+    none = volume.free_inodes < min(need.files, volume.inodes // 10)
+    few = volume.free_inodes < volume.inodes * _LITTLE and volume.free_inodes < 10 * need.files
     if none or few:
         yield Finding(
             id="os.inodes",
@@ -101,17 +103,13 @@ def read_only(node: str, facts: NodeFacts, health: HostHealth, wanted: dict[str,
     remounted = [line.words for line in health.kernel or () if "emounting filesystem read-only" in line.words]
     for place, purpose in wanted.items():
         mount = mounts.get(place)
-        if mount and place not in told and _frozen(mount):
+        if mount and place not in told and mount.read_only:
             told.add(place)
             yield _read_only(node, mount, purpose, remounted)
     root = mounts.get("/")
     meant = health.root_options is None or "ro" in health.root_options
-    if root and "/" not in told and root.fstype in _DISKS and _frozen(root) and not meant:
+    if root and "/" not in told and root.fstype in _DISKS and root.read_only and not meant:
         yield _read_only(node, root, "the system itself; /etc/fstab says it can be written", remounted)
-
-
-def _frozen(mount: Mount) -> bool:
-    return "ro" in mount.options.split(",")
 
 
 def _read_only(node: str, mount: Mount, purpose: str, remounted: list[str]) -> Finding:

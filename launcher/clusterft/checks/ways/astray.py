@@ -37,10 +37,14 @@ def misled(seen: Examination) -> set[tuple[str, str]]:
     return back | {(one.dial.source, one.dial.target) for one in found}
 
 
-def troubles(seen: Examination) -> list[Trouble]:
+def troubles(seen: Examination) -> tuple[Trouble, ...]:
     """All of them."""
+    return seen.once(_troubles)
+
+
+def _troubles(seen: Examination) -> tuple[Trouble, ...]:
     found = (_trouble(seen, one) for one in (seen.links.dials if seen.links else ()))
-    return [one for one in found if one]
+    return tuple(one for one in found if one)
 
 
 def _trouble(seen: Examination, one: Dial) -> Trouble | None:

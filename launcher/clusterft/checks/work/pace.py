@@ -12,7 +12,8 @@ from clusterft.findings import Finding
 
 _SLOW = 0.5  # of the median of its equals: every step takes twice as long
 _EQUALS = 3
-_FED, _BUSY, _SAMPLES = 0.7, 90.0, 3  # of the power limit; per cent of the time
+_SAMPLES = 3
+_BUSY, _FED = 90.0, 0.7  # per cent of the time at work, and of the power limit that it then draws
 
 
 def slow_cards(seen: Examination) -> Iterator[Finding]:
@@ -46,7 +47,7 @@ def starved(seen: Examination) -> Iterator[Finding]:
         if len(full) < _SAMPLES:
             continue
         draw, limit, used = (statistics.median(column) for column in zip(*full, strict=True))
-        if used > _BUSY and draw < _FED * limit:
+        if underfed(used, draw, limit):
             launch = f"\nthe host needs {card.launch * 1e6:.0f} us to start a kernel" if card.launch else ""
             yield Finding(
                 id="run.host-bound",
@@ -62,6 +63,11 @@ def starved(seen: Examination) -> Iterator[Finding]:
                 ),
                 blast_radius="job.yaml",
             )
+
+
+def underfed(used: float, draw: float, limit: float) -> bool:
+    """Whether a card that is at work all the time waits for something: watts, and per cent of the time."""
+    return used >= _BUSY and draw < _FED * limit
 
 
 def no_direct_copies(seen: Examination) -> Iterator[Finding]:

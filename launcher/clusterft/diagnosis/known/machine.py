@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from clusterft.diagnosis.signatures import Signature, known
+from clusterft.diagnosis.signatures import MEMORY, Signature, known
 
 _ROOM = "on {node}: df -h; df -i; docker system df   and make room there"
 _SHM = (
     "on {node}: df -h /dev/shm   and, when idle, remove what ended runs have left there",
     "start containers with --ipc=host or a larger --shm-size, or lower train.data.workers",
 )
-_MEMORY = "lower train.data.workers, leave out offload, or use nodes with more memory"
 _SMALLER = "lower train.batch.per_slot, or choose an engine that shards: engine: {kind: zero}"
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -18,7 +17,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "os.oom",
         r"Killed process (?P<pid>\d+) \((?P<name>[^)]*)\)",
         "the kernel ran out of memory and ended process {pid} ({name})",
-        _MEMORY,
+        MEMORY,
         weight="kernel",
     ),
     known(
@@ -186,7 +185,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "os.oom",
         r"^MemoryError|DefaultCPUAllocator: (can't allocate|not enough memory)|Cannot allocate memory",
         "the process asked for more memory than its limit or the node allows",
-        _MEMORY,
+        MEMORY,
     ),
     known(
         0,
@@ -194,7 +193,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"DataLoader worker \(pid\S* (?P<pid>[\d, ]+)\) is killed by signal: Killed",
         "worker {pid} of a data loader was ended by SIGKILL: most often by the kernel when memory runs out",
         "on {node}: sudo dmesg -T | grep -i -E 'killed process|out of memory'",
-        _MEMORY,
+        MEMORY,
     ),
     known(
         50,
