@@ -30,9 +30,9 @@ CASES = {
 SMALL = "accelerate launch sdxl_train.py --pretrained_model_name_or_path=/m.safetensors --train_data_dir=/d "
 
 
-def of(flags: str, name: str = "train.sh") -> migrate.Migration:
+def of(flags: str, name: str = "train.sh", *, script: str = "sdxl_train") -> migrate.Migration:
     """The migration of one command with these flags."""
-    return migrate.run(SMALL + flags, name)
+    return migrate.run(SMALL.replace("sdxl_train.py", f"{script}.py") + flags, name)
 
 
 def at(migration: migrate.Migration, path: str) -> Any:
@@ -228,13 +228,22 @@ def test_a_flag_without_equivalent_is_named_with_the_reason(flags: str, flag: st
     assert flag in migration.yaml and flag in migrate.report(migration)
 
 
-def test_every_flag_of_kohya_is_carried_over_or_has_a_reason() -> None:
+@pytest.mark.parametrize("script", ["sdxl_train", "sdxl_train_network"])
+def test_every_flag_of_kohya_is_carried_over_or_has_a_reason(script: str) -> None:
     for name in sorted(known.KOHYA):
         for value in ("", "=1", "=cpu", "=fp16", "=0.5", "=/there"):
-            migration = of(f"--{name}{value}")
+            migration = of(f"--{name}{value}", script=script)
             reason = left(migration).get(f"--{name}", "")
             assert reason or f"--{name}" in migration.carried, name
             assert "launchers have it" not in reason and "did you mean" not in reason, name
+
+
+def test_what_only_the_other_script_has_is_sent_to_its_counterpart() -> None:
+    given = "--learning_rate_te1=1e-6 --learning_rate_te2=1e-6 --block_lr=1,2 --learning_rate=2e-5"
+    reasons = left(of(given, script="sdxl_train_network"))
+    theirs = "not possible: it belongs to sdxl_train.py; text_encoder_lr is the text encoders'"
+    assert reasons["--learning_rate_te1"] == reasons["--learning_rate_te2"] == theirs
+    assert reasons["--block_lr"] == "not possible: it belongs to sdxl_train.py; unet_lr is the whole UNet's"
 
 
 def test_a_setting_of_nothing_asks_for_nothing() -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_migrate import loads
 
@@ -59,6 +59,7 @@ plain = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), 
 
 @settings(max_examples=80, deadline=None)
 @given(st.dictionaries(names, plain, max_size=8), st.dictionaries(names, plain, max_size=8))
+@example({}, {"learning_rate_te1": True, "network_dim": True})
 def test_any_table_of_settings_is_carried_over_or_reported(table: dict[str, Any], inner: dict[str, Any]) -> None:
     names_of = [*table, *inner]
     migration = migrate.run(json.dumps({"general": inner, "datasets": [{**table, "subsets": [inner]}]}), "d.json")

@@ -29,6 +29,12 @@ _NETWORK = (
     "network_train_text_encoder_only",
     "text_encoder_lr",
 )
+# Rates that only sdxl_train.py has, and what a LoRA has in their place.
+_FULL_RATES = {
+    "learning_rate_te1": "text_encoder_lr is the text encoders'",
+    "learning_rate_te2": "text_encoder_lr is the text encoders'",
+    "block_lr": "unet_lr is the whole UNet's",
+}
 PARTS = ("unet", "text_encoders", "text_encoder_1", "text_encoder_2")
 _BLOCKS = (
     ("time_embed", "label_emb"),
@@ -59,6 +65,9 @@ def rates(sheet: Sheet, case: Case) -> None:
         own = sheet.number("unet_lr")
         unet, by, say = (base, by, say) if own is None else (own, "unet_lr", "")
         unet = 0.0 if sheet.switch("network_train_text_encoder_only") else unet
+        for name, theirs in _FULL_RATES.items():
+            if sheet.given(name):
+                sheet.leave(name, "not possible", f"it belongs to sdxl_train.py; {theirs}")
     elif sheet.given("unet_lr"):
         sheet.leave("unet_lr", "not possible", "it belongs to sdxl_train_network.py; learning_rate is the UNet's")
     if not case.lora and sheet.given("block_lr"):
