@@ -16,7 +16,7 @@ from clusterft.findings import Finding
 GIB = 2**30
 CUDA = Demand("cuda", "/mnt/out", shared_bytes=GIB, local_bytes=GIB // 2)
 TWO = scenes.cluster("a slots=1\nb slots=1 gpus=1\n")
-SMALL = Foresight(vram=8 * GIB, host=GIB, disk=GIB, checkpoint=GIB, step=None, remedies=())
+SMALL = Foresight(vram=8 * GIB, host=GIB, checkpoint=GIB, export=GIB, step=None, remedies=())
 
 
 def survey(**of_b: Any) -> Survey:
@@ -32,7 +32,7 @@ def survey(**of_b: Any) -> Survey:
 
 def found(survey: Survey, seen: Foresight = SMALL) -> dict[str, Finding]:
     """Findings by id."""
-    said = (*checks.judge(survey, CUDA), *checks.judge_foreseen(survey, seen, "/mnt/out"))
+    said = (*checks.judge(survey, CUDA), *checks.judge_foreseen(survey, seen))
     return {finding.id: finding for finding in said}
 
 
@@ -71,22 +71,16 @@ def test_a_run_that_only_just_fits_is_a_warning() -> None:
     assert "job.memory" not in found(survey())
 
 
-def test_checkpoints_that_the_shared_dir_cannot_take_block() -> None:
-    hungry = dataclasses.replace(SMALL, disk=600 * GIB)
-    finding = found(survey(), hungry)["os.disk-full"]
-    assert finding.status == "fail" and finding.nodes == ("a", "b") and "600.0 GiB needed" in finding.summary
-
-
 def test_an_estimate_of_another_version_is_refused_by_name() -> None:
     body = {
         "vram_total": 1.0,
         "host_total": 2.0,
-        "disk_total": 3.0,
-        "checkpoint": 4,
+        "checkpoint": 3,
+        "export": 4.0,
         "time": {"step": 0.5},
         "remedies": [{"changes": ["weights: bf16"], "engine": "ddp", "vram": 1}],
     }
     assert checks.foresight(body) == Foresight(1, 2, 3, 4, 0.5, ("weights: bf16 with ddp",))
-    del body["disk_total"]
-    with pytest.raises(ValueError, match="disk_total"):
+    del body["export"]
+    with pytest.raises(ValueError, match="export"):
         checks.foresight(body)

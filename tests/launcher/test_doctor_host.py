@@ -221,6 +221,22 @@ def test_tmp_alone_only_warns_and_the_shared_dir_is_asked_for_what_a_run_needs()
     assert told.status == "fail" and "128 MiB needed" in told.evidence and "/shared" in told.summary
 
 
+def test_the_shared_dir_is_asked_for_what_the_jobs_checkpoints_take(tmp_path: Path) -> None:
+    large = scenes.JOB.replace("builtin:tiny", "/models/base").replace("steps: 3", "steps: 3000")
+    share = SHARE._replace(free=100 * 10**9, inodes=9000, free_inodes=100)
+    tiny, full = (replace(CPU, job=scenes.job(text, tmp_path)) for text in (scenes.JOB, large))
+    roomy = replace(WELL, volumes=(ROOM, share._replace(free_inodes=900)))
+    assert loud(seen(tiny, a=roomy), host) == []
+    told = only(seen(full, a=roomy), "os.disk-full")
+    assert told.status == "warn" and "100 GB are free on a:/shared" in told.evidence
+    none = only(seen(tiny, a=replace(WELL, volumes=(ROOM, share))), "os.inodes")
+    assert none.status == "fail"
+    # One that the first run makes has the room above it.
+    above = {"disks": (scenes.disk("/shared", free_bytes=10**9),)}
+    assert only(seen(full, of_a=above, a=replace(WELL, volumes=(ROOM,))), "os.disk-full").status == "fail"
+    assert loud(seen(tiny, of_a=above, a=replace(WELL, volumes=(ROOM,))), host) == []
+
+
 def test_what_docker_keeps_counts_where_containers_are_used() -> None:
     engine = scenes.docker(free_bytes=100 * MIB, mounted_on="/", store="/var/lib/docker")
     assert loud(seen(of_a={"docker": engine}), host) == []
@@ -461,7 +477,7 @@ def test_logind_clears_up_after_people_only(owner: tuple[int, int] | None, bad: 
 def test_users_with_other_numbers_matter_unless_the_job_names_one() -> None:
     of_a = {"uid": 1001, "gid": 1001}
     assert only(seen(of_a=of_a), "os.uid", "b").fix
-    job: Any = SimpleNamespace(user="1000:1000")
+    job: Any = SimpleNamespace(train=None, user="1000:1000")
     assert loud(seen(replace(CPU, job=job), of_a=of_a)) == []
 
 

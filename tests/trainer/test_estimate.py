@@ -9,15 +9,26 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clusterft_trainer.config import Learn, TrainConfig
+from clusterft_trainer.config.learn import OptimizerName
 from clusterft_trainer.errors import ConfigError, DataError
-from clusterft_trainer.estimate import arithmetic, blueprint, command, devices, flops, predict, report, timing
+from clusterft_trainer.estimate import (
+    arithmetic,
+    blueprint,
+    command,
+    devices,
+    flops,
+    outline,
+    predict,
+    report,
+    timing,
+)
 from clusterft_trainer.estimate.arithmetic import Cluster, Inventory, Transient
 from clusterft_trainer.estimate.blueprint import Blueprint, Modules
 from clusterft_trainer.estimate.predict import Site
@@ -288,10 +299,75 @@ def test_a_checkpoint_and_the_host_hold_what_the_settings_ask_for(full: Modules)
     terms = {t.name: t.bytes for t in arithmetic.host(offload, inventory, two)}
     assert terms["offloaded"] == 16 * inventory.trained // 2  # half of the slots are on each node
     assert terms["checkpoint staging"] == 12 * inventory.trained // 2
-    saving = settings(checkpoints={"every_steps": 10, "keep": 3})
-    assert arithmetic.total(arithmetic.disk(saving, inventory)[:1]) == 3 * 12 * inventory.trained
     whole = sum(inventory.count([part]) for part in inventory.parts)
     assert arithmetic.export(plain, inventory) == 2 * whole
+
+
+@pytest.mark.parametrize(
+    ("length", "checkpoints", "stand"),
+    [
+        ({"steps": 1000}, {"every_steps": 100, "keep": 3}, {"kept": 3, "last": 1, "being written": 1}),
+        ({"steps": 200}, {"every_steps": 100, "keep": 3}, {"kept": 2, "last": 1, "being written": 1}),
+        ({"steps": 20}, {}, {"last": 1}),
+        ({"steps": 20}, {"rolling": "15min"}, {"last": 1, "being written": 1}),
+        ({"steps": 900}, {"every_steps": 100, "keep": None}, {"kept": 9, "last": 1, "being written": 1}),
+        ({"epochs": 9}, {"every_steps": 100, "keep": None}, {"kept": 1, "last": 1, "being written": 1}),
+        ({"epochs": 9}, {"every_epochs": 2}, {"kept": 2, "last": 1, "being written": 1}),
+        (
+            {"steps": 1000, "held_out": {}},
+            {"best": "held_out"},
+            {"kept": 2, "best": 1, "last": 1, "being written": 1},
+        ),
+    ],
+)
+def test_what_stands_at_most_is_what_the_keeper_leaves(
+    length: dict[str, Any], checkpoints: dict[str, Any], stand: dict[str, int]
+) -> None:
+    config = settings(**{"steps": None, **length}, checkpoints=checkpoints)
+    assert arithmetic.standing(config) == stand
+    sizes = {term.name: term.bytes for term in arithmetic.disk(config, 100, 7)}
+    assert sizes.pop("records") == arithmetic.RECORDS and sizes.pop("exports") == 7
+    assert sum(sizes.values()) == 100 * sum(stand.values())
+
+
+def _chosen(learn: dict[str, Any], **changes: Any) -> TrainConfig:
+    return settings(learn={"gradient_checkpointing": True, **learn}, engine={"kind": "ddp"}, **changes)
+
+
+@pytest.mark.parametrize("model", ["/models/base.safetensors", "builtin:tiny"])
+@pytest.mark.parametrize(
+    "learn",
+    [
+        {"unet": RATE},
+        {"unet": {"rate": 1e-5, "parts": "unet-71"}, "text_encoder_1": RATE},
+        {"unet": {"rate": 1e-5, "parts": ["unet-68"]}, "text_encoders": RATE, "ema": {}},
+        {"text_encoder_2": RATE},
+        {"unet": RATE, "text_encoders": RATE, "lora": {"rank": 8}},
+    ],
+)
+def test_the_outline_counts_what_the_modules_have(model: str, learn: dict[str, Any]) -> None:
+    config = _chosen(learn, model=model)
+    real = predict.inventory_of(modules(learn, blueprint.find(model)))
+    drawn = outline.of(config)
+    assert not drawn.at_most and drawn.assumed == (model != "builtin:tiny")
+    for part in real.parts:
+        for trained in (True, False):
+            assert drawn.inventory.count([part], trained) == real.count([part], trained), (part, trained)
+    assert arithmetic.export(config, drawn.inventory) == arithmetic.export(config, real)
+    assert arithmetic.checkpoint(config, drawn.inventory) == arithmetic.checkpoint(config, real)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_a_checkpoint_by_the_outline_is_as_large_as_by_the_shapes(name: OptimizerName, full: Modules) -> None:
+    rate = {"rate": 1.0 if name == "prodigy" else 1e-5}
+    config = _chosen({"unet": rate, "optimizer": name})
+    by_shapes = arithmetic.checkpoint(config, predict.inventory_of(full))
+    assert arithmetic.checkpoint(config, outline.of(config).inventory) == pytest.approx(by_shapes, rel=0.015)
+
+
+def test_blocks_by_their_names_are_the_whole_unet_at_most() -> None:
+    drawn = outline.of(_chosen({"unet": {"rate": 1e-5, "parts": ["input_blocks.4", "*.attn2.*"]}}))
+    assert drawn.at_most and drawn.inventory.trained == 2_567_463_684
 
 
 # --- against what others measured (GB and images a second), full size: seconds each

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from clusterft_trainer import imports, shapes
+from clusterft_trainer.config.tree import TINY
 from clusterft_trainer.disk import flush
 
-MODEL = "builtin:tiny"
+MODEL = TINY
 _TEXT_LENGTH = 77
 _STALE_SECONDS = 600  # a younger temporary folder may belong to another run that is writing it
 _WORDS = ("a", "on", *shapes.COLOURS, *shapes.SHAPES, *shapes.GROUNDS)

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from clusterft import checks, facts, places, plan
 from clusterft.apply import foresight, sameness, settings
 from clusterft.apply.foresight import Site
-from clusterft.checks import Survey
+from clusterft.checks import RunRoom, Survey, run_room
+from clusterft.checks.run_room import Sizes
 from clusterft.engine import Engine
 from clusterft.errors import Blocked, ClusterftError
 from clusterft.findings import Finding, blockers
@@ -25,9 +26,12 @@ from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan, Prep
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
+from clusterft_trainer.config import TrainConfig
 
-_SHARED_BYTES = 128 * 2**20  # until the trainer's estimate says more
+_SHARED_BYTES = 128 * 2**20  # of any run; what its checkpoints take is added up by `run_room`
 _LOCAL_BYTES = 64 * 2**20  # logs and files of a run
+_DU = 'cd -- "$1" && for d in checkpoints export; do [ ! -d "$d" ] || du -sk "$d" | cut -f 1; done'
+_DU_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,7 @@ def prepare(job: JobSpec, fleet: Fleet, wanted: Wanted, nodes: Iterable[Node]) -
     """A plan of these nodes in this order; Blocked where a check says no."""
     survey = look(job, fleet, nodes)
     contained = job.runtime == "docker"
-    demand = checks.Demand(job.resources.device, str(job.shared), _SHARED_BYTES, _LOCAL_BYTES, contained)
-    found = checks.judge(survey, demand)
-    _stop_at(found, survey, preflight=wanted.preflight)
+    found, writing = _judged(job, fleet, wanted, survey)
     known = settings.load(settings.cluster_places(survey.cluster.name)) if contained else None
     tag = wanted.tag or (known.tag if known else None)
     if contained and tag:
@@ -82,10 +84,55 @@ def prepare(job: JobSpec, fleet: Fleet, wanted: Wanted, nodes: Iterable[Node]) -
         prep=wanted.prep,
     )
     planned = plan.build(job, survey, request)
-    found += () if wanted.prep else _foreseen(job, survey, fleet, planned)
+    found += _foreseen(job, survey, fleet, planned, writing) if writing else ()
     _stop_at(found, survey, preflight=wanted.preflight)
     offsets = {name: seen.clock_offset or 0.0 for name, seen in survey.facts.items()}
     return Prepared(planned, found, offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What our trainer will write into the shared dir in this run."""
+
+    train: TrainConfig
+    survey: Survey
+    shared: str
+    there: int = 0  # bytes that the run's earlier attempts have left
+
+    def room(self, exact: Sizes | None = None) -> RunRoom:
+        """By settings alone, or by the trainer's estimate."""
+        slots = sum(node.slots for node in self.survey.cluster.active)
+        return run_room.of(self.train, slots, exact, self.there)
+
+    def judged(self, exact: Sizes | None = None) -> tuple[Finding, ...]:
+        """Against what is free."""
+        return checks.judge_run_room(self.survey, self.shared, self.room(exact))
+
+
+def _judged(
+    job: JobSpec, fleet: Fleet, wanted: Wanted, survey: Survey
+) -> tuple[tuple[Finding, ...], _Writing | None]:
+    """What facts alone say; Blocked where they say no."""
+    shared, contained = str(job.shared), job.runtime == "docker"
+    writing = None if wanted.prep or job.train is None else _Writing(job.train, survey, shared)
+    demand = checks.Demand(job.resources.device, shared, _SHARED_BYTES, _LOCAL_BYTES, contained=contained)
+    if writing:
+        demand = replace(demand, shared_files=writing.room().files)
+    found = checks.judge(survey, demand)
+    _stop_at(found, survey, preflight=wanted.preflight)
+    if writing:
+        if wanted.first_attempt:
+            writing = replace(writing, there=_left(fleet, survey, job.shared / wanted.run))
+        _stop_at(found + writing.judged(), survey, preflight=wanted.preflight)
+    return found, writing
+
+
+def _left(fleet: Fleet, survey: Survey, run_dir: Path) -> int:
+    """Bytes of checkpoints and exports that a run has there already; what cannot be read counts as none."""
+    head = next(node.name for node in survey.cluster.active if node.name in survey.facts)
+    argv = ("sh", "-c", _DU, "sh", str(run_dir))
+    words = fleet.remotes[head].run(argv, seconds=_DU_SECONDS).out.split()
+    return 1024 * sum(int(word) for word in words if word.isdecimal())
 
 
 def look(job: JobSpec, fleet: Fleet, nodes: Iterable[Node]) -> Survey:
@@ -110,18 +157,22 @@ def _stop_at(found: tuple[Finding, ...], survey: Survey, *, preflight: bool) -> 
     raise Blocked(f"{count} check{'s' * (count > 1)} block{'s' * (count == 1)}; nothing was started", found)
 
 
-def _foreseen(job: JobSpec, survey: Survey, fleet: Fleet, planned: LaunchPlan) -> tuple[Finding, ...]:
-    """What the trainer's own estimate rules out, where slots are cards."""
+def _foreseen(
+    job: JobSpec, survey: Survey, fleet: Fleet, planned: LaunchPlan, writing: _Writing
+) -> tuple[Finding, ...]:
+    """What the trainer's own estimate rules out, where slots are cards; else what settings say of room."""
     box, head = planned.head.container, planned.head.node
     gpus = survey.facts[head.name].gpus
-    if job.train is None or job.resources.device != "cuda" or box is None or not gpus:
-        return ()
+    if job.resources.device != "cuda" or box is None or not gpus:
+        return writing.judged()
     config = next(file.text for file in planned.head.files if file.path.name == "config.json")
     site = Site(len(planned.nodes), max(node.node.slots for node in planned.nodes), gpus[0].name)
     remote = fleet.remotes[head.name]
     with Engine(remote, docker.command(remote)) as engine:
         seen = foresight.look(engine, box, planned.head.python, config, site)
-    return (seen,) if isinstance(seen, Finding) else checks.judge_foreseen(survey, seen, str(job.shared))
+    if isinstance(seen, Finding):
+        return (seen, *writing.judged())
+    return checks.judge_foreseen(survey, seen) + writing.judged(Sizes(seen.checkpoint, seen.export))
 
 
 def _home(node: Node) -> str:

@@ -1,8 +1,8 @@
 """The room that a run needs in the shared dir: what its settings will write there, against what is free. Pure.
 
-Owns how checkpoints that are kept add up, and from which of them on a lack of room blocks: an older checkpoint goes
-only when the newer one is whole, so without room for both nothing is ever saved but the first. What is trained is
-known from the settings alone; the trainer's own estimate, made from the model itself, is exact where there is one.
+Owns how checkpoints that are kept add up, and when a lack of room blocks: an older checkpoint goes only when the
+newer one is whole, so without room for both nothing is ever saved but the first. What is trained is known from the
+settings alone; the trainer's own estimate, made from the model itself, is exact where there is one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def judged(node: str, free: Free, room: RunRoom) -> Iterator[Finding]:
         summary=f"{free.directory} has no room for {what}",
         evidence=f"needs {'' if room.sure else 'up to '}about {about(room.enough)} ({room.words}); "
         f"{about(free.bytes)} are free on {node}:{free.mounted_on}",
-        cause="" if room.single else "an older checkpoint goes only when the newer one is whole",
+        cause="the disk is nearly full"
+        if room.single
+        else "an older checkpoint goes only when the newer one is whole",
         fix=(*room.advice, f"free room on {free.mounted_on}, or choose another directory for shared:"),
         blast_radius=f"job.yaml; what is removed from {free.mounted_on}",
     )

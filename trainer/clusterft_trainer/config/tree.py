@@ -25,6 +25,8 @@ from clusterft_trainer.config.run import (
     Zero,
 )
 
+TINY = "builtin:tiny"
+
 
 class TrainConfig(Section):
     """Everything that the trainer needs to know; the `train:` block of job.yaml."""

@@ -5,6 +5,7 @@
     meter        counts FLOPs and live bytes while such modules run
     flops        FLOPs of one sample for any bucket; what the training loop asks for MFU
     arithmetic   bytes in a slot, in a node and on disk; torch-free
+    outline      how much of a model is trained, by settings alone: for what its checkpoints take; torch-free
     timing       seconds of a step; torch-free
     predict      settings and machines in, an Estimate out; text and JSON by report, the command line by command
 

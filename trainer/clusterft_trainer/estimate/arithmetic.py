@@ -20,6 +20,7 @@ FULL = 4
 CONTEXT = 600_000_000  # CUDA context, kernels, workspaces of cuBLAS and cuDNN: 0.4 to 0.8 GB by card and driver
 NCCL = 350_000_000  # channels and buffers of a communicator
 PROCESS = 3_500_000_000  # host: Python, torch with CUDA, and libraries, resident in each rank
+RECORDS = 128 << 20  # disk: what a run writes beside checkpoints and exports
 LATENTS = 2 * GIB  # host: what a rank remembers of latents and text states, at most
 _QUANTISED = 4096  # elements from which bitsandbytes and torchao quantise a state
 _BLOCK = {"adamw-8bit": 256, "paged-adamw-8bit": 256, "lion-8bit": 256}
@@ -284,19 +285,38 @@ def export(config: TrainConfig, inventory: Inventory) -> int:
     return width * inventory.count(parts) * (2 if config.output.diffusers else 1)
 
 
-def disk(config: TrainConfig, inventory: Inventory) -> tuple[Term, ...]:
-    """What retention lets stand at most, the one that is being written included."""
-    one, saving = checkpoint(config, inventory), config.checkpoints
-    kept = 0 if not saving.cadences else saving.keep
-    passing = 1 + (saving.best is not None)
+def standing(config: TrainConfig) -> dict[str, int]:
+    """How many checkpoints lie on the disk at most, by why they are there, with the one that is being written."""
+    saving, due = config.checkpoints, _due(config)
+    kept = due if saving.keep is None else saving.keep if due is None else min(saving.keep, due)
+    only = due == 0 and saving.rolling is None and saving.best is None
+    found = {"kept": 1 if kept is None else kept, "best": int(saving.best is not None), "last": 1}
+    return {name: count for name, count in (found | {"being written": int(not only)}).items() if count}
+
+
+def _due(config: TrainConfig) -> int | None:
+    """How many of those that are kept fall due in the whole run; None where that takes the number of pictures."""
+    ends = {"steps": config.steps, "epochs": config.epochs, "minutes": None}
+    counts = [(ends[span.unit], span.count) for span in config.checkpoints.cadences]
+    if any(end is None for end, _ in counts):
+        return None
+    return sum((end or 0) // count for end, count in counts)
+
+
+def disk(config: TrainConfig, one: int, model: int) -> tuple[Term, ...]:
+    """What retention lets stand at most, of checkpoints and exports of so many bytes each."""
+    endless = config.checkpoints.keep is None and _due(config) is None
+    terms = [
+        Term(
+            f"{name} checkpoints" if name == "kept" else f"{name} checkpoint",
+            count * one,
+            "one; keep: null keeps all, so each adds as much" if name == "kept" and endless else f"{count}",
+        )
+        for name, count in standing(config).items()
+    ]
     exports = 1 if config.output.every_epochs is None else -(-(config.epochs or 1) // config.output.every_epochs)
-    terms = []
-    if kept is None:
-        terms.append(Term("kept checkpoints", one, "one; keep: null keeps all, so each adds as much"))
-    else:
-        terms.append(Term("kept checkpoints", kept * one, f"{kept}"))
-    terms.append(Term("others", (passing + 1) * one, f"{passing} by its role, and the one that is being written"))
-    terms.append(Term("exports", exports * export(config, inventory), f"{exports} in {config.output.dtype}"))
+    terms.append(Term("exports", exports * model, f"{exports} in {config.output.dtype}"))
+    terms.append(Term("records", RECORDS, "allowance for logs, metrics and samples"))
     return tuple(term for term in terms if term.bytes)
 
 

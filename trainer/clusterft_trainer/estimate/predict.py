@@ -125,6 +125,7 @@ def run(config: TrainConfig, site: Site) -> Estimate:
     fitting = [option for option in options if option.fits]
     remedies = () if fitting or site.room is None else tuple(itertools.islice(lab.remedies(config), _SUGGESTED))
     inventory = case.inventory
+    checkpoint, export = arithmetic.checkpoint(config, inventory), arithmetic.export(config, inventory)
     return Estimate(
         schema=SCHEMA,
         model=found.origin,
@@ -138,9 +139,9 @@ def run(config: TrainConfig, site: Site) -> Estimate:
         engine=name_of(config),
         vram=lab.vram(config),
         host=arithmetic.host(config, inventory, site.cluster),
-        checkpoint=arithmetic.checkpoint(config, inventory),
-        export=arithmetic.export(config, inventory),
-        disk=arithmetic.disk(config, inventory),
+        checkpoint=checkpoint,
+        export=export,
+        disk=arithmetic.disk(config, checkpoint, export),
         time=time,
         options=options,
         recommended=fitting[0].engine if fitting else None,

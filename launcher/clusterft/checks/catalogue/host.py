@@ -43,7 +43,9 @@ ENTRIES: tuple[Entry, ...] = (
         title="There is no room on a disk",
         symptom="`No space left on device`",
         how="df of the home directory, /tmp, /var/tmp, the shared dir and Docker's data, against what a run "
-        "needs; a warning below 5 % if that is also little",
+        "needs; a warning below 5 % if that is also little. Of the shared dir, against the checkpoints, exports "
+        "and logs that the job's settings leave there: it blocks where no checkpoint fits beside the one before "
+        "it, and warns where not all fit that are kept",
         cause="images, caches, or checkpoints of earlier runs",
         mends=("docker image prune", "sudo du -xh DIRECTORY --max-depth=2 | sort -h | tail   names what is big"),
         found=("facts", "probe", "deep", "up", "train", "log"),
@@ -55,7 +57,7 @@ ENTRIES: tuple[Entry, ...] = (
         layer="host",
         title="There are no inodes left on a disk",
         symptom="`No space left on device`, although df shows room",
-        how="df -i of the same directories",
+        how="df -i of the same directories; of the shared dir, against the files of the job's run",
         cause="very many small files",
         mends=("sudo du -x --inodes DIRECTORY | sort -n | tail   names where they lie", "delete caches there"),
         found=("facts", "up", "train"),

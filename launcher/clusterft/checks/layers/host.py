@@ -203,9 +203,8 @@ def _needs(seen: Examination) -> Iterator[tuple[str, rooms.Need]]:
         # Where the share is not mounted, what lies beneath it says nothing of the share's room.
         shared = None if _beneath(seen, health) else seen.wanted.shared
         for need in rooms.needs(facts, health, shared, seen.wanted.shared_bytes):
-            if run and need.volume.directory == SHARED:
-                need = replace(need, files=run.files)
-            yield name, need
+            of_run = run if need.volume.directory == SHARED else None
+            yield name, replace(need, files=of_run.files) if of_run else need
         if seen.wanted.contained and (need_of_docker := rooms.docker(facts, health)):
             yield name, need_of_docker
 
