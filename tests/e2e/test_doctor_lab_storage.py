@@ -95,6 +95,34 @@ def test_a_directory_that_one_node_lacks(light: LightLab, tmp_path: Path) -> Non
 
 
 @pytest.mark.lab_light
+def test_a_share_without_room_for_the_checkpoints_of_the_job(light: LightLab, tmp_path: Path) -> None:
+    tiny = JOB.format(shared=light.shared, runtime="process")
+    full = tiny.replace("builtin:tiny", "/models/base.safetensors").replace("steps: 3", "steps: 3000")
+    lines = light.hostfile.read_text().splitlines(keepends=True)
+    alone_there = "".join(line for line in lines if not line.startswith(("n2 ", "n3 ")))
+    desk = Desk(light, tmp_path, hosts=alone_there, job=full)
+    for options, status, words in (
+        ("size=40g", "fail", "no room for one checkpoint beside the one before it"),
+        ("size=60g", "warn", "no room for all that this run keeps"),
+    ):
+        on(light, "n1", f"mount -t tmpfs -o {options} own {light.shared}")
+        try:
+            one = alone(desk.doctor("--quick"), "os.disk-full", "n1")
+            assert one["status"] == status and words in one["summary"]
+            assert "2 kept + 1 last + 1 being written, of 31 GB each" in one["evidence"]
+            assert f"GB are free on n1:{light.shared}" in one["evidence"]
+            assert "train.checkpoints.keep: 1 needs 31 GB less" in one["fix"]
+            started = desk.run("train", str(desk.job), "--hosts", str(desk.hosts), "--dry-run")
+            assert started.returncode == (3 if status == "fail" else 0), started.stdout + started.stderr
+            assert words in started.stdout + started.stderr
+            desk.job.write_text(tiny)
+            clean(desk.doctor("--quick"))
+        finally:
+            desk.job.write_text(full)
+            mounted_again(light, "n1")
+
+
+@pytest.mark.lab_light
 @pytest.mark.long
 def test_a_directory_that_is_another_one_on_one_node(light: LightLab, tmp_path: Path) -> None:
     desk = Desk(light, tmp_path)

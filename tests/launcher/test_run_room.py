@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import scenes
+from test_claims import fleet
 
 from clusterft import checks
+from clusterft.apply import planning
 from clusterft.checks import run_room
 from clusterft.checks.run_room import RunRoom, Sizes
 from clusterft.findings import Finding
+from clusterft.remote.local import LocalRemote
 
 GB = 10**9
 TWO = scenes.cluster("a slots=1\nb slots=1\n")
@@ -108,6 +111,19 @@ def test_what_a_run_has_there_already_is_not_counted_again(tmp_path: Path) -> No
     assert judged(again, again.enough) == [] and judged(again, ONE + 2**27 - 1)[0].status == "fail"
     assert "less 66 GB that the run has there already" in again.words
     assert room(tmp_path, there=9 * ONE).enough == ONE + 2**27
+
+
+def test_what_a_run_has_there_is_read_on_its_head(tmp_path: Path) -> None:
+    survey = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b"))
+    nodes, run = fleet(a=LocalRemote()), tmp_path / "lighthouse 7f3a"
+    assert planning._left(nodes, survey, run) == 0
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000002" / "rank-0").write_bytes(b"1" * 2**20)
+    assert 2**20 <= planning._left(nodes, survey, run) < 2**20 + 2**16
+    (run / "export").mkdir()
+    (run / "export" / "model").write_bytes(b"1" * 2**20)
+    (run / "logs").write_bytes(b"1" * 2**20)  # those of the attempt to come are others
+    assert 2**21 <= planning._left(nodes, survey, run) < 2**21 + 2**17
 
 
 def test_the_trainers_own_estimate_is_exact(tmp_path: Path) -> None:
