@@ -61,8 +61,6 @@ def card(index: int = 0, **changes: Any) -> dict[str, Any]:
         "power.draw": "21.63",
         "utilization.gpu": 0,
         "temperature.gpu": 34,
-        "pstate": "P8",
-        "ecc.mode.current": "[N/A]",
         "ecc.errors.uncorrected.volatile.total": "[N/A]",
         "clocks_throttle_reasons.active": "0x0000000000000001",
     }

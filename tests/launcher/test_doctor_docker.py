@@ -23,7 +23,7 @@ from clusterft.facts import DockerGroup, Mount, box, health
 from clusterft.facts.box import Box, Torch
 from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth
 from clusterft.facts.health import docker as docker_health
-from clusterft.facts.health.docker import Container, DockerHealth, Record
+from clusterft.facts.health.docker import Container, DockerHealth
 from clusterft.facts.health.gpu import Card, GpuHealth
 from clusterft.facts.health.ours import OursHealth
 from clusterft.facts.image import Identity
@@ -84,7 +84,7 @@ def seen(
     if b is not None:
         told["b"] = node_health("b", b, gpu or GpuHealth())
     known = (scenes.facts(name, **(facts if name == "b" else {})) for name in NAMES)
-    made = {name: Box(name, seconds=0.4, uid=1000, gid=1000, sees=NFS) for name in NAMES}
+    made = {name: Box(name, sees=NFS) for name in NAMES}
     return Examination(
         Wanted(**{"device": "cpu", "shared": "/mnt/out", "tag": "x:1", **(wanted or {})}),
         scenes.survey(THREE, *known),
@@ -236,8 +236,8 @@ def test_a_doctors_own_container_is_judged_whatever_else_is_unseen() -> None:
 
 @pytest.mark.parametrize(("over", "left"), [(NOW - 121, True), (NOW - 60, False), (None, False)])
 def test_a_container_that_outlives_its_run_is_left_behind(over: float | None, left: bool) -> None:
-    records = {"moon-1": Record(known=True, over=over)}
-    found = judged(seen(engine(containers=(container(),), records=records)))
+    ended = {} if over is None else {"moon-1": over}
+    found = judged(seen(engine(containers=(container(),), ended=ended)))
     assert [one.id for one in found] == ["dk.leftover"] * left
 
 
@@ -329,7 +329,7 @@ def test_too_little_locked_memory_counts_only_with_infiniband() -> None:
     assert judged(seen(boxes={"b": Box("b", pinned=False, memlock=65536)})) == []
 
 
-TORCH = Torch("2.4.0", "12.4", "2.20.5", ("sm_80", "sm_86", "sm_90", "compute_90"), True, 1)
+TORCH = Torch("2.4.0", "12.4", "2.20.5", ("sm_80", "sm_86", "sm_90", "compute_90"), True)
 
 
 def boxed(torch: Torch, name: str = "b", **changes: Any) -> Box:
@@ -380,7 +380,7 @@ BLIND = [
 
 @pytest.mark.parametrize(("words", "cuda", "identity"), BLIND)
 def test_torch_without_cards_is_told_by_its_words(words: str, cuda: str | None, identity: str) -> None:
-    blind = replace(TORCH, available=False, count=0, cuda=cuda, complaints=words, archs=())
+    blind = replace(TORCH, available=False, cuda=cuda, complaints=words, archs=())
     found = only(with_cards(boxed(blind)))
     assert (found.id, found.status, found.nodes) == (identity, "fail", ("b",)) and found.fix
 
@@ -393,7 +393,7 @@ def test_an_nccl_of_ones_own_is_told() -> None:
 
 
 def test_a_program_that_answers_nonsense_breaks_nothing() -> None:
-    assert box.shaped({"limits": [], "shm": [1], "mounts": {"x": 1}, "uid": True})["uid"] is None
+    assert box.shaped({"memlock": True, "mounts": {"x": 1}}) == {"memlock": None, "sees": None}
     assert box.torch({"archs": 3, "available": "yes", "torch": 2}).version is None
 
 
@@ -488,7 +488,7 @@ def test_every_shell_reads_the_same(shell: tuple[str, ...], tmp_path: Path) -> N
         ("/mnt/out",),
     )
     assert one.since == 1795686248.0 and str(one.sees) == "ext4 /dev/x (device 259:2, mounted on /)"
-    assert found.here and found.records and found.records["moon-1"].over
+    assert found.here and found.ended and found.ended["moon-1"]
 
 
 def test_an_engine_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
@@ -545,7 +545,7 @@ def test_without_containers_the_engine_is_left_alone(tmp_path: Path) -> None:
 
 @given(st.text(max_size=400))
 def test_no_answer_breaks_the_parser(text: str) -> None:
-    names = ("docker.now", "docker.image", "docker.containers", "docker.here", "docker.inside", "docker.records")
+    names = ("docker.now", "docker.image", "docker.containers", "docker.here", "docker.inside", "docker.ended")
     said = {**dict.fromkeys(names, text), "docker.now": "1800000000"}
     found = docker_health.parse(said, health.Asked(WORD, tag="x:1"))
     assert isinstance(found, DockerHealth)

@@ -81,7 +81,7 @@ def dials(*failed: tuple[str, str, str, float], kind: str = "high", **changes: A
         one = Dial(
             source, target, ip(target), 40000 if kind == "high" else 29500, kind, error=error, seconds=seconds
         )  # type: ignore[arg-type]
-        one = one if error else replace(one, boot=f"boot-of-{target}", small=0.001, large=0.002, mss=1448)
+        one = one if error else replace(one, boot=f"boot-of-{target}", large=0.002, mss=1448)
         found.append(replace(one, **changes.get(f"{source}{target}", {})))
     return tuple(found)
 
@@ -441,7 +441,7 @@ def test_rules_that_keep_out_even_answers_are_one_nodes_fault() -> None:
 
 
 def test_where_nobody_listens_a_refusal_is_an_answer() -> None:
-    refused = [replace(one, listened=one.target != "b", small=None, large=None, boot="") for one in dials(
+    refused = [replace(one, listened=one.target != "b", large=None, boot="") for one in dials(
         ("a", "b", "connection refused", 0.0), ("c", "b", "connection refused", 0.0))]  # fmt: skip
     assert judged(seen(refused)) == []
     silent = [replace(one, error="timed out") if one.target == "b" else one for one in refused]

@@ -1,4 +1,4 @@
-"""What a container got: limits, shared memory, the shared dir's filesystem, cards, what the image's torch can do.
+"""What a container got: locked memory, the shared dir's filesystem, cards, what the image's torch can do.
 
 argv[3]: a JSON object: {"shared": path or null, "cuda": bool, "seconds": for torch}. Says one line at once, and
 two more where there are cards to ask about. Writes nothing.
@@ -29,28 +29,12 @@ try:
         one for one in (getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or "").split()
     ]
     said["available"] = torch.cuda.is_available()
-    said["count"] = torch.cuda.device_count()
 except ImportError as error:
     said["missing"] = str(error)[-500:]
 except Exception as error:
     said["error"] = (type(error).__name__ + ": " + str(error))[-1000:]
 print("@" + json.dumps(said))
 """
-
-
-def limits() -> dict[str, int]:
-    """Soft limits; -1 for none."""
-    names = {"memlock": resource.RLIMIT_MEMLOCK, "stack": resource.RLIMIT_STACK, "nofile": resource.RLIMIT_NOFILE}
-    return {name: resource.getrlimit(kind)[0] for name, kind in names.items()}
-
-
-def room(path: str) -> list[int] | None:
-    """Bytes of a filesystem, whole and free."""
-    try:
-        told = os.statvfs(path)
-    except OSError:
-        return None
-    return [told.f_blocks * told.f_frsize, told.f_bavail * told.f_frsize]
 
 
 def table(path: str) -> list[str]:
@@ -94,9 +78,8 @@ def tell(body: object) -> None:
 def main() -> None:
     """All of it."""
     asked = json.loads(sys.argv[3])  # after the length of this text and its name
-    said: dict[str, object] = {"uid": os.getuid(), "gid": os.getgid(), "limits": limits(), "shm": room("/dev/shm")}
-    said["mounts"] = table(asked["shared"]) if asked["shared"] else []
-    tell(said)
+    memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]  # the soft limit; -1 for none
+    tell({"memlock": memlock, "mounts": table(asked["shared"]) if asked["shared"] else []})
     if asked["cuda"]:
         code, out, complaints = heard(["nvidia-smi", "-L"], 10)
         tell({"smi": [code, (out + complaints)[-1500:]]})

@@ -29,7 +29,6 @@ class Candidate:
     kernel: bool = False  # what a kernel said, and no end of a process is known to be of it
     ends: tuple[End, ...] = ()
     called: tuple[str, str] | None = None  # (rank, collective), where the others called something else
-    at_once: float | None = None
 
 
 def as_signature(base: Candidate, strength: int, match: Match, node: str) -> Candidate:

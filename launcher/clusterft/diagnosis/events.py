@@ -96,7 +96,7 @@ class Events:
 
     def _log(self, source: Source, number: int, rank: int, text: str, at: float) -> None:
         shown = lines.tidy(text)
-        line = replace(lines.peel(shown, source.year), at=at, zoned=True, node="", kernel=False)
+        line = replace(lines.peel(shown, source.year), at=at, node="", kernel=False)
         who = None if rank == stream.LAUNCHER else rank
         self._hearing.say(self._of(source, who), number, line)
 

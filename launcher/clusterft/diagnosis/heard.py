@@ -57,8 +57,6 @@ class Sighting:
     at: float | None
     order: int
     line: int  # of its voice
-    count: int = 1
-    voice: Voice | None = None
 
 
 @dataclass(slots=True)
@@ -75,7 +73,6 @@ class Voice:
     tail: deque[Quote] = field(default_factory=lambda: deque(maxlen=TAIL))
     blocks: deque[Block] = field(default_factory=lambda: deque(maxlen=40))
     sightings: dict[tuple[str, str], Sighting] = field(default_factory=dict)
-    finished: bool = False  # it said that it is through
 
 
 @dataclass(frozen=True, slots=True)

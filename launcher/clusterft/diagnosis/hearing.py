@@ -150,11 +150,8 @@ class Hearing:
         key = (match.signature.pattern.pattern, match.words.get("seq", ""))
         seen = voice.sightings.get(key)
         if seen is None and len(voice.sightings) < _SIGHTINGS:
-            voice.sightings[key] = Sighting(
-                match, quote, voice.node, voice.rank, at, self._order, voice.lines, voice=voice
-            )
+            voice.sightings[key] = Sighting(match, quote, voice.node, voice.rank, at, self._order, voice.lines)
         elif seen is not None:
-            seen.count += 1
             seen.line = voice.lines
 
     def _kernel(self, source: Source, node: str, at: float | None, quote: Quote) -> None:

@@ -43,10 +43,8 @@ class Line:
     rank: int | None = None
     local: int | None = None  # the rank among those of its node
     at: float | None = None  # unix seconds, as if a time without a zone were UTC
-    zoned: bool = False
     uptime: float | None = None  # seconds since the kernel started, where that is all there is
     kernel: bool = False
-    level: str = ""  # of glog: I, W, E, F
 
 
 def clean(raw: bytes) -> str:
@@ -92,7 +90,6 @@ def _time(text: str, year: int, found: dict[str, object]) -> str | None:
         month, day, of, *clock = _ints(hit, 1, 6)
         _note(found, _seconds(of, month, day, *clock, hit[7]))
     elif hit := _GLOG.match(text):
-        found.setdefault("level", hit[1])
         _note(found, _seconds(year, *_ints(hit, 2, 6), hit[7]))
     elif hit := _CTIME.match(text):
         day, *clock = _ints(hit, 2, 5)
@@ -140,7 +137,7 @@ def _note(found: dict[str, object], at: float | None, zone: str | None = None) -
         sign = -1 if zone[0] == "-" else 1
         digits = zone[1:].replace(":", "")
         at -= sign * (int(digits[:2]) * 3600 + int(digits[2:]) * 60)
-    found["at"], found["zoned"] = at, bool(zone)
+    found["at"] = at
 
 
 def _ints(hit: re.Match[str], first: int, last: int) -> list[int]:

@@ -58,9 +58,7 @@ class Torch:
     nccl: str | None = None
     archs: tuple[str, ...] = ()  # sm_86, compute_90, ...
     available: bool | None = None
-    count: int | None = None
     complaints: str = ""  # what it warned of, or why it says nothing
-    missing: bool = False  # the image's python has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +66,9 @@ class Box:
     """One container, or why there is none."""
 
     node: str
-    seconds: float | None = None  # from asking the engine to the program's first word
     refused: Refusal | None = None  # the engine made none
     words: str = ""  # its own
-    uid: int | None = None
-    gid: int | None = None
-    memlock: int | None = None  # soft limits in bytes; NO_LIMIT for none
-    stack: int | None = None
-    nofile: int | None = None
-    shm: int | None = None  # bytes
-    shm_free: int | None = None
+    memlock: int | None = None  # the soft limit in bytes; NO_LIMIT for none
     sees: Mounted | None = None  # what lies under the shared dir, inside
     pinned: bool = False  # it was asked for as with InfiniBand
     carded: bool = False  # it was asked for with cards
@@ -93,19 +84,7 @@ def refusal(words: str) -> Refusal:
 
 def shaped(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Box in the program's first answer; what is not as it should be is left out."""
-    limits, shm, table = body.get("limits"), body.get("shm"), body.get("mounts")
-    limits = limits if isinstance(limits, dict) else {}
-    pair = shm if isinstance(shm, list) and len(shm) == 2 else (None, None)
-    return {
-        "uid": _whole(body.get("uid")),
-        "gid": _whole(body.get("gid")),
-        "memlock": _whole(limits.get("memlock")),
-        "stack": _whole(limits.get("stack")),
-        "nofile": _whole(limits.get("nofile")),
-        "shm": _whole(pair[0]),
-        "shm_free": _whole(pair[1]),
-        "sees": mounted.over(table),
-    }
+    return {"memlock": _whole(body.get("memlock")), "sees": mounted.over(body.get("mounts"))}
 
 
 def torch(body: Mapping[str, Any]) -> Torch:
@@ -118,9 +97,7 @@ def torch(body: Mapping[str, Any]) -> Torch:
         nccl=_text(body.get("nccl")),
         archs=tuple(str(one) for one in archs) if isinstance(archs, list) else (),
         available=body["available"] if isinstance(body.get("available"), bool) else None,
-        count=_whole(body.get("count")),
         complaints="\n".join(one for one in (problem, _text(body.get("complaints"))) if one),
-        missing=bool(body.get("missing")),
     )
 
 

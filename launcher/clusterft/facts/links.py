@@ -30,14 +30,12 @@ class Dial:
     port: int
     kind: Kind
     listened: bool = True  # whether a program of ours waits there; else a refusal is an answer
-    forwarded: bool = False  # by the node's sshd, as it can run no program
     error: str = ""  # empty: it came about
     seconds: float = 0.0  # until it did, or did not
     stranger: str = ""  # it came about, and whoever answered was not ours
     boot: str = ""  # the boot id of who answered, and what that one is called
     name: str = ""
-    small: float | None = None  # seconds of an echo of 1 KB, of 64 KB
-    large: float | None = None
+    large: float | None = None  # seconds of an echo of 64 KB
     lost: tuple[str, str, str] | None = None  # small or large, why, and on which way: there, back or empty
     passes: int | None = None  # the largest MTU of those tried with which 64 KB came through; 0: none of them
     mss: int | None = None
@@ -64,7 +62,6 @@ class Flow:
     rate: float | None = None  # bytes a second
     packets: int = 0  # small ones, one at a time, there and back
     again: int | None = None  # of those, sent more than once
-    round_trip: float | None = None  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,6 @@ def dial(source: str, kind: Kind, said: Mapping[str, Any], *, listened: bool = T
         stranger=str(said.get("stranger") or "")[:200],
         boot=str(said.get("boot") or "")[:64],
         name=str(said.get("name") or "")[:64],
-        small=_seconds(said.get("small")),
         large=_seconds(said.get("large")),
         lost=(str(lost[0]), plain(str(lost[1])), str(lost[2])) if lost and whole else None,
         passes=_whole(said.get("passes")),
@@ -121,7 +117,6 @@ def flow(source: str, target: str, said: Mapping[str, Any]) -> Flow:
         rate=_seconds(said.get("rate")),
         packets=2 * (_whole(said.get("pings")) or 0),
         again=None if own is None or theirs is None else own + theirs,
-        round_trip=_seconds(said.get("round_trip")),
     )
 
 
@@ -129,8 +124,7 @@ def joined(one: Flow, other: Flow) -> Flow:
     """Two measurements of one way: the better rate, and all packets."""
     again = None if one.again is None or other.again is None else one.again + other.again
     rate = max((each.rate for each in (one, other) if each.rate), default=None)
-    trips = [each.round_trip for each in (one, other) if each.round_trip]
-    return Flow(one.source, one.target, rate, one.packets + other.packets, again, min(trips, default=None))
+    return Flow(one.source, one.target, rate, one.packets + other.packets, again)
 
 
 def plain(words: str) -> str:

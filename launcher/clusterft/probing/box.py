@@ -76,13 +76,13 @@ def _one(crew: Crew, remote: Remote, request: _Request) -> Box:
         release = talk.release
         body = talk.hear(_START_SECONDS)
     except Silent as why:
-        words, seconds = str(why), time.monotonic() - began
+        words = str(why)
         refused = answers.refusal(words)
         if refused == "hung" and _runs(remote, crew.ways[name].docker, release):
             refused = "slow"
-        return replace(box, refused=refused, words=words, seconds=seconds)
+        return replace(box, refused=refused, words=words)
     try:
-        box = replace(box, seconds=time.monotonic() - began, **answers.shaped(body))
+        box = replace(box, **answers.shaped(body))
         return _cards(box, talk, began) if cards else box
     finally:
         talk.close()

@@ -43,8 +43,6 @@ class Seen:
 class Dialler(Protocol):
     """One node's part."""
 
-    high: int  # the port that waits there; 0 without one
-
     def dial(self, peers: tuple[Peer, ...], seconds: float, *, again: bool) -> Seen:
         """Try them all; Silent or Unreachable when the node itself is lost."""
 
@@ -58,7 +56,7 @@ class Program:
         self.node = node
         self.boot = str(hello.get("boot") or "")
         self.range = _range(hello.get("range"))
-        self.high = 0
+        self.high = 0  # the port that waits there; 0 without one
         self.busy: dict[int, str] = {}
 
     def listen(self, word: str, ports: tuple[int, ...], high: Iterable[int], *, wide: bool) -> None:
@@ -96,8 +94,6 @@ class Program:
 
 class Forwarding:
     """A node without a program: its sshd makes the connections, and tells in its kernel's words why it cannot."""
-
-    high = 0
 
     def __init__(self, remote: Remote, word: str) -> None:
         self._remote = remote
@@ -176,7 +172,7 @@ def _talk(one: dict[str, Any], channel: Any, word: str) -> None:
         except (OSError, EOFError) as error:
             one["lost"] = [key, "timed out" if isinstance(error, TimeoutError) else str(error), ""]
             return
-        one[key] = time.monotonic() - began
+    one["large"] = time.monotonic() - began
 
 
 def _received(channel: Any, end: bytes | None, size: int) -> bytes:

@@ -205,7 +205,6 @@ class _Look:
         assert isinstance(said, dict)
         kind: Kind = "rendezvous" if said.get("port") in self.rendezvous else "high"
         one = facts.dial(source, kind, said, listened=said.get("to") in self.programs)
-        one = replace(one, forwarded=source not in self.programs)
         if one.target in self.addresses:
             self.dials[source, one.target, one.port] = one
 

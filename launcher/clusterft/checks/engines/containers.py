@@ -97,10 +97,10 @@ def _of_doctor(one: Container, docker: DockerHealth) -> str:
 
 def _runs_on(one: Container, docker: DockerHealth) -> str:
     """Why one that runs will not end; its labels alone say nothing of that."""
-    known = (docker.records or {}).get(one.run)
-    if one.state != "running" or not known or known.over is None or docker.now is None:
+    ended = (docker.ended or {}).get(one.run)
+    if one.state != "running" or ended is None or docker.now is None:
         return ""
-    over = docker.now - known.over
+    over = docker.now - ended
     return f"run {one.run} has ended, and it goes on" if over > _RUNS_ON_SECONDS else ""
 
 

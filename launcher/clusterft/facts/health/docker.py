@@ -64,17 +64,16 @@ for i in $(printf '%s\\n' "$c" | awk '$2 == "running" {{ print $1 }}' | head -n 
   }}
   {smi}
 done
-{records}"""
+{ended}"""
 _SMI = (
     """a=$(ask 8 docker exec "$i" timeout 6 nvidia-smi -L); printf '%s\\n' "$a" | head -n 20 | sed 's/^/smi /'"""
 )
-# Of each run that a container is labelled with: whether the shared dir knows it, and since when it is over.
-_RECORDS = """\
-echo {frame}docker.records
+# Of each run that a container is labelled with: since when it is over, if the shared dir says that.
+_ENDED = """\
+echo {frame}docker.ended
 [ "$S" ] && for r in $(printf '%s\\n' "$c" | sed -n 's/.*clusterft\\.run=\\([A-Za-z0-9._-]*\\).*/\\1/p' |
     sort -u | head -n 5); do
-  hear 2 sh -c 'cd -- "$S" && if [ -f "$1/outcome.json" ]; then echo "$1 over $(stat -c %Y "$1/outcome.json")"
-    elif [ -f "$1/run.json" ]; then echo "$1 known"; else echo "$1 unknown"; fi' sh "$r"
+  hear 2 sh -c 'cd -- "$S" && [ -f "$1/outcome.json" ] && echo "$1 over $(stat -c %Y "$1/outcome.json")"' sh "$r"
 done"""
 
 State = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
@@ -104,14 +103,6 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What the shared dir knows of a run."""
-
-    known: bool
-    over: float | None = None  # since when, by the share's clock
-
-
-@dataclass(frozen=True, slots=True)
 class DockerHealth:
     """What could be read; None where it could not."""
 
@@ -121,7 +112,7 @@ class DockerHealth:
     requires: str | None = None  # NVIDIA_REQUIRE_CUDA of the image
     containers: tuple[Container, ...] | None = None
     here: Mounted | None = None  # what lies under the shared dir, outside
-    records: Mapping[str, Record] | None = None
+    ended: Mapping[str, float] | None = None  # run -> since when it is over, by the share's clock
 
 
 def sections(asked: Asked) -> dict[str, str]:
@@ -142,7 +133,7 @@ def stages(asked: Asked) -> dict[str, str]:
         kept=_KEPT,
         inside=_INSIDE,
         smi=_SMI if asked.cuda else ":",
-        records=_RECORDS,
+        ended=_ENDED,
     )
     return {"docker.now": text}
 
@@ -162,7 +153,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> DockerHealth:
         requires=_requires(body[0]) if body else None,
         containers=_containers(said["docker.containers"], inside),
         here=over(said.get("docker.here", "").splitlines()),
-        records=_records(said.get("docker.records", "")),
+        ended=_ended(said.get("docker.ended", "")),
     )
 
 
@@ -267,11 +258,6 @@ def _inside(text: str, asked: Asked) -> dict[str, tuple[Mounted | None, str | No
     return found
 
 
-def _records(text: str) -> dict[str, Record]:
-    found = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"([A-Za-z0-9._-]+) (over (\d{1,12})|known|unknown)", line)
-        if match:
-            over_since = float(match.group(3)) if match.group(3) else None
-            found[match.group(1)] = Record(match.group(2) != "unknown", over_since)
-    return found
+def _ended(text: str) -> dict[str, float]:
+    found = (re.fullmatch(r"([A-Za-z0-9._-]+) over (\d{1,12})", line) for line in text.splitlines())
+    return {match.group(1): float(match.group(2)) for match in found if match}

@@ -17,8 +17,8 @@ from clusterft.facts.probe import CUT
 
 FIELDS = (
     *("index", "uuid", "name", "pci.bus_id", "driver_version", "persistence_mode"),
-    *("power.limit", "power.default_limit", "power.draw", "utilization.gpu", "temperature.gpu", "pstate"),
-    *("ecc.mode.current", "ecc.errors.uncorrected.volatile.total"),
+    *("power.limit", "power.default_limit", "power.draw", "utilization.gpu", "temperature.gpu"),
+    "ecc.errors.uncorrected.volatile.total",
 )
 # Renamed with driver 535; the older name went on for a while.
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")

@@ -26,7 +26,7 @@ SECTIONS = {
 STAGES = {
     "host.ntp": "command -v timedatectl >/dev/null && "
     "limit 3 timedatectl show -p NTP -p NTPSynchronized -p CanNTP",
-    "host.sleep": f"c=$(cat /proc/[0-9]*/comm | grep -xE '{_DAEMONS}|systemd-logind|gsd-power' | sort -u); "
+    "host.sleep": f"c=$(cat /proc/[0-9]*/comm | grep -xE '{_DAEMONS}|gsd-power' | sort -u); "
     "echo seen; "
     "printf 'daemon %s\\n' $c; for t in sleep suspend; do "
     '[ "$(readlink -f /etc/systemd/system/$t.target)" = /dev/null ] && echo masked; done; '
@@ -63,7 +63,6 @@ class Sleep:
     """Whether it can sleep by itself."""
 
     masked: bool
-    logind: bool  # it runs
     desktop: tuple[str, int | None] | None  # of this user's own session: what it does when idle, after seconds
 
 
@@ -134,7 +133,7 @@ def sleep(text: str) -> Sleep | None:
     said = dict(line.split(" ", 1) for line in lines if line.startswith(("type ", "timeout ")))
     kind = said.get("type", "").strip().strip("'")
     timeout = whole(said.get("timeout", "").replace("uint32", ""))
-    return Sleep("masked" in lines, "daemon systemd-logind" in lines, (kind, timeout) if kind else None)
+    return Sleep("masked" in lines, (kind, timeout) if kind else None)
 
 
 def governor(text: str) -> Governor | None:
