@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clusterft.errors import ClusterftError
 from clusterft.hosts import Node
 from clusterft.plan import container
-from clusterft.plan.container import ContainerPlan, Labels, Person
+from clusterft.plan.container import ContainerPlan, Fittings, Labels, Person
 from clusterft.spec import Mount
 
 ME = Person(1000, 1001, "ann")
@@ -46,6 +46,23 @@ def test_a_run_is_brought_back_by_its_engine_and_has_time_to_stop() -> None:
     body = plan(restart="on-failure", stop_seconds=60, shm=2**30).to_dict()
     assert body["HostConfig"]["RestartPolicy"] == {"Name": "on-failure"} and body["StopTimeout"] == 60
     assert body["HostConfig"]["IpcMode"] == "private" and body["HostConfig"]["ShmSize"] == 2**30
+
+
+def test_docker_run_is_told_the_same() -> None:
+    """For the container that doctor opens; a list is read as CSV."""
+    stack = ("--ulimit", "stack=67108864:67108864")
+    assert Fittings().words() == ("--network=host", "--ipc=host", "--init", *stack)
+    odd = Mount('/data/a,b "c"', read_only=True)
+    words = plan(gpus=("0", "2"), binds=(Mount("/mnt/out"), odd), shm=2**30).words()
+    assert words == (
+        *("--network=host", "--ipc=private", "--init", "--shm-size=1073741824"),
+        *("--ulimit", "memlock=-1:-1", *stack, "--device", "/dev/infiniband"),
+        *("--mount", "type=bind,source=/mnt/out,target=/mnt/out,bind-propagation=rslave"),
+        "--mount",
+        'type=bind,"source=/data/a,b ""c""","target=/data/a,b ""c""",readonly,bind-propagation=rslave',
+        *("--gpus", '"device=0,2"'),
+    )
+    assert plan().words()[-2:] == ("--gpus", "all")
 
 
 def test_mounts_follow_the_nodes_own_unless_the_engine_cannot() -> None:

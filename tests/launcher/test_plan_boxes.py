@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import scenes
 from plans import BOXED, CASES, GPU_JOB, HEAD, SCRIPT, TOKEN, build, cards_and_fabric, three_ssh
 
 from clusterft import plan
+from clusterft.checks.examination import Wanted
 from clusterft.errors import UsageError
+from clusterft.probing import box
+from clusterft.spec import Mount
 from clusterft.ui import text as views
 
 
@@ -31,6 +35,18 @@ def test_containers_are_asked_for_with_all_that_a_run_needs(tmp_path: Path) -> N
     assert planned.nodes[1].env["CLUSTERFT_CARDS"] == "0000:2a:00.0;0000:4a:00.0"
     assert "CUDA_VISIBLE_DEVICES" not in planned.nodes[1].env and "PATH" not in planned.nodes[1].env
     assert planned.nodes[1].assignment.contained and planned.nodes[1].assignment.lock_file is None
+
+
+def test_the_box_of_doctor_gets_what_a_runs_container_gets(tmp_path: Path) -> None:
+    """But for its other mounts, and for a shared dir that does not answer."""
+    survey, text = CASES["boxes_elastic"]
+    wanted = Wanted("cuda", shared="/mnt/out", job=scenes.job(text, tmp_path))
+    for node in build(text, survey, tmp_path).nodes:
+        facts = survey.facts[node.node.name]
+        own = box.fittings(node.node, replace(facts, disks=(scenes.disk("/mnt/out"),)), wanted)
+        theirs = node.container
+        assert theirs and own.host() == replace(theirs, binds=(Mount("/mnt/out"),)).host()
+        assert not box.fittings(node.node, replace(facts, disks=()), wanted).binds
 
 
 def test_plain_processes_see_their_cards_in_the_hostfiles_order(tmp_path: Path) -> None:

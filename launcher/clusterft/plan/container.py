@@ -16,7 +16,7 @@ from clusterft.hosts import Node
 from clusterft.spec import Mount
 
 _LOG_BYTES, _LOG_FILES = "50m", "3"  # what the engine keeps of a container's stdout
-STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
+_STACK = 64 << 20  # bytes, as NVIDIA's own images are started; an unlimited stack makes NCCL's threads fail
 _NO_LIMIT = -1
 _INFINIBAND = "/dev/infiniband"
 
@@ -70,29 +70,20 @@ class Person:
 HOME = PurePosixPath("/home/clusterft")
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerPlan:
-    """Everything about one container but the files that are put into it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fittings:
+    """What a container gets of its node: one of a run, and the one that doctor opens as if it were of a run."""
 
-    name: str
-    image: str
-    command: tuple[str, ...]
-    labels: Labels
-    person: Person
     gpus: tuple[str, ...] = ()  # card numbers or UUIDs; ("all",) for every card
     binds: tuple[Mount, ...] = ()  # the same path inside as outside
     devices: tuple[str, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
     shm: int | None = None  # bytes of its own; None: the node's
-    # on-failure without a count, which an engine would forget when it restarts: how often is ours to decide.
-    restart: Literal["no", "on-failure"] = "no"
-    stop_seconds: int | None = None  # from the engine's TERM to its KILL; None: the engine's own 10
     # rslave: what the node mounts later (autofs, an NFS that comes back) is seen inside. An engine refuses that at
     # the start where the node's own mounts are private, as without systemd: there it is rprivate.
     propagation: Literal["rslave", "rprivate"] = "rslave"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The engine's own create request (API 1.41)."""
+    def host(self) -> dict[str, Any]:
+        """Their part of the engine's own create request (API 1.41)."""
         memory = {"IpcMode": "host"} if self.shm is None else {"IpcMode": "private", "ShmSize": self.shm}
         host: dict[str, Any] = {
             "NetworkMode": "host",
@@ -104,23 +95,29 @@ class ContainerPlan:
                 {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in self.devices
             ],
             "Ulimits": self._limits(),
-            "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
-            "RestartPolicy": {"Name": self.restart},
         }
         if self.gpus:
             cards = {"Count": -1} if self.gpus == ("all",) else {"DeviceIDs": list(self.gpus)}
             host["DeviceRequests"] = [{"Capabilities": [["gpu"]], **cards}]
-        return {
-            "Image": self.image,
-            "Cmd": list(self.command),
-            "Entrypoint": [],
-            "User": str(self.person),
-            "Env": [f"{name}={value}" for name, value in sorted(self.env.items())],
-            "Labels": self.labels.to_dict(),
-            "WorkingDir": str(HOME),
-            **({} if self.stop_seconds is None else {"StopTimeout": self.stop_seconds}),
-            "HostConfig": host,
-        }
+        return host
+
+    def words(self) -> tuple[str, ...]:
+        """The same for `docker run`, made of that very part: neither gets what the other does not."""
+        host = self.host()
+        words = [f"--network={host['NetworkMode']}", f"--ipc={host['IpcMode']}", "--init"]
+        words += [f"--shm-size={host['ShmSize']}"] if "ShmSize" in host else []
+        for limit in host["Ulimits"]:
+            words += ["--ulimit", f"{limit['Name']}={limit['Soft']}:{limit['Hard']}"]
+        for device in host["Devices"]:
+            words += ["--device", device["PathOnHost"]]
+        for one in host["Mounts"]:
+            fields = [f"type={one['Type']}", f"source={one['Source']}", f"target={one['Target']}"]
+            fields += ["readonly"] if one.get("ReadOnly") else []
+            words += ["--mount", _csv(*fields, f"bind-propagation={one['BindOptions']['Propagation']}")]
+        for request in host.get("DeviceRequests", ()):
+            cards = request.get("DeviceIDs")
+            words += ["--gpus", _csv("device=" + ",".join(cards)) if cards else "all"]
+        return tuple(words)
 
     def _bind(self, mount: Mount) -> dict[str, Any]:
         sealed = {"ReadOnly": True} if mount.read_only else {}
@@ -135,7 +132,46 @@ class ContainerPlan:
     def _limits(self) -> list[dict[str, Any]]:
         """InfiniBand pins memory; without it the limit stays, since not every engine may lift it."""
         memlock = [{"Name": "memlock", "Soft": _NO_LIMIT, "Hard": _NO_LIMIT}] if self.devices else []
-        return [*memlock, {"Name": "stack", "Soft": STACK, "Hard": STACK}]
+        return [*memlock, {"Name": "stack", "Soft": _STACK, "Hard": _STACK}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan(Fittings):
+    """Everything about one container but the files that are put into it."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    labels: Labels
+    person: Person
+    env: dict[str, str] = field(default_factory=dict)
+    # on-failure without a count, which an engine would forget when it restarts: how often is ours to decide.
+    restart: Literal["no", "on-failure"] = "no"
+    stop_seconds: int | None = None  # from the engine's TERM to its KILL; None: the engine's own 10
+
+    def to_dict(self) -> dict[str, Any]:
+        """The engine's own create request (API 1.41)."""
+        host = {
+            **self.host(),
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
+            "RestartPolicy": {"Name": self.restart},
+        }
+        return {
+            "Image": self.image,
+            "Cmd": list(self.command),
+            "Entrypoint": [],
+            "User": str(self.person),
+            "Env": [f"{name}={value}" for name, value in sorted(self.env.items())],
+            "Labels": self.labels.to_dict(),
+            "WorkingDir": str(HOME),
+            **({} if self.stop_seconds is None else {"StopTimeout": self.stop_seconds}),
+            "HostConfig": host,
+        }
+
+
+def _csv(*fields: str) -> str:
+    """As the engine's command reads a list: what holds a comma or a quote stands in quotes."""
+    return ",".join('"' + one.replace('"', '""') + '"' if set(one) & set(',"\n') else one for one in fields)
 
 
 def name(node: Node) -> str:
@@ -144,9 +180,9 @@ def name(node: Node) -> str:
     return f"clusterft-{node.name}-{cards}"
 
 
-def cards(node: Node, facts: NodeFacts) -> tuple[str, ...]:
-    """Which cards the container sees: the hostfile's, else all, none where there are none."""
-    if not facts.gpus:
+def cards(node: Node, facts: NodeFacts, device: Literal["cpu", "cuda"] = "cuda") -> tuple[str, ...]:
+    """Which cards the container sees: the hostfile's, else all; none where there are none, or none are used."""
+    if not facts.gpus or device == "cpu":
         return ()
     return node.gpus or ("all",)
 

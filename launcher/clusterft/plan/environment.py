@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 from clusterft.checks import Survey
 from clusterft.checks.job import used
@@ -49,12 +50,25 @@ def ranks(spec: JobSpec, survey: Survey, site: Site) -> dict[str, str]:
     env |= _cards(spec, survey, node)
     if spec.stagger_seconds:
         env["CLUSTERFT_STAGGER"] = f"{spec.stagger_seconds:g}"
-    if site.address.interface:
-        env |= {
-            "NCCL_SOCKET_IFNAME": f"={site.address.interface}",
-            "GLOO_SOCKET_IFNAME": site.address.interface,
-        }
-    return env | spec.env
+    return env | interface(site.address) | spec.env
+
+
+def interface(address: Address) -> dict[str, str]:
+    """What the libraries of collectives take their sockets from."""
+    if not address.interface:
+        return {}
+    return {"NCCL_SOCKET_IFNAME": f"={address.interface}", "GLOO_SOCKET_IFNAME": address.interface}
+
+
+def visible(node: Node, device: Literal["cpu", "cuda"], *, contained: bool) -> dict[str, str]:
+    """Which cards the ranks see, and in which order."""
+    if device == "cpu":
+        return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # CUDA's own order is fastest first; card numbers in a hostfile are nvidia-smi's, by PCI bus.
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if node.gpus and not contained:  # a container sees these cards alone, and numbers them from 0
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(node.gpus)
+    return env
 
 
 def _own_world(spec: JobSpec, survey: Survey, site: Site) -> dict[str, str]:
@@ -78,12 +92,9 @@ def _own_world(spec: JobSpec, survey: Survey, site: Site) -> dict[str, str]:
 
 
 def _cards(spec: JobSpec, survey: Survey, node: Node) -> dict[str, str]:
+    env = visible(node, spec.resources.device, contained=spec.runtime == "docker")
     if spec.resources.device == "cpu":
-        return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # CUDA's own order is fastest first; card numbers in a hostfile are nvidia-smi's, by PCI bus.
-    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if node.gpus and spec.runtime == "process":  # a container sees these cards alone, and numbers them from 0
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(node.gpus)
+        return env
     cards = used(node, survey.facts[node.name])
     if node.gpus and spec.runtime == "process":
         named = {key: card for card in cards for key in (str(card.index), card.uuid)}

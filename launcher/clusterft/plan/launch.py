@@ -376,7 +376,7 @@ def _container(gang: _Gang, rank: int, part: Part) -> ContainerPlan:
             config_digest=gang.digest,
         ),
         person=who,
-        gpus=container.cards(node, facts) if spec.resources.device == "cuda" else (),
+        gpus=container.cards(node, facts, spec.resources.device),
         binds=spec.binds,
         devices=container.devices(facts),
         env={"HOME": str(container.HOME), "USER": who.name, "LANG": "C.UTF-8"},

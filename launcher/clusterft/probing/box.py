@@ -17,8 +17,10 @@ from clusterft.facts import box as answers
 from clusterft.facts.box import Box
 from clusterft.hosts import Node
 from clusterft.plan import container
+from clusterft.plan.container import Fittings
 from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote, Unreachable
+from clusterft.spec import Mount
 
 _START_SECONDS = 20.0
 _LOOK_SECONDS = 4.0
@@ -36,10 +38,20 @@ _SAID = {
 class _Request:
     """One container to be made."""
 
-    node: Node
-    facts: NodeFacts
-    wanted: Wanted
-    shared: str | None
+    node: str
+    fittings: Fittings
+    owner: tuple[int, int] | None
+
+
+def fittings(node: Node, facts: NodeFacts, wanted: Wanted) -> Fittings:
+    """Those of a run; of its mounts the shared dir alone, and that only where it answers."""
+    answers = any(disk.directory == wanted.shared for disk in facts.disks)
+    return Fittings(
+        gpus=container.cards(node, facts, wanted.device),
+        binds=(Mount(wanted.shared),) if wanted.shared and answers else (),
+        devices=container.devices(facts),
+        shm=wanted.job.resources.shm if wanted.job else None,
+    )
 
 
 def open_(crew: Crew, survey: Survey, wanted: Wanted) -> dict[str, Box | Unreachable | str]:
@@ -52,11 +64,10 @@ def open_(crew: Crew, survey: Survey, wanted: Wanted) -> dict[str, Box | Unreach
             return "its facts are not known"
         if way.kind != "image":
             return "the image is not there" if way.docker else "its engine cannot be used"
-        shared = wanted.shared if any(disk.directory == wanted.shared for disk in facts.disks) else None
-        request = _Request(nodes[name], facts, wanted, shared)
+        request = _Request(name, fittings(nodes[name], facts, wanted), wanted.owner)
         found = _one(crew, remote, request)
         if found.refused == "source":  # which is for the storage checks to tell; the rest can be seen without it
-            found = _one(crew, remote, replace(request, shared=None))
+            found = _one(crew, remote, replace(request, fittings=replace(request.fittings, binds=())))
         return _SAID[found.refused].format(words=found.words) if found.refused in _SAID else found
 
     found: dict[str, Box | Unreachable | str] = dict(crew.fleet.each(one))
@@ -64,15 +75,13 @@ def open_(crew: Crew, survey: Survey, wanted: Wanted) -> dict[str, Box | Unreach
 
 
 def _one(crew: Crew, remote: Remote, request: _Request) -> Box:
-    name, facts, wanted = request.node.name, request.facts, request.wanted
-    cards = container.cards(request.node, facts) if wanted.device == "cuda" else ()
-    devices = container.devices(facts)
-    box = Box(name, pinned=bool(devices), carded=bool(cards))
-    asked = {"shared": request.shared, "cuda": bool(cards), "seconds": _TORCH_SECONDS}
-    options = _options(cards, devices, request.shared)
+    name, inside = request.node, request.fittings
+    box = Box(name, pinned=bool(inside.devices), carded=bool(inside.gpus))
+    shared = inside.binds[0].path if inside.binds else None
+    asked = {"shared": shared, "cuda": box.carded, "seconds": _TORCH_SECONDS}
     began, release = time.monotonic(), ""
     try:
-        talk = crew.start(name, "box", (json.dumps(asked),), owner=wanted.owner, options=options)
+        talk = crew.start(name, "box", (json.dumps(asked),), owner=request.owner, fittings=inside)
         release = talk.release
         body = talk.hear(_START_SECONDS)
     except Silent as why:
@@ -83,7 +92,7 @@ def _one(crew: Crew, remote: Remote, request: _Request) -> Box:
         return replace(box, refused=refused, words=words)
     try:
         box = replace(box, **answers.shaped(body))
-        return _cards(box, talk, began) if cards else box
+        return _cards(box, talk, began) if box.carded else box
     finally:
         talk.close()
 
@@ -110,16 +119,3 @@ def _cards(box: Box, talk: Talk, began: float) -> Box:
     except Silent:
         return box
     return replace(box, torch=answers.torch(body))
-
-
-def _options(cards: tuple[str, ...], devices: tuple[str, ...], shared: str | None) -> tuple[str, ...]:
-    """As `docker run` is told what the plan of a run asks of the engine."""
-    stack = f"stack={container.STACK}:{container.STACK}"
-    words = ["--ulimit", stack]
-    if devices:
-        words += ["--ulimit", "memlock=-1:-1", *(word for path in devices for word in ("--device", path))]
-    if cards:
-        words += ["--gpus", "all" if cards == ("all",) else '"device=' + ",".join(cards) + '"']
-    if shared:
-        words += ["--mount", f"type=bind,source={shared},target={shared}"]
-    return tuple(words)

@@ -11,18 +11,21 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 from clusterft import agent
 from clusterft.checks.engines import containers
 from clusterft.fleet import Fleet
+from clusterft.plan.container import Fittings
 from clusterft.remote import Remote, Unreachable
 from clusterft.remote.stream import Stream
 
 _BOOT = "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), sys.argv[2], 'exec'))"
+_BARE = Fittings()
+_NONE: Mapping[str, str] = MappingProxyType({})
 _GONE_SECONDS = 10.0  # for containers to be taken away
 _LINE = 8 << 20  # bytes of one answer
 
@@ -165,13 +168,13 @@ class Crew:
         program: str,
         arguments: tuple[str, ...] = (),
         *,
-        mounts: tuple[str, ...] = (),
         owner: tuple[int, int] | None = None,
-        options: tuple[str, ...] = (),
+        fittings: Fittings = _BARE,
+        env: Mapping[str, str] = _NONE,
     ) -> Talk:
-        """Begin a program of `agent`; Silent if the node cannot. `mounts` are seen inside under the same path.
+        """Begin a program of `agent`; Silent if the node cannot.
 
-        `options` are more of `docker run`, and mean nothing where there is no container.
+        As whom, with what of the node and with which variables is for a container; elsewhere it means nothing.
         """
         way = self.ways.get(node)
         remote = self.fleet.remotes.get(node)
@@ -183,7 +186,7 @@ class Crew:
                 raise Silent("doctor is over")
             self._count += 1
             name = f"clusterft-doctor-{self._word}-{self._count}" if way.kind == "image" else ""
-        carried = self._carried(way, name, mounts, owner, options)
+        carried = way.argv if way.kind == "python" else self._contained(way, name, owner, fittings, env)
         argv = (*carried, "-u", "-c", _BOOT, str(len(source)), program, *arguments)
         talk = Talk(node, _fed(remote, argv, source), name)
         with self._turn:
@@ -196,17 +199,14 @@ class Crew:
         return talk
 
     @staticmethod
-    def _carried(
-        way: Way, name: str, mounts: tuple[str, ...], owner: tuple[int, int] | None, options: tuple[str, ...]
+    def _contained(
+        way: Way, name: str, owner: tuple[int, int] | None, fittings: Fittings, env: Mapping[str, str]
     ) -> tuple[str, ...]:
-        if way.kind == "python":
-            return way.argv
         run, image = way.argv[:-1], way.argv[-1]
         user = ("--user", f"{owner[0]}:{owner[1]}") if owner else ()
-        # As --mount, not -v, with which an engine makes a directory that is not there.
-        binds = tuple(word for one in mounts for word in ("--mount", f"type=bind,source={one},target={one}"))
+        told = tuple(word for key, value in env.items() for word in ("--env", f"{key}={value}"))
         named = ("--name", name, "--label", f"{containers.DOCTOR}={name}")
-        return (*run, *named, *user, *binds, *options, "--entrypoint", "python3", image)
+        return (*run, *named, *user, *fittings.words(), *told, "--entrypoint", "python3", image)
 
     def _clear(self, talks: list[Talk]) -> None:
         """A container ends with its stdin; one whose program sleeps in the kernel needs to be told."""

@@ -19,7 +19,7 @@ from clusterft.errors import UsageError
 from clusterft.facts import deep as facts
 from clusterft.facts.deep import Card, Deep, Direct, Group, Kind, Saving
 from clusterft.hosts import Node
-from clusterft.plan import network
+from clusterft.plan import environment, network
 from clusterft.probing import occupied, rounds, site
 from clusterft.probing.bench import Bench, Seat, Task
 from clusterft.probing.crew import Crew
@@ -317,14 +317,13 @@ class _Course:
     def _seat(
         self, node: Node, slot: int, given: Mapping[str, object], env: Mapping[str, str] | None = None
     ) -> Seat:
-        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LOCAL_RANK": str(slot)}
-        interface = self.site.addresses[node.name].interface
-        if interface:
-            own |= {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface}
-        own |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if self.site.cuda else {"CUDA_VISIBLE_DEVICES": ""}
-        if self.site.cuda and node.gpus and not self.site.wanted.contained:
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(node.gpus)
-        theirs = self.site.wanted.job.env if self.site.wanted.job else {}
+        wanted = self.site.wanted
+        own = {
+            **{"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LOCAL_RANK": str(slot)},
+            **environment.interface(self.site.addresses[node.name]),
+            **environment.visible(node, wanted.device, contained=wanted.contained),
+        }
+        theirs = wanted.job.env if wanted.job else {}
         return Seat(
             node.name,
             slot,

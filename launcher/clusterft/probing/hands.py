@@ -14,8 +14,10 @@ from typing import Any, Literal, Protocol
 
 from clusterft.checks.examination import Wanted
 from clusterft.facts import frames, probe
+from clusterft.plan.container import Fittings
 from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote, Unreachable
+from clusterft.spec import Mount
 
 Body = Mapping[str, Any]
 _START = 11.0  # seconds that an engine may take to make a container
@@ -167,7 +169,8 @@ def take(crew: Crew, wanted: Wanted, node: str, word: str, name: str) -> Hand:
     # Root does as the run's user would, where runs are contained; a container has been given the user.
     owner = wanted.owner if wanted.contained and way.kind == "python" else None
     words = tuple(str(part) for part in owner) if owner else ()
-    talk = crew.start(node, "share", (directory, word, name, *words), mounts=(directory,), owner=wanted.owner)
+    inside = Fittings(binds=(Mount(directory),))
+    talk = crew.start(node, "share", (directory, word, name, *words), owner=wanted.owner, fittings=inside)
     return ProgramHand(talk, "image" if way.kind == "image" else "python", _START)
 
 

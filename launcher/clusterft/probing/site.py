@@ -1,6 +1,6 @@
 """Who takes part in `doctor --deep`: nodes on which the proving program could be started as a run's ranks are.
 
-Owns the cards, limits and mounts of its containers, and the words of a node that has none. Starts no task.
+Owns the words of a node that has none. Starts no task.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from clusterft.checks.examination import Wanted
 from clusterft.checks.work import acceptance
 from clusterft.facts import deep as facts
 from clusterft.hosts import Node
-from clusterft.plan import container
 from clusterft.plan.network import Address
+from clusterft.probing import box
 from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote
 
+_PERSON = {"HOME": "/tmp", "USER": "clusterft"}  # a run's home is put into its container with its files
 _READY = 90.0  # torch and its libraries from a cold disk, on all nodes at once
 
 
@@ -47,10 +48,10 @@ def opened(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk],
 
     def one(name: str, _: Remote) -> Talk | str:
         way, known = crew.ways[name], survey.facts[name]
-        options, mounts = _equipment(nodes[name], survey, wanted)
+        inside = box.fittings(nodes[name], known, wanted)
         arguments = () if way.kind == "image" else pythons
         try:
-            talk = crew.start(name, "proving", arguments, mounts=mounts, owner=wanted.owner, options=options)
+            talk = crew.start(name, "proving", arguments, owner=wanted.owner, fittings=inside, env=_PERSON)
         except Silent as error:
             return str(error)
         try:
@@ -67,26 +68,6 @@ def opened(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk],
     talks = {name: found[name] for name in nodes if isinstance(found.get(name), Talk)}
     words = {name: str(found.get(name)) for name in nodes if name not in talks}
     return talks, words  # type: ignore[return-value]
-
-
-def _equipment(node: Node, survey: Survey, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(options of docker run, mounts): cards and limits as a run has them, the shared dir where it answers."""
-    known = survey.facts[node.name]
-    options = [
-        "--ulimit",
-        f"stack={container.STACK}:{container.STACK}",
-        "--env",
-        "HOME=/tmp",
-        "--env",
-        "USER=clusterft",
-    ]
-    for device in container.devices(known):
-        options += ["--ulimit", "memlock=-1:-1", "--device", device]
-    cards = container.cards(node, known) if wanted.device == "cuda" else ()
-    if cards:
-        options += ["--gpus", "all" if cards == ("all",) else '"device=' + ",".join(cards) + '"']
-    answers = any(disk.directory == wanted.shared for disk in known.disks)
-    return tuple(options), (wanted.shared,) if wanted.shared and answers else ()
 
 
 @dataclass(frozen=True, slots=True)

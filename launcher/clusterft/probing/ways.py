@@ -29,7 +29,7 @@ def find(fleet: Fleet, survey: Survey, wanted: Wanted) -> dict[str, Way]:
         if wanted.contained and wanted.tag and docker:
             done = remote.run((*docker, "image", "inspect", "-f", "{{.Id}}", wanted.tag), seconds=_SECONDS)
             if done.code == 0:
-                run = (*docker, "run", "--rm", "-i", "--network=host", "--ipc=host", "--pull=never", "--init")
+                run = (*docker, "run", "--rm", "-i", "--pull=never")
                 return Way("image", (*run, wanted.tag), docker=docker)
         if _local(survey, name):
             return Way("python", (sys.executable,), docker=docker)
