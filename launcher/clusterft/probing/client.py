@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from clusterft.checks import Survey
 from clusterft.facts.desk import Closed, Desk, OpenKey, SharedLogin
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
+from clusterft.probing.at_once import begun
 from clusterft.remote import Remote, Unreachable
 
 if TYPE_CHECKING:
     from clusterft.remote.way import Ways
 
-_T = TypeVar("_T")
 _SSH_PORT = 22
 _HERE_SECONDS = 5.0  # for all that is asked of this machine: a master that is dead, a name server that is silent
 _ASKED = 2  # other nodes for each that is not reached
@@ -61,42 +60,20 @@ def look(desk: Desk, cluster: Cluster, fleet: Fleet, survey: Survey) -> Desk:
     ways = way.Ways()
     inside = [node for node in nodes if node.name in survey.facts]
     until = time.monotonic() + _HERE_SECONDS
-    begun = _begun(nodes, lambda node: shared.open_keys(ways, node))
-    joined = _begun(inside, lambda node: shared.groups(ways, node))
-    placed = _begun(_missed(nodes, survey), lambda node: _place(ways, node))
+    read = begun(nodes, lambda node: shared.open_keys(ways, node))
+    joined = begun(inside, lambda node: shared.groups(ways, node))
+    placed = begun(_missed(nodes, survey), lambda node: _place(ways, node))
     keys: dict[str, tuple[int, list[str]]] = {}
-    for name, found in begun(until).items():
+    for node, found in read(until).items():
         for path, mode in found:
-            keys.setdefault(path, (mode, []))[1].append(name)
-    logins = joined(until)
+            keys.setdefault(path, (mode, []))[1].append(node.name)
     return desk._replace(
         open_keys=tuple(OpenKey(path, mode, tuple(names)) for path, (mode, names) in keys.items()),
-        shared=tuple(SharedLogin(name, *found) for name, found in logins.items() if found),
+        shared=tuple(SharedLogin(node.name, *found) for node, found in joined(until).items() if found),
         logins=tuple(fleet.login_seconds.values()),
         crowded=tuple(sorted(fleet.crowded)),
         closed=_closed([node.name for node in inside][:_ASKED], placed(until), fleet),
     )
-
-
-def _begun(nodes: Iterable[Node], look: Callable[[Node], _T]) -> Callable[[float], dict[str, _T]]:
-    """Looks for all of these at once; what is called with a deadline gives what has been found by then."""
-    found: dict[str, _T] = {}
-    order = [node.name for node in nodes]
-
-    def one(node: Node) -> None:
-        found[node.name] = look(node)
-
-    threads = [threading.Thread(target=one, args=(node,), daemon=True) for node in nodes]
-    for thread in threads:
-        thread.start()
-
-    def wait(until: float) -> dict[str, _T]:
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        known = dict(found)
-        return {name: known[name] for name in order if name in known}
-
-    return wait
 
 
 def _missed(nodes: list[Node], survey: Survey) -> list[Node]:
@@ -105,8 +82,8 @@ def _missed(nodes: list[Node], survey: Survey) -> list[Node]:
     return [node for node in nodes if survey.facts and node.name in missed and not node.jump][:_MOST]
 
 
-def _closed(askers: list[str], placed: Mapping[str, tuple[str, int] | None], fleet: Fleet) -> tuple[Closed, ...]:
-    wanted = {name: place for name, place in placed.items() if place}
+def _closed(askers: list[str], placed: Mapping[Node, tuple[str, int] | None], fleet: Fleet) -> tuple[Closed, ...]:
+    wanted = {node.name: place for node, place in placed.items() if place}
     if not wanted or not askers:
         return ()
 

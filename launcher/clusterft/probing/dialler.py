@@ -6,13 +6,12 @@ Owns how a node is asked, not who asks whom and when; judges nothing. A node tha
 from __future__ import annotations
 
 import json
-import queue
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote, Unreachable
 
@@ -102,33 +101,9 @@ class Forwarding:
 
     def dial(self, peers: tuple[Peer, ...], seconds: float, *, again: bool) -> Seen:
         """A few dozen at once; what sshd refuses to try is no answer, and left out."""
-        todo: queue.SimpleQueue[tuple[Peer, int]] = queue.SimpleQueue()
-        done: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
         tries = [(peer, port) for peer in peers for port in peer.ports]
-        for one in tries:
-            todo.put(one)
-
-        def work() -> None:
-            while True:
-                try:
-                    peer, port = todo.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    done.put(self._one(peer, port, seconds))
-                except Exception as error:  # noqa: BLE001 - raised below, by whoever waits
-                    done.put(error)
-
-        for _ in range(min(_WORKERS, len(tries))):
-            threading.Thread(target=work, name="forwarding", daemon=True).start()
-        found = []
-        for _ in tries:
-            said = done.get()
-            if isinstance(said, Exception):
-                raise said
-            if said is not None:
-                found.append(said)
-        return Seen(tuple(found))
+        found = begun(tries, lambda one: self._one(*one, seconds), width=_WORKERS)(None)
+        return Seen(tuple(said for said in found.values() if said is not None))
 
     def _one(self, peer: Peer, port: int, seconds: float) -> dict[str, Any] | None:
         from clusterft.remote.forwarding import NotForwarded

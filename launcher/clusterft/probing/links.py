@@ -7,7 +7,6 @@ in which no node is in two pairs. A port that somebody has already is left to th
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from clusterft.facts import links as facts
 from clusterft.facts.health import Health
 from clusterft.facts.links import Dial, Flow, Kind, Links
 from clusterft.probing import pairing
+from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.dialler import Dialler, Forwarding, Peer, Program, Seen, lost
 from clusterft.remote import Unreachable
@@ -341,20 +341,14 @@ def _chosen(choice: networks.Choice) -> str:
 
 
 def _each(keys: tuple[K, ...], work: Callable[[K], T], seconds: float = _ALL) -> dict[K, T | Exception]:
-    """All at once, in threads that hold up no exit; a node that is lost, or too late, is an outcome."""
-    found: dict[K, T | Exception] = {}
+    """All at once; a node that is lost, or too late, is an outcome."""
 
-    def one(key: K) -> None:
+    def one(key: K) -> T | Exception:
         try:
-            found[key] = work(key)
+            return work(key)
         except (Silent, Unreachable, OSError, ValueError, TypeError, KeyError) as error:
-            found[key] = error  # also of an answer that is not what a program of ours says
+            return error  # also of an answer that is not what a program of ours says
 
-    threads = [threading.Thread(target=one, args=(key,), name="links", daemon=True) for key in keys]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
+    found = begun(keys, one)(time.monotonic() + seconds)
     late = Silent(f"it did not answer within {seconds:.0f} s")
     return {key: found.get(key, late) for key in keys}
