@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LabError
-from .proc import ProcessId, in_namespace, run, until, which
+from .proc import ProcessId, begun_by, in_namespace, run, until, which
 
 _NETNS = Path("/run/netns")
 # The range that the standards set aside for tests of network gear: nobody routes it.
+_PATIENCE = 10.0  # seconds for what was begun to end by itself, as it is cleaner than half of it
 _RANGE = ipaddress.ip_network("198.18.0.0/15")
 
 
@@ -78,6 +79,10 @@ class Journal:
         line = json.dumps({"kind": kind, "what": what, **more}) + "\n"
         with self._lock, self._file.open("a") as out:
             out.write(line)
+
+    def note_process(self, process: ProcessId) -> None:
+        """Write down a process that waits until this is done."""
+        self.note("process", str(process.pid), start=process.start)
 
     def noted(self) -> Iterator[dict[str, Any]]:
         """What was written down, oldest first; a torn last line is not a thing made."""
@@ -138,6 +143,7 @@ class Journal:
 
     def undo(self) -> None:
         """Unmake everything, newest first, then forget the lab; what resists is named."""
+        self._outlive()
         left = []
         for entry in reversed(list(self.noted())):
             try:
@@ -153,6 +159,16 @@ class Journal:
         with contextlib.suppress(OSError):
             # Fails while another lab lives there.
             _root().rmdir()
+
+    def _outlive(self) -> None:
+        """A command that a killed owner had begun goes on: what it makes once we have looked for it would stay."""
+        owner = self.described().get("owner")
+        if owner is None or (dead := ProcessId(*owner)).alive():
+            return
+        with contextlib.suppress(LabError):
+            until(lambda: not begun_by(dead), _PATIENCE, "the last commands of a dead owner")
+        for command in begun_by(dead):
+            command.end()
 
 
 def undo_orphans() -> list[str]:

@@ -24,7 +24,7 @@ from .access import make_key, private_file, public_half
 from .base import FILLER, Lab, LabNode, fill, fresh_boot_id, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal, labs_root
-from .proc import ProcessId, children_of, environment, in_namespace, run, until, which
+from .proc import ProcessId, children_of, environment, in_namespace, run, start, until, which
 from .sshd import PATIENT, TYPIST, settings
 from .switch import Switch
 
@@ -105,23 +105,11 @@ class LightNode(LabNode):
         ]
         with (self.state / "console.log").open("ab") as log:
             heard = log.tell()
-            self._child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=_bare_environment(),
-                cwd="/",
-            )
-        outer = ProcessId.of(self._child.pid)
-        if outer is None:
-            raise LabError(f"{self.name} died at once: {self._last_words()}")
-        self._journal.note("process", str(outer.pid), start=outer.start)
+            self._child = start(argv, self._journal.note_process, log, _bare_environment())
         until(lambda: self._listens(heard) or self._gave_up(), 20, f"sshd of {self.name}")
         if self._gave_up():
             raise LabError(f"{self.name} did not boot: {self._last_words()}")
-        first = self._first_of(outer.pid)
+        first = self._first_of(self._child.pid)
         (self.state / "pid").write_text(f"{first.pid} {first.start}\n")
 
     def _first_of(self, outer: int) -> ProcessId:

@@ -1,13 +1,16 @@
 """Commands with deadlines, and processes that are known by more than a number.
 
 Owns every call of another program that the lab makes, and the identity of the
-processes it starts: a pid together with the start time the kernel gives it.
+processes it starts: a pid together with the start time the kernel gives it. What a
+process has begun is known by a mark that outlives it.
 Refuses to signal anything whose start time differs, because pids are reused,
 and never looks a process up by its name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .errors import LabError
 
@@ -55,6 +59,7 @@ def run(
             check=False,
             # A Ctrl-C in the terminal is for us: it must not cut our clean-up commands short.
             start_new_session=True,
+            pass_fds=(_mark(os.getpid()),),
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"no end after {timeout:.0f} s: {shlex.join(argv)}") from error
@@ -64,6 +69,27 @@ def run(
         words = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise LabError(f"exit {done.returncode}: {shlex.join(argv)}\n{words}")
     return done
+
+
+def start(
+    argv: Sequence[str], note: Callable[[ProcessId], None], log: IO[bytes], env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a program that stays; it waits until `note` has written it down, and ends if we die before."""
+    child = subprocess.Popen(
+        ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *argv],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=env,
+        cwd="/",
+    )
+    process = ProcessId.of(child.pid)
+    assert process is not None and child.stdin is not None, "a child that nobody has waited for"
+    with contextlib.suppress(BrokenPipeError), child.stdin as gate:
+        note(process)
+        gate.write(b"go\n")
+    return child
 
 
 def until(met: Callable[[], bool], timeout: float, what: str) -> None:
@@ -139,6 +165,32 @@ def all_processes() -> Iterable[ProcessId]:
 def children_of(pid: int) -> list[ProcessId]:
     """The processes that this one started and that still run."""
     return [one for one in all_processes() if (_stat(one.pid) or ["", "0"])[1] == str(pid)]
+
+
+@functools.cache
+def _mark(pid: int) -> int:
+    """A file in memory that each command of this process holds open from its very first instant."""
+    mine = ProcessId.of(pid)
+    assert mine is not None
+    return os.memfd_create(_mark_of(mine))
+
+
+def _mark_of(owner: ProcessId) -> str:
+    return f"clusterft-lab-{owner.pid}-{owner.start}"
+
+
+def begun_by(owner: ProcessId) -> list[ProcessId]:
+    """The commands of a process that has died, which go on without it."""
+    held = f"/memfd:{_mark_of(owner)} (deleted)"
+
+    def holds(process: ProcessId) -> bool:
+        place = f"/proc/{process.pid}/fd"
+        try:
+            return any(os.readlink(f"{place}/{number}") == held for number in os.listdir(place))
+        except OSError:  # it has ended, or closed that file, or belongs to somebody else
+            return False
+
+    return [process for process in all_processes() if process.pid != os.getpid() and holds(process)]
 
 
 def in_namespace(kind: str, inode: int) -> list[ProcessId]:

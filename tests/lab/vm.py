@@ -22,7 +22,7 @@ from .access import Endpoint, make_key, public_half
 from .base import FILLER, Lab, LabNode, in_parallel
 from .errors import LabError, LabUnavailable
 from .journal import Journal
-from .proc import ProcessId, environment, run, until, which
+from .proc import ProcessId, environment, run, start, until, which
 from .sshd import TAKE_NEW_KEY, settings
 from .switch import Switch
 from .vm_image import VmImage, vm_image
@@ -93,21 +93,12 @@ class VmNode(LabNode):
         """Start qemu and wait until the machine has its shared directory."""
         argv = ["nsenter", f"--net=/run/netns/{self._switch.name_of(self.name)}"]
         with (self.state / "qemu.log").open("ab") as log:
-            self._child = subprocess.Popen(
-                [*argv, *self._qemu()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(),
-                start_new_session=True,
-                cwd="/",
-            )
-        process = ProcessId.of(self._child.pid)
-        if process is None:
-            raise LabError(f"{self.name} died at once: {self._last_words()}")
-        self._journal.note("process", str(process.pid), start=process.start)
-        (self.state / "pid").write_text(f"{process.pid} {process.start}\n")
+            self._child = start([*argv, *self._qemu()], self._note, log, environment())
         self._settle()
+
+    def _note(self, process: ProcessId) -> None:
+        self._journal.note_process(process)
+        (self.state / "pid").write_text(f"{process.pid} {process.start}\n")
 
     def _qemu(self) -> list[str]:
         image, at = self._lab.image, self.state

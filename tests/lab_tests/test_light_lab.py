@@ -14,6 +14,7 @@ import pytest
 
 from lab import LabError, LightLab, LightNode
 from lab.journal import Journal
+from lab.proc import ProcessId, environment, start, until
 from lab_tests.logins import Logins
 from lab_tests.promises import Promises, knock, traces
 
@@ -167,6 +168,41 @@ def test_a_signal_in_the_middle_of_up_leaves_nothing(number: signal.Signals, del
     if number == signal.SIGKILL:
         LightLab.up(1).down()
     assert traces(lab_id) == []
+
+
+def test_what_a_killed_owner_had_begun_is_waited_for() -> None:
+    """The command that makes a namespace goes on without its owner, and is slow."""
+    script = (
+        "from lab import LightLab, switch\n"
+        "run = switch.run\n"
+        "def slow(argv, **more):\n"
+        " if argv[:3] != ['ip', 'netns', 'add']: return run(argv, **more)\n"
+        " print(argv[3], flush=True)\n"
+        " return run(['sh', '-c', 'sleep 3; exec \"$@\"', 'sh', *argv], **more)\n"
+        "switch.run = slow\n"
+        "with LightLab.up(1): pass\n"
+    )
+    owner = owner_of_a_lab(script)
+    assert owner.stdout is not None
+    lab_id = owner.stdout.readline().split("-")[1]
+    until(lambda: any("sleep 3" in line for line in traces(lab_id)), 10, "the command to begin")
+    owner.kill()
+    owner.communicate(timeout=30)
+    LightLab.up(1).down()
+    assert traces(lab_id) == []
+
+
+def test_a_program_that_could_not_be_written_down_never_starts(tmp_path: Path) -> None:
+    seen = []
+
+    def note(process: ProcessId) -> None:
+        seen.append(process)
+        raise LabError("made to fail")
+
+    with (tmp_path / "log").open("wb") as log, pytest.raises(LabError, match="made to fail"):
+        start(["touch", str(tmp_path / "ran")], note, log, environment())
+    until(lambda: not seen[0].alive(), 5, "it to end")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_by_hand(tmp_path: Path) -> None:
