@@ -18,7 +18,7 @@ from clusterft import facts
 from clusterft.checks import Survey, Unreached
 from clusterft.facts import NodeFacts
 from clusterft.hosts import Cluster, Node
-from clusterft.remote import Asker, Remote, Unreachable
+from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable
 from clusterft.remote.local import LocalRemote
 
 if TYPE_CHECKING:  # paramiko costs 0.1 s that a local cluster need not pay
@@ -59,6 +59,7 @@ class Fleet:
         self._asker = asker
         self._dialled: Dialer | None = None
         self._turn = threading.Lock()
+        self._renewing = {node.name: threading.Lock() for node in cluster.active}
 
     def __enter__(self) -> Fleet:
         self._connect_all(self.cluster.active)
@@ -150,6 +151,20 @@ class Fleet:
         nodes = tuple(node for node in self.cluster.active if node.name in self.remotes)
         return self._fan_out(lambda node: work(node.name, self.remotes[node.name]), nodes)
 
+    def ask(self, name: str, question: Callable[[Remote], T]) -> T:
+        """The answer to what changes nothing; asked once more if the connection broke or a part of it came.
+
+        Either may come of a moment without memory or time on the node; what is wrong with it is wrong again.
+        """
+        remote = self.remotes[name]
+        try:
+            return question(remote)
+        except Broken:
+            remote = self._renewed(name, remote)
+        except Partial:
+            pass
+        return question(remote)
+
     def leave(self, name: str) -> None:
         """Let go of a node: nothing more is asked of it."""
         if remote := self.remotes.pop(name, None):
@@ -166,6 +181,14 @@ class Fleet:
                 old.close()
         except Exception:  # noqa: BLE001 - in a listener's thread nobody would hear it; the old connection tells
             return
+
+    def _renewed(self, name: str, broken: Remote) -> Remote:
+        """A connection in place of one that broke; the same for all who ask over it."""
+        with self._renewing[name]:
+            if self.remotes[name] is broken:
+                self.remotes[name] = self._connect(next(one for one in self.cluster.active if one.name == name))
+                broken.close()
+            return self.remotes[name]
 
     def _connect_all(self, nodes: tuple[Node, ...]) -> None:
         for name, outcome in self._fan_out(self._connect, nodes).items():
@@ -216,16 +239,19 @@ class Fleet:
                 self._contacts[name] = outcome.login_address
 
     def _probe(self, node: Node, peers: tuple[str, ...], disks: tuple[str, ...]) -> NodeFacts:
-        word = secrets.token_hex(8)
-        sent = time.time()
-        # Piped into sh, not given as an argument: a process list shows nothing, and no length limit applies.
-        text = facts.script(word, peers=peers, disks=disks)
-        done = self.remotes[node.name].run(_PROBE, stdin=text.encode(), seconds=_PROBE_SECONDS)
-        asked = facts.Asked(word, peers, disks, sent, time.time())
-        try:
-            return facts.parse(node.name, done.out, asked)
-        except facts.Unreadable as error:
-            raise _unread(str(error), done.out, done.err, word) from None
+        def question(remote: Remote) -> NodeFacts:
+            word = secrets.token_hex(8)
+            sent = time.time()
+            # Piped into sh, not given as an argument: a process list shows nothing, and no length limit applies.
+            text = facts.script(word, peers=peers, disks=disks)
+            done = remote.run(_PROBE, stdin=text.encode(), seconds=_PROBE_SECONDS)
+            asked = facts.Asked(word, peers, disks, sent, time.time())
+            try:
+                return facts.parse(node.name, done.out, asked)
+            except facts.Unreadable as error:
+                raise _unread(str(error), done, word) from None
+
+        return self.ask(node.name, question)
 
     def _fan_out(self, work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
         """Each bastion's nodes are a group of their own, so that a slow one holds up nobody else."""
@@ -237,15 +263,16 @@ class Fleet:
         return _at_once(work, nodes, tuple(widths))
 
 
-def _unread(why: str, out: str, err: str, word: str) -> Unreachable:
+def _unread(why: str, done: Completed, word: str) -> Unreachable:
     """Something else than the probe has answered, or only a part of it came."""
-    said = (out.strip() or err.strip())[:300]
-    other = _OTHER_USER.search(out + err)
+    err = done.err.strip()
+    said = (done.out.strip() or err)[:300]
+    other = _OTHER_USER.search(done.out + done.err)
     if other:
         step = f"user={other[1]} on the node's line of the hostfile"
         return Unreachable("ssh.auth", f"this user's key is let in for a message alone: {said}", fix=(step,))
-    if word in out or not said:
-        return Unreachable("ssh.noisy-shell", f"{why}; stderr: {err.strip()[-300:] or 'none'}")
+    if word in done.out or not said:
+        return Partial(f"{why}; exit {done.code}; stderr: {err[-300:] or 'none'}")
     fix = (
         'is there a command="..." before the key in ~/.ssh/authorized_keys, or ForceCommand in sshd_config?',
         "log in as a user with a plain shell: user= in the hostfile",

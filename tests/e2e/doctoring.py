@@ -120,7 +120,7 @@ def finding(answer: Answer, identity: str, *nodes: str) -> dict[str, Any]:
     found = [one for one in above_info(answer) if one["id"] == identity]
     if nodes:
         found = [one for one in found if set(one["nodes"]) == set(nodes)]
-    said = [(one["id"], one["nodes"], one["summary"]) for one in above_info(answer)]
+    said = [(one["id"], one["nodes"], one["summary"], one["evidence"]) for one in above_info(answer)]
     assert len(found) == 1, f"{identity} on {nodes or 'any node'}: {len(found)} findings; doctor said {said}"
     return found[0]
 
@@ -170,7 +170,9 @@ def told(fault: Fault, answer: Answer) -> None:
     shown = one["summary"] + "\n" + one["evidence"] + "\n" + one["cause"]
     assert all(words in shown for words in fault.evidence), (fault.evidence, shown)
     others = {found["id"] for found in above_info(answer)} - {fault.id, *fault.also}
-    assert not others, [(found["id"], found["nodes"], found["summary"]) for found in above_info(answer)]
+    assert not others, [
+        (found["id"], found["nodes"], found["summary"], found["evidence"]) for found in above_info(answer)
+    ]
     assert answer["code"] == (3 if answer["verdict"] == "fail" else 0), answer["code"]
 
 

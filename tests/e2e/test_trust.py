@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from clusterft import hosts
+from clusterft.checks.examination import Wanted
+from clusterft.facts.health import Health
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster
-from clusterft.remote import Unreachable, dial, hostkeys, keys
+from clusterft.probing import health
+from clusterft.remote import Broken, Unreachable, dial, hostkeys, keys
 from clusterft.remote.interactive import ssh_argv
 from clusterft.remote.pulse import Pulse
 from clusterft.remote.ssh import SshRemote
@@ -327,6 +330,53 @@ def test_a_node_that_falls_silent_is_noticed(home: Path, monkeypatch: pytest.Mon
                 lab.node("n1").resume()
             else:
                 lab.node("n1").restore_link()
+
+
+ONCE = "[ -e ~/once ] || { touch ~/once; %s; }"
+HANG_UP = "kill -9 $PPID"  # the sshd of this connection
+
+
+@pytest.mark.parametrize("what", [ONCE % HANG_UP, ONCE % "exit 0"])
+def test_a_connection_that_breaks_once_and_half_an_answer_are_asked_again(
+    lab: LightLab, home: Path, what: str
+) -> None:
+    node = lab.node("n2")
+    (node.home / ".bashrc").write_text(what + "\n")
+    try:
+        with Fleet(rack(lab, f"identity={lab.key}"), lab.known_hosts) as fleet:
+            survey = fleet.survey(lambda _: ())
+            assert (node.home / "once").exists()
+            assert survey.unreached == () and survey.facts["n2"].hostname == "n2"
+            (node.home / "once").unlink()
+            looked = health.ask(fleet, Wanted(device="cpu", contained=False))
+            assert {type(one) for one in looked.values()} == {Health}, looked
+            assert all(remote.run(("true",)).code == 0 for remote in fleet.remotes.values())
+    finally:
+        (node.home / ".bashrc").unlink()
+        (node.home / "once").unlink(missing_ok=True)
+
+
+def test_a_connection_that_always_breaks_is_told_as_that(lab: LightLab, home: Path) -> None:
+    """Also where the command had said something before; one that a signal ended is no broken connection."""
+    with Fleet(rack(lab, f"identity={lab.key}"), lab.known_hosts) as fleet:
+        done = fleet.remotes["n2"].run(("sh", "-c", "echo half; kill -9 $$"))
+        assert done.code == -1 and done.out == "half\n"
+        with pytest.raises(Broken):
+            fleet.remotes["n2"].run(("sh", "-c", f"echo half; sleep 0.2; {HANG_UP}"))
+    node = lab.node("n2")
+    (node.home / ".bashrc").write_text(HANG_UP + "\n")
+    try:
+        with Fleet(rack(lab, f"identity={lab.key}"), lab.known_hosts) as fleet:
+            (miss,) = fleet.survey(lambda _: ()).unreached
+    finally:
+        (node.home / ".bashrc").unlink()
+    assert (miss.node, miss.id, miss.words) == ("n2", "ssh.timeout", "the connection broke")
+
+
+def test_a_command_that_reads_nothing_is_told_by_what_it_says(lab: LightLab, home: Path) -> None:
+    with Fleet(rack(lab, f"identity={lab.key}"), lab.known_hosts) as fleet:
+        done = fleet.remotes["n1"].run(("sh", "-c", "echo no entry; exit 3"), stdin=bytes(1 << 23))
+        assert (done.code, done.out) == (3, "no entry\n")
 
 
 def test_streams_over_ssh(lab: LightLab, home: Path) -> None:

@@ -16,6 +16,7 @@ from clusterft.checks.layers import ours
 from clusterft.facts import Limits, health
 from clusterft.facts.frames import framed
 from clusterft.findings import Finding
+from clusterft.remote import Completed
 from launcher.test_doctor_mends import healthy
 
 TWO = scenes.cluster("a slots=1\nb slots=1\n")
@@ -110,7 +111,8 @@ CLOUD = 'Please login as the user "ubuntu" rather than the user "root".'
 )
 def test_who_answers_in_place_of_a_shell(out: str, identity: str, words: str, fix: str) -> None:
     section = "'clock'" if "clock" in out else None
-    said = fleet._unread(f"the probe's answer ends after section {section}", out, "", "w")
+    done = Completed(0, out, "")
+    said = fleet._unread(f"the probe's answer ends after section {section}", done, "w")
     assert said.id == identity and words in said.what and fix in " ".join(said.fix)
 
 

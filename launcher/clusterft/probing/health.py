@@ -10,7 +10,7 @@ from clusterft.facts import health
 from clusterft.facts.frames import Unreadable
 from clusterft.facts.health import Health
 from clusterft.fleet import Fleet
-from clusterft.remote import Remote, Unreachable
+from clusterft.remote import Partial, Remote, Unreachable
 
 _SECONDS = 15.0
 # The answer in one piece: a message for each of its many lines would be most of the controller's work.
@@ -19,7 +19,9 @@ _WHOLE = ("sh", "-c", 'said=$(sh); printf "%s\\n" "$said"')
 
 def ask(fleet: Fleet, wanted: Wanted) -> dict[str, Health | Unreachable]:
     """What every reached node tells; Unreachable of one that does not answer, or nonsense."""
-    return fleet.each(lambda name, remote: _one(name, remote, wanted, fleet.cluster.name))
+    return fleet.each(
+        lambda name, _: fleet.ask(name, lambda remote: _one(name, remote, wanted, fleet.cluster.name))
+    )
 
 
 def _one(name: str, remote: Remote, wanted: Wanted, cluster: str) -> Health:
@@ -43,5 +45,4 @@ def _one(name: str, remote: Remote, wanted: Wanted, cluster: str) -> Health:
     try:
         return health.parse(name, done.out, asked)
     except Unreadable as error:
-        words = f"{error}; stderr: {done.err.strip()[-300:] or 'none'}"
-        raise Unreachable("ssh.noisy-shell", words) from None
+        raise Partial(f"{error}; exit {done.code}; stderr: {done.err.strip()[-300:] or 'none'}") from None

@@ -12,7 +12,7 @@ from typing import Any
 import paramiko
 from paramiko.ssh_exception import SSHException
 
-from clusterft.remote.unreachable import Unreachable
+from clusterft.remote.unreachable import Broken
 
 CONNECT_FAILED = 2  # of RFC 4254, 5.1; 1 is "administratively prohibited"
 
@@ -52,7 +52,7 @@ class Transport(paramiko.Transport):
 
 
 def connect(transport: Transport, address: str, port: int, seconds: float) -> paramiko.Channel:
-    """The connection; NotForwarded, or Unreachable when the way to the node broke."""
+    """The connection; NotForwarded, or Broken when the way to the node broke."""
     try:
         channel = transport.open_channel(
             "direct-tcpip", dest_addr=(address, port), src_addr=("127.0.0.1", 0), timeout=seconds
@@ -62,7 +62,7 @@ def connect(transport: Transport, address: str, port: int, seconds: float) -> pa
         if said:
             raise NotForwarded(said[1] or str(error), tried=said[0] == CONNECT_FAILED) from None
         if not transport.is_active():
-            raise Unreachable("ssh.timeout", f"the connection broke: {error}") from None
+            raise Broken(str(error)) from None
         raise NotForwarded("timed out", tried=True) from None
     channel.settimeout(seconds)
     return channel

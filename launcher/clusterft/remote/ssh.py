@@ -20,6 +20,7 @@ from clusterft.remote import forwarding, way
 from clusterft.remote.protocol import SILENCE_SECONDS, Completed, Unreachable
 from clusterft.remote.refusal import Hop
 from clusterft.remote.stream import Deadline, Lines, Stream, Tail, text, until_ready
+from clusterft.remote.unreachable import Broken
 
 _EOF_PAUSE = 0.02
 _DRAIN_SECONDS = 4.0  # for output that is still on its way when the command has ended
@@ -62,12 +63,10 @@ class SshRemote:
         """Run to the end on a channel of its own."""
         channel = self._open(argv)
         try:
-            for start in range(0, len(stdin), _CHUNK):  # paramiko copies what is left each time it sends
-                channel.sendall(stdin[start : start + _CHUNK])
-            channel.shutdown_write()
+            _feed(channel, argv[0], stdin)
             return _collect(channel, argv[0], seconds)
         except (OSError, SSHException) as error:
-            raise Unreachable("ssh.timeout", f"the connection broke: {error}") from None
+            raise Broken(str(error)) from None
         finally:
             channel.close()
 
@@ -105,6 +104,8 @@ class SshRemote:
                     raise Unreachable("ssh.maxsessions", words, fix=fix) from None
                 time.sleep(wait)
             except (OSError, SSHException, EOFError) as error:
+                if not self._transport.is_active():
+                    raise Broken(str(error)) from None
                 raise Unreachable("ssh.timeout", f"no channel could be opened: {error}") from None
         raise AssertionError("the last wait is None")
 
@@ -129,7 +130,7 @@ class SshStream(Stream):
         # recv_ready() is not asked again: what came just before the end is taken, else recv() answers at once.
         data: bytes = self._channel.recv(size)
         if not data:
-            self._check_whole()
+            _check_whole(self._channel)
         return data
 
     def sendall(self, data: Any) -> None:
@@ -144,7 +145,7 @@ class SshStream(Stream):
             except TimeoutError:
                 raise
             except (OSError, SSHException, EOFError):
-                self._check_whole()
+                _check_whole(self._channel)
                 raise BrokenPipeError("the command no longer reads") from None
 
     def fileno(self) -> int:
@@ -155,19 +156,14 @@ class SshStream(Stream):
         """Wait for the exit code."""
         if not self._channel.status_event.wait(seconds):
             raise Unreachable("ssh.timeout", f"it did not end within {seconds:g} s")
-        self._check_whole()
+        if self._channel.exit_status == -1:
+            _check_whole(self._channel)
         return self._channel.recv_exit_status()
 
     def complaint(self) -> str:
         """The end of what it has said on stderr."""
         self._drain()
         return str(self._tail)
-
-    def _check_whole(self) -> None:
-        """A connection that broke looks like an end; only the transport knows better."""
-        transport = self._channel.transport
-        if self._channel.exit_status == -1 and not (transport and transport.is_active()):
-            raise Unreachable("ssh.timeout", "the connection broke")
 
     def _drain(self) -> None:
         while self._channel.recv_stderr_ready():
@@ -190,6 +186,31 @@ def _ip(text: str) -> str | None:
     return None if address.is_link_local else str(address)
 
 
+def _check_whole(channel: paramiko.Channel) -> None:
+    """A connection that broke looks like an end, with half of the output; only the transport knows better."""
+    transport = channel.transport
+    if channel.exit_status != -1 and channel.eof_received:
+        return
+    # It notes why it ends before it closes its channels, and that it has ended only after that.
+    if transport is None or not transport.is_active() or transport.saved_exception is not None:
+        raise Broken
+
+
+def _feed(channel: paramiko.Channel, name: str, data: bytes) -> None:
+    """All that it shall read, and the end of it; a command that ends without reading is told by what it says."""
+    try:
+        for start in range(0, len(data), _CHUNK):  # paramiko copies what is left each time it sends
+            channel.sendall(data[start : start + _CHUNK])
+        channel.shutdown_write()
+    except TimeoutError:
+        raise Unreachable(
+            "ssh.timeout", f"{name} did not read within {way.SECONDS:g} s what it was sent"
+        ) from None
+    except OSError:
+        if not channel.closed:
+            raise
+
+
 def _take(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:
     """All that has come by now."""
     while channel.recv_ready():
@@ -209,14 +230,13 @@ def _collect(channel: paramiko.Channel, name: str, seconds: float) -> Completed:
         with contextlib.suppress(TimeoutError):
             until_ready(min(max(left, 0.0), _DRAIN_SECONDS / 4), channel.fileno())
         _take(channel, out, err)
-        if channel.exit_status_ready():
+        if channel.exit_status_ready():  # or the channel is closed, and none will come
             ended = ended or time.monotonic()
             # Whatever it left behind may hold its output open for ever.
             if channel.eof_received or channel.closed or time.monotonic() - ended > _DRAIN_SECONDS:
                 break
-        elif channel.closed:
-            raise SSHException("closed by the other side")
         elif channel.eof_received:
             time.sleep(_EOF_PAUSE)  # from then on the channel is always ready
     _take(channel, out, err)
+    _check_whole(channel)
     return Completed(channel.recv_exit_status(), text(bytes(out)), text(bytes(err)))

@@ -1,4 +1,4 @@
-"""Unreachable: why a node did not do what it was asked, in the catalogue's terms."""
+"""Unreachable: why a node did not do what it was asked, in the catalogue's terms; two kinds of it may pass."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ class Unreachable(ClusterftError):
     def finding(self, node: str) -> Finding:
         """The same as a node's outcome."""
         return Finding(self.id, "fail", (node,), f"{node}: {self.what}", fix=self.fix)
+
+
+class Broken(Unreachable):
+    """A connection that was open has ended under way; whether the node is lost too, only a new one tells."""
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__("ssh.timeout", f"the connection broke: {words}" if words else "the connection broke")
+
+
+class Partial(Unreachable):
+    """Less than an answer has come: a part of it, or nothing at all."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__("ssh.noisy-shell", words)
