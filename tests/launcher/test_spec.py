@@ -312,7 +312,7 @@ def test_no_text_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, tex
 
 
 FOREIGN = ("pydantic", "dictionary", "instance of")  # the words of our parser's library, which nobody should read
-# A message repeats what the user wrote: these words must not have been drawn, or it could not be told who said them.
+# A message repeats what the user wrote: had these words been drawn, nobody could tell who said them.
 written = st.text(max_size=8).filter(lambda text: not any(word in text for word in FOREIGN))
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | written,
