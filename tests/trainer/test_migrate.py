@@ -68,7 +68,7 @@ def loads(migration: migrate.Migration, directory: Path) -> spec.JobSpec:
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_file_becomes_the_job_that_it_should(case: str, tmp_path: Path) -> None:
     path = GOLDEN / case / CASES[case]
-    migration = migrate.run(path.read_text(encoding="utf-8"), path.name, migrate.beside(path))
+    migration = migrate.run(path.read_text(encoding="utf-8"), path.name, migrate.Beside(path))
     same_as_golden(migration.yaml, GOLDEN / case / "job.yaml")
     same_as_golden(migrate.report(migration), GOLDEN / case / "report.txt")
     assert loads(migration, tmp_path).runtime == "docker"
@@ -340,7 +340,7 @@ def test_the_files_that_a_command_names_are_read_with_it() -> None:
         "accelerate launch --config_file a.yaml sdxl_train.py --config_file c --dataset_config d.toml --seed=4 "
         "--train_data_dir=/b --mixed_precision=bf16"
     )
-    migration = migrate.run(text, "t.sh", files.get)
+    migration = migrate.run(text, "t.sh", migrate.AtHand(files))
     assert at(migration, "seed") == 4  # the command line wins over its file
     assert at(migration, "epochs") == 2
     assert at(migration, "batch.per_slot") == 8  # and the data set over both
@@ -354,13 +354,11 @@ def test_kohyas_prompt_files_become_samples() -> None:
         "p.json": json.dumps(["a cat --s 12", {"prompt": "a dog"}]),
         "p.toml": '[prompt]\nscale = 3\n[[prompt.subset]]\nprompt = "x"\n',
     }
-    shown = at(
-        migrate.run(SMALL + "--sample_prompts p.json --sample_every_n_steps 5", "t.sh", told.get), "samples"
-    )
+    flags = "--sample_prompts p.json --sample_every_n_steps 5"
+    shown = at(migrate.run(SMALL + flags, "t.sh", migrate.AtHand(told)), "samples")
     assert shown == {"every_steps": 5, "prompts": ["a cat", "a dog"], "denoise_steps": 12, "guidance": 7.5}
-    shown = at(
-        migrate.run(SMALL + "--sample_prompts p.toml --sample_every_n_epochs 1", "t.sh", told.get), "samples"
-    )
+    flags = "--sample_prompts p.toml --sample_every_n_epochs 1"
+    shown = at(migrate.run(SMALL + flags, "t.sh", migrate.AtHand(told)), "samples")
     assert shown == {"every_steps": 500, "prompts": ["x"], "denoise_steps": 30, "guidance": 3.0}
 
 
@@ -399,4 +397,4 @@ def test_what_is_no_training_of_sdxl_is_refused_with_a_remedy(text: str, name: s
 def test_a_file_beside_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"c\.toml is not UTF-8"):
-        migrate.run(SMALL + "--config_file=c.toml", "t.sh", migrate.beside(tmp_path / "t.sh"))
+        migrate.run(SMALL + "--config_file=c.toml", "t.sh", migrate.Beside(tmp_path / "t.sh"))

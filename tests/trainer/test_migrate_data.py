@@ -16,7 +16,7 @@ def of_file(data: str, flags: str = "") -> migrate.Migration:
     command = (
         f"accelerate launch sdxl_train.py --dataset_config d.toml --pretrained_model_name_or_path /m.ckpt {flags}"
     )
-    return migrate.run(command, "train.sh", {"d.toml": data}.get)
+    return migrate.run(command, "train.sh", migrate.AtHand({"d.toml": data}))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_folders_with_repeats_in_their_names_become_sources(tmp_path: Path) -> N
         (tmp_path / "img" / name).mkdir(parents=True)
     (tmp_path / "img" / "2_file").touch()
     text = f"accelerate launch sdxl_train.py --train_data_dir={tmp_path}/img/ --caption_extension=.cap"
-    migration = migrate.run(text, "t.sh", migrate.beside(tmp_path / "t.sh"))
+    migration = migrate.run(text, "t.sh", migrate.Beside(tmp_path / "t.sh"))
     assert at(migration, "data.sources") == [
         {"folder": f"{tmp_path}/img/10_cat", "repeats": 10, "suffixes": [".cap"]},
         {"folder": f"{tmp_path}/img/1_dog", "suffixes": [".cap"]},
@@ -109,7 +109,7 @@ def test_folders_that_are_not_at_hand_are_told_with_what_to_write(tmp_path: Path
     assert any("/d is not at hand here" in note and told in note for note in of("").notes)
     (tmp_path / "img").mkdir()
     text = "accelerate launch sdxl_train.py --train_data_dir=img"
-    migration = migrate.run(text, "t.sh", migrate.beside(tmp_path / "t.sh"))
+    migration = migrate.run(text, "t.sh", migrate.Beside(tmp_path / "t.sh"))
     assert at(migration, "data.sources") == [{"folder": "img"}]
     assert any("img has no folder like 10_name" in note for note in migration.notes)
 

@@ -174,7 +174,7 @@ def _migrate(arguments: argparse.Namespace) -> object:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ConfigError(f"{file} cannot be read: {error}.", "Give a text file.") from error
-    found = migrate.run(text, file.name, migrate.beside(file))
+    found = migrate.run(text, file.name, migrate.Beside(file))
     if arguments.out is None:
         sys.stdout.write(found.yaml)
         sys.stderr.write(migrate.report(found))

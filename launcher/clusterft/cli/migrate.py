@@ -37,7 +37,7 @@ def _migrated(file: Path) -> Migration:
     except UnicodeDecodeError:
         raise UsageError("the file is no text", where=str(file), remedy="save it as UTF-8") from None
     try:
-        return migrate.run(text, file.name, migrate.beside(file))
+        return migrate.run(text, file.name, migrate.Beside(file))
     except ConfigError as error:
         raise UsageError(error.message, remedy=error.remedy) from None
 

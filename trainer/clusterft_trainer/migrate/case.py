@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from clusterft_trainer.migrate.found import LAUNCH, Folders, Kind, Read
+from clusterft_trainer.migrate.found import LAUNCH, Kind
+from clusterft_trainer.migrate.here import AtHand
 from clusterft_trainer.migrate.sheet import Sheet
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\|.*\\")
@@ -25,8 +26,7 @@ class Case:
     lora: bool
     kohya: bool  # whether it says anything of a training, and not only of machines
     processes: int | None  # of all machines together, where it is said
-    read: Read
-    folders: Folders
+    here: AtHand
 
 
 def positive(sheet: Sheet, name: str) -> int | None:

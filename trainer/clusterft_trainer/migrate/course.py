@@ -103,7 +103,7 @@ def samples(sheet: Sheet, case: Case) -> None:
                 name, "not needed", "kohya draws only with both sample_prompts and sample_every_n_steps or _epochs"
             )
         return
-    text = case.read(file)
+    text = case.here.text(file)
     found = None if text is None else _prompts(text, file)
     if found is None or not found.texts:
         reason = "write the prompts under train.samples: " + (

@@ -5,14 +5,10 @@ Owns no knowledge about kohya. Refuses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Text of a file that the migrated one names, or None if it is not at hand.
-Read = Callable[[str], str | None]
-# Names of the folders in a folder, or None if it is not at hand.
-Folders = Callable[[str], tuple[str, ...] | None]
 Value = bool | int | float | str | tuple[str, ...]
 Why = Literal["unknown", "not needed", "not possible", "by design", "overruled", "unreadable"]
 Kind = Literal["command", "toml", "dataset", "accelerate"]

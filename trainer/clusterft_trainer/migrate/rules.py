@@ -26,8 +26,8 @@ from clusterft_trainer.migrate import (
     what,
 )
 from clusterft_trainer.migrate.case import Case, processes
-from clusterft_trainer.migrate.found import LAUNCH, Flag, Folders, Migration, Read, Reading
-from clusterft_trainer.migrate.here import LARGEST, Beside
+from clusterft_trainer.migrate.found import LAUNCH, Flag, Migration, Reading
+from clusterft_trainer.migrate.here import LARGEST, AtHand
 from clusterft_trainer.migrate.known import SCRIPTS
 from clusterft_trainer.migrate.sheet import Sheet
 
@@ -58,14 +58,12 @@ _RULES: tuple[Callable[[Sheet, Case], None], ...] = (
     machine.place,
     conflicts.resolve,
 )
+_NOTHING = AtHand()
 _REMEDY = "Give a shell command that runs sdxl_train.py, kohya's TOML, or the YAML of `accelerate config`."
 
 
-def run(text: str, name: str, read: Read = lambda path: None) -> Migration:
-    """Migrate one file; `read` gives the text of files that it names, where they are at hand.
-
-    A reader that is `beside` the file also tells which folders are in one.
-    """
+def run(text: str, name: str, here: AtHand = _NOTHING) -> Migration:
+    """Migrate one file, with what it names, as far as that is at hand."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if "\0" in text or len(text) > LARGEST:
         raise ConfigError(f"{name} is not a text of settings.", _REMEDY)
@@ -76,9 +74,9 @@ def run(text: str, name: str, read: Read = lambda path: None) -> Migration:
         raise ConfigError(
             f"{name} runs {PurePosixPath(first.script).name}, which trains {other}.", "This trainer is for SDXL."
         )
-    readings = [first, *_along(first, read)]
+    readings = [first, *_along(first, here)]
     sheet = Sheet(readings)
-    case = _case(sheet, first, script, name, read)
+    case = _case(sheet, first, script, name, here)
     for rule in _RULES:
         rule(sheet, case)
     machine.environment(sheet, first.env)
@@ -100,10 +98,6 @@ def run(text: str, name: str, read: Read = lambda path: None) -> Migration:
     )
 
 
-def _no_folders(path: str) -> tuple[str, ...] | None:
-    return None
-
-
 def _read(text: str, name: str) -> Reading:
     ending = PurePosixPath(name).suffix.lower()
     if ending == ".toml":
@@ -122,7 +116,7 @@ def _read(text: str, name: str) -> Reading:
     raise ConfigError(f"{name} holds no training command.", _REMEDY)
 
 
-def _along(first: Reading, read: Read) -> list[Reading]:
+def _along(first: Reading, here: AtHand) -> list[Reading]:
     """What the files say that a command or a TOML names."""
     found: list[Reading] = []
     for name, reader in (
@@ -133,23 +127,22 @@ def _along(first: Reading, read: Read) -> list[Reading]:
         flag = next(
             (f for f in reversed([*first.flags, *(f for r in found for f in r.flags)]) if f.name == name), None
         )
-        text = None if flag is None or not isinstance(flag.value, str) else _text(read, flag.value, name)
+        text = None if flag is None or not isinstance(flag.value, str) else _text(here, flag.value, name)
         if flag is not None and text is not None:
             reads = tables.json_table if str(flag.value).endswith(".json") else reader
             found.append(reads(text, PurePosixPath(str(flag.value)).name))
     return found
 
 
-def _text(read: Read, path: str, name: str) -> str | None:
+def _text(here: AtHand, path: str, name: str) -> str | None:
     # kohya adds the ending by itself
-    text = read(path)
-    return read(f"{path}.toml") if text is None and name == "config_file" else text
+    text = here.text(path)
+    return here.text(f"{path}.toml") if text is None and name == "config_file" else text
 
 
-def _case(sheet: Sheet, first: Reading, script: str, name: str, read: Read) -> Case:
+def _case(sheet: Sheet, first: Reading, script: str, name: str, here: AtHand) -> Case:
     for flag in ("config_file", "dataset_config", LAUNCH + "config_file"):
-        _included(sheet, flag, read)
-    folders: Folders = read.folders if isinstance(read, Beside) else _no_folders
+        _included(sheet, flag, here)
     ours = [flag for flag in sheet.flags if not flag.name.startswith(LAUNCH)]
     return Case(
         kind=first.kind,
@@ -159,14 +152,13 @@ def _case(sheet: Sheet, first: Reading, script: str, name: str, read: Read) -> C
         lora=script == "sdxl_train_network" or (not script and _is_lora(ours)),
         kohya=bool(ours) or bool(script),
         processes=processes(sheet),
-        read=read,
-        folders=folders,
+        here=here,
     )
 
 
-def _included(sheet: Sheet, name: str, read: Read) -> None:
+def _included(sheet: Sheet, name: str, here: AtHand) -> None:
     path = sheet.text(name)
-    if path is not None and _text(read, path, name) is None:
+    if path is not None and _text(here, path, name) is None:
         sheet.leave(name, "unreadable", "the file is not at hand: put it beside this one, or migrate it by itself")
 
 

@@ -145,7 +145,7 @@ def _repeated(sheet: Sheet, source: dict[str, Any]) -> list[object]:
 
 def _numbered(sheet: Sheet, case: Case, single: str) -> list[dict[str, object]]:
     """The folders that kohya reads in this one, with the repeats that are in their names: 10_name."""
-    names = case.folders(single)
+    names = case.here.folders(single)
     fallen = "the name does not stand in for a caption that is missing"
     if names is None:
         sheet.note(
