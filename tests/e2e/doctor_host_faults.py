@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 
 from doctoring import AnyLab, Desk, Fault, node_of, on
 
 from lab import LightLab
+from lab.proc import until
 
 Act = Callable[[AnyLab, Desk], object]
 
@@ -73,8 +73,9 @@ def _sshd(lines: str) -> Act:
         path.write_text("\n".join([lines, *kept]) + "\n")
         first = node._first()
         assert first is not None
+        heard = (node.state / "console.log").stat().st_size
         first.signal(signal.SIGHUP)
-        time.sleep(0.5)
+        until(lambda: node._listens(heard), 10, "sshd of n2 to read its settings")
 
     return act
 
