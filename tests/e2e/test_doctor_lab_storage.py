@@ -123,6 +123,30 @@ def test_a_share_without_room_for_the_checkpoints_of_the_job(light: LightLab, tm
 
 
 @pytest.mark.lab_light
+def test_a_folder_for_copies_of_the_cache_that_one_node_has_no_room_for(light: LightLab, tmp_path: Path) -> None:
+    near = f"{tmp_path}/near"
+    shapes = "[{builtin: shapes}]"
+    kept = f"{shapes}, cache: {{local: {near}, local_gigabytes: 1}}"
+    job = JOB.format(shared=light.shared, runtime="process").replace(shapes, kept)
+    desk = Desk(light, tmp_path / "desk", job=job)
+    (tmp_path / "near").mkdir()
+    clean(desk.doctor("--quick"))
+    on(light, "n2", f"mount -t tmpfs -o size=64m own {near}")
+    try:
+        one = alone(desk.doctor("--quick"), "data.local-cache", "n2")
+        assert one["status"] == "warn" and f"67 MB free on n2:{near}" in one["evidence"]
+        started = desk.run("train", str(desk.job), "--hosts", str(desk.hosts), "--dry-run")
+        assert started.returncode == 0 and "data.local-cache" in started.stdout + started.stderr
+    finally:
+        on(light, "n2", f"umount {near}")
+    (tmp_path / "near").rmdir()
+    (tmp_path / "near").write_text("")
+    one = alone(desk.doctor("--quick"), "data.local-cache", "n1", "n2", "n3")
+    assert one["status"] == "fail" and "is no directory" in one["summary"]
+    assert desk.run("train", str(desk.job), "--hosts", str(desk.hosts), "--dry-run").returncode == 3
+
+
+@pytest.mark.lab_light
 @pytest.mark.long
 def test_a_directory_that_is_another_one_on_one_node(light: LightLab, tmp_path: Path) -> None:
     desk = Desk(light, tmp_path)

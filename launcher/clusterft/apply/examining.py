@@ -21,7 +21,7 @@ from clusterft.errors import ClusterftError
 from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
-from clusterft.probing import box, client, deep, desk, health, links, share, ways
+from clusterft.probing import box, client, deep, desk, health, links, nearby, share, ways
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
 
@@ -70,6 +70,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     show("asking every node")
     survey = _survey(fleet, wanted, gathered)
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
+    near = nearby.look(fleet, wanted.job)
     here = client.look(desk.look(known), cluster, fleet, survey)
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
@@ -94,6 +95,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         share=_of(gathered, "share", None),
         boxes=_of(gathered, "box", {}),
         deep=looked,
+        nearby=near,
         absent=gathered.absent,
         unasked=unasked,
     )

@@ -23,7 +23,8 @@ from clusterft.errors import Blocked, ClusterftError
 from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
-from clusterft.plan import LaunchPlan, Prep
+from clusterft.plan import LaunchPlan, Prep, container
+from clusterft.probing import nearby
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
 from clusterft_trainer.config import TrainConfig
@@ -124,6 +125,11 @@ def _judged(
         if wanted.first_attempt:
             writing = replace(writing, there=_left(fleet, survey, job.shared / wanted.run))
         _stop_at(found + writing.judged(), survey, preflight=wanted.preflight)
+    if job.local_cache:
+        user = container.person(survey.facts[survey.cluster.active[0].name], job.user) if contained else None
+        owner = (user.uid, user.gid) if user else None
+        found += checks.judge_nearby(job, survey, nearby.look(fleet, job), owner)
+        _stop_at(found, survey, preflight=wanted.preflight)
     return found, writing
 
 

@@ -2,7 +2,16 @@
 
 from clusterft.checks.gathering import blocked_nodes, gathered
 from clusterft.checks.job import Foresight, foresight
-from clusterft.checks.judge import Demand, UpDemand, judge, judge_foreseen, judge_room, judge_run_room, judge_up
+from clusterft.checks.judge import (
+    Demand,
+    UpDemand,
+    judge,
+    judge_foreseen,
+    judge_nearby,
+    judge_room,
+    judge_run_room,
+    judge_up,
+)
 from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey, Unreached
 
@@ -18,6 +27,7 @@ __all__ = [
     "gathered",
     "judge",
     "judge_foreseen",
+    "judge_nearby",
     "judge_room",
     "judge_run_room",
     "judge_up",

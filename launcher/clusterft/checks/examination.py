@@ -19,6 +19,7 @@ from clusterft.facts.desk import Desk
 from clusterft.facts.health import Health
 from clusterft.facts.image import Identity
 from clusterft.facts.links import Links
+from clusterft.facts.nearby import Nearby
 from clusterft.facts.share import Share, Trial
 from clusterft.spec import JobSpec
 
@@ -65,6 +66,7 @@ class Examination:
     share: Share | None = None
     boxes: Mapping[str, Box] = field(default_factory=dict)
     deep: Deep | None = None
+    nearby: Mapping[str, Nearby | None] = field(default_factory=dict)  # where the job keeps copies on nodes
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)
     unasked: Mapping[Thing, str] = field(default_factory=dict)
     _worked_out: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

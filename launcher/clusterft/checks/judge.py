@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clusterft.checks import controller, docker, docker_room, gpu, host, job, run_room
+from clusterft.checks import controller, docker, docker_room, gpu, host, job, nearby, run_room
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey
+from clusterft.facts.nearby import Nearby
 from clusterft.findings import Finding
+from clusterft.spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,13 @@ def judge_foreseen(survey: Survey, seen: job.Foresight) -> tuple[Finding, ...]:
 def judge_run_room(survey: Survey, shared: str, room: RunRoom) -> tuple[Finding, ...]:
     """What a run will write into the shared dir, against what is free there."""
     return gathered(run_room.found(survey, shared, room))
+
+
+def judge_nearby(
+    job: JobSpec, survey: Survey, seen: Mapping[str, Nearby | None], owner: tuple[int, int] | None
+) -> tuple[Finding, ...]:
+    """The folder on each node's own disk in which copies of the cache are kept, for a job that asks for that."""
+    return gathered(nearby.found(job, survey, seen, owner))
 
 
 def _cards(survey: Survey) -> Iterator[Finding]:

@@ -150,10 +150,15 @@ class JobSpec(_Section):
         alone = [
             one for one in read if not any(mounts.covered(one, [Mount(other)]) for other in read if other != one)
         ]
-        kept = self.train.data.cache.local if self.train and self.train.data.cache else None
+        kept = self.local_cache
         written = () if kept is None or mounts.covered(kept, given) else (Mount(kept),)
         whole = (*given, *written)
         return (*whole, *(Mount(path, read_only=True) for path in alone if not mounts.covered(path, whole)))
+
+    @property
+    def local_cache(self) -> str | None:
+        """The folder of each node in which copies of the cache are kept, where the job asks for that."""
+        return self.train.data.cache.local if self.train and self.train.data.cache else None
 
     @field_validator("shared")
     @classmethod

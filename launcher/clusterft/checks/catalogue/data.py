@@ -8,12 +8,18 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="data.local-cache",
         layer="data",
-        title="A cache lies on one node's own disk",
-        symptom="ranks of other nodes miss a file that rank 0 has written",
-        how=_LOG,
-        cause="a path of the node's own disk, in a program that lets rank 0 fill it",
-        mends=("put the cache into the shared dir; clusterft prep does",),
-        found=("log",),
+        title="A cache on the nodes' own disks is not what it should be",
+        symptom="ranks of other nodes miss a file that rank 0 has written; or a run ends as it cannot keep copies",
+        how="for data.cache.local of a job: on every node the folder is there or can be made, the run's user may "
+        "write to it, it has room for local_gigabytes with what is in it already, and it lies on no share. Of "
+        "other programs, which let rank 0 alone fill a cache, the words of all ranks: --run, --log",
+        cause="the folder is missing, somebody else's, small, or on the share; or a program takes a path of one "
+        "node for one that all see",
+        mends=(
+            "on the node: sudo mkdir -p FOLDER && sudo chown UID:GID FOLDER",
+            "put a cache that all ranks read into the shared dir; clusterft prep does",
+        ),
+        found=("facts", "train", "log"),
         source="SimpleTuner#1446",
     ),
     Entry(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from clusterft.checks import nearby
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
@@ -61,6 +62,15 @@ def too_small(seen: Examination) -> Iterator[Finding]:
         )
 
 
+def local_cache(seen: Examination) -> Iterator[Finding]:
+    """data.local-cache: the folder of each node in which the job has copies of the cache kept."""
+    job = seen.wanted.job
+    if job and job.local_cache:
+        yield from nearby.found(job, seen.survey, seen.nearby, seen.wanted.owner)
+    else:
+        yield Finding("data.local-cache", "skipped", (), "the job keeps no copies of the cache on its nodes")
+
+
 def _figures(text: str | None) -> dict[str, int]:
     """Of a configuration that can be read; `auto` is a figure that somebody else fills in."""
     try:
@@ -82,5 +92,6 @@ def _nearest(whole: int, known: int) -> int:
 
 CHECKS: tuple[Check, ...] = (
     Check(("job.batch",), batch, ("facts", "job")),
+    Check(("data.local-cache",), local_cache, ("facts", "job")),
     Check(("data.too-small",), too_small, ("facts", "job")),
 )
