@@ -16,6 +16,7 @@ from clusterft.checks.check import Check, Entry
 from clusterft.checks.examination import Absence, Examination, Wanted
 from clusterft.checks.report import Report
 from clusterft.checks.work import saved
+from clusterft.facts.desk import Desk
 from clusterft.findings import Finding
 from clusterft.ui import doctor as view
 
@@ -113,6 +114,19 @@ def test_a_check_that_breaks_costs_its_own_ids_and_is_called_a_bug() -> None:
     found = report.judge(seen(), [Check(("x.one",), broken), saying(Finding("x.two", "fail", ("a",), "bad"))])
     assert told(found, "x.one") == dict.fromkeys(NAMES, "unknown") and told(found, "x.two")["a"] == "fail"
     assert report.broke(found) and "KeyError: 'gone'" in next(one.evidence for one in found if one.id == "x.one")
+
+
+def test_what_several_checks_read_is_worked_out_once_of_each_examination() -> None:
+    asked: list[Examination] = []
+
+    def count(of: Examination) -> int:
+        asked.append(of)
+        return len(of.nodes)
+
+    one = seen()
+    other = replace(one, desk=Desk())
+    assert one.once(count) == one.once(count) == other.once(count) == 3
+    assert [id(of) for of in asked] == [id(one), id(other)]
 
 
 def test_cards_and_engines_are_no_question_where_training_uses_none() -> None:
