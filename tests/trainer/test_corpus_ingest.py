@@ -147,6 +147,14 @@ def test_two_pictures_of_one_stem_are_told(tmp_path: Path) -> None:
     assert len(indexed(tmp_path / "out", source)) == 2
 
 
+def test_other_rules_for_the_same_pictures_make_an_index_of_their_own(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", 3)
+    source = FolderSource(folder=str(tmp_path / "in"))
+    first = indexed(tmp_path / "out", source)
+    second = indexed(tmp_path / "out", source, problems=Problems(duplicate="skip"))
+    assert second.folder.parent != first.folder.parent and second.digest == first.digest
+
+
 def test_equal_bytes_are_kept_skipped_or_refused(tmp_path: Path) -> None:
     root = pairs(tmp_path / "in", 3)
     put(root / "zzz.png", (root / "0000.png").read_bytes())

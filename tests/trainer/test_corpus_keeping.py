@@ -11,10 +11,12 @@ import pytest
 import ranks
 from corpora import indexed, pairs, picture, put
 
-from clusterft_trainer import progress
+from clusterft_trainer import build, progress
+from clusterft_trainer.config import TrainConfig
 from clusterft_trainer.config.sources import FolderSource
 from clusterft_trainer.corpus import keeping
 from clusterft_trainer.corpus.index import Index
+from clusterft_trainer.dist import Place
 
 pytestmark = pytest.mark.trainer
 
@@ -95,6 +97,34 @@ def test_a_worker_holds_what_it_works_with_and_leaves_nothing(
 
 def test_before_its_first_attempt_a_run_keeps_nothing(tmp_path: Path) -> None:
     assert keeping.kept(tmp_path) is None and keeping.left(tmp_path) == ()
+
+
+def test_other_settings_with_the_same_pictures_are_known_at_the_next_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs(tmp_path / "in", 3)
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    place = Place(0, 1, 0, 1, "cpu")
+    monkeypatch.setenv("CLUSTERFT_FIRST_ATTEMPT", "0")
+
+    def settled(attempt: int, **problems: str) -> tuple[Path, str]:
+        monkeypatch.setenv("CLUSTERFT_ATTEMPT", str(attempt))
+        data = {"sources": [{"folder": str(tmp_path / "in")}], "resolution": 64, "problems": problems}
+        return build._settled(TrainConfig.model_validate(ranks.settings(data=data)), place, run, ())
+
+    (run / "checkpoints" / "step-00000002").rename(run / "nothing yet")
+    began = settled(0)
+    (run / "nothing yet").rename(run / "checkpoints" / "step-00000002")
+    old = keeping.kept(run)
+    assert settled(0, duplicate="skip") == began, "started by hand with other settings"
+    new = keeping.kept(run)
+    assert old and new and new.key != old.key and new.index.digest == old.index.digest
+    shutil.rmtree(tmp_path / "in")
+    assert settled(1, duplicate="skip") == began, "a restart reads no sources"
+    assert sorted(path.name for path in (run / "index").iterdir()) == sorted(
+        ["index.json", "kept.json", new.index.head.generation]
+    )
 
 
 def losses(tmp_path: Path, name: str, steps: int, **environment: str) -> tuple[dict[int, float], str]:

@@ -64,7 +64,8 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     """Pictures first, then the model, then what moves it."""
     phase(place, "data")
     shared = run_dir.parent / ".clusterft"
-    index = gather(config, place, run_dir)
+    left = dist.on_lead(place, lambda: keeping.left(run_dir))
+    index = gather(config, place, run_dir, left)
     pictures = dist.together(lambda: arranged(config, index))
     shape = Shape(config.batch.per_slot, config.batch.accumulate, place.world)
     epochs = dist.together(lambda: Epochs(pictures.assigned, config.seed, shape))
@@ -85,7 +86,6 @@ def build(config: TrainConfig, run_dir: Path, place: Place) -> Run:
     learner = learn(config, place, parts, len(pictures.used))
     pictures.words, pictures.pinned = learner.encoders.words, place.device != "cpu"
     engine = learner.engine
-    left = dist.on_lead(place, lambda: keeping.left(run_dir))
     identity = Identity(
         seed=config.seed,
         data=_data_digest(config, pictures.index, broken),
@@ -217,14 +217,17 @@ def _without(config: TrainConfig, pictures: Pictures, broken: np.ndarray) -> Pic
     return found
 
 
-def gather(config: TrainConfig, place: Place, run_dir: Path) -> Index:
+def gather(config: TrainConfig, place: Place, run_dir: Path, left: tuple[str, ...]) -> Index:
     """The index of all sources: rank 0 settles which one, every rank maps it."""
-    folder, digest = dist.on_lead(place, lambda: _settled(config, place, run_dir))
+    folder, digest = dist.on_lead(place, lambda: _settled(config, place, run_dir, left))
     return dist.together(lambda: _mapped(folder, digest))
 
 
-def _settled(config: TrainConfig, place: Place, run_dir: Path) -> tuple[Path, str]:
-    """The index that this run began with, so that no attempt sees other pictures than those before it."""
+def _settled(config: TrainConfig, place: Place, run_dir: Path, left: tuple[str, ...]) -> tuple[Path, str]:
+    """The index that this run began with, so that no attempt sees other pictures than those before it.
+
+    `left`: digests of those that somebody has asked it to leave.
+    """
     shared = run_dir.parent / ".clusterft"
     sources = [drawn(source, shared / "builtin") for source in config.data.sources]
     cache = config.data.cache
@@ -245,8 +248,10 @@ def _settled(config: TrainConfig, place: Place, run_dir: Path) -> tuple[Path, st
         return mine.folder, mine.index.digest
     fresh = ingested()
     if mine is not None and mine.index.digest == fresh.digest:
-        return mine.folder, mine.index.digest  # other settings, and the same pictures
-    if begun and (mine is not None or not keeping.left(run_dir)):
+        if mine.key != key:
+            keeping.renew(run_dir, key)  # other settings, and the same pictures
+        return mine.folder, mine.index.digest
+    if begun and (mine is not None or not left):
         return fresh.folder.parent, fresh.digest  # the checkpoint has the say
     if mine is not None:
         shutil.rmtree(mine.folder)  # nothing was trained with it

@@ -129,7 +129,7 @@ def _recalled(out: Path) -> Known | None:
         return None
     from clusterft_trainer.corpus.known import Known
 
-    return Known.of(folders)
+    return Known.of(folders, out)
 
 
 def _lenders(out: Path) -> list[Path]:

@@ -67,6 +67,11 @@ def keep(index: Index, run_dir: Path, key: str) -> Kept:
     return found
 
 
+def renew(run_dir: Path, key: str) -> None:
+    """Other settings name the same pictures: what a run has kept is from now on known by theirs."""
+    disk.replace(run_dir / KEPT / _NOTE, json.dumps({"schema": SCHEMA_NUMBER, "key": key}, indent=1))
+
+
 def left(run_dir: Path) -> tuple[str, ...]:
     """Digests of the indexes that somebody has asked a run to leave."""
     folders = sorted(run_dir.glob(f"{LEFT}*"))

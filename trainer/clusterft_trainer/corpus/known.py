@@ -124,8 +124,11 @@ class Known:
         self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     @classmethod
-    def of(cls, folders: list[Path]) -> Known:
-        """What the indexes and journals in these folders know; the last one's word counts."""
+    def of(cls, folders: list[Path], mine: Path) -> Known:
+        """What the indexes and journals in these folders know; the last one's word counts.
+
+        `mine` is where the index is made: not among them before there is one.
+        """
         batches: list[pa.RecordBatch] = []
         own = (0, 0)
         for folder in folders:
@@ -133,7 +136,7 @@ class Known:
             with contextlib.suppress(DataError, OSError, pa.ArrowInvalid, ValueError):  # then it is read anew
                 published = list(_published(folder))
                 batches += [batch for batch in published if batch.schema.equals(SCHEMA)]
-                own = (first, first + read_head(folder).rows) if folder == folders[-1] and published else own
+                own = (first, first + read_head(folder).rows) if folder == mine and published else own
             found = (batch_of(body) for path in journals(folder) for body in frames(path))
             batches += [batch for batch in found if batch.schema.equals(SCHEMA)]
         return cls(batches, own)
