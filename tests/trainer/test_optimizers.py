@@ -20,15 +20,16 @@ import torch.multiprocessing as mp  # noqa: E402
 from clusterft_trainer.config import Learn, TrainConfig  # noqa: E402
 from clusterft_trainer.config.learn import (  # noqa: E402
     FUSABLE,
+    JOINED,
     NO_BETAS,
     NO_EPS,
     ROUNDS_ITSELF,
     SHARDED,
     OptimizerName,
 )
-from clusterft_trainer.engine import optimizers, rounding  # noqa: E402
+from clusterft_trainer.engine import optimizers, rounding, stretches  # noqa: E402
 from clusterft_trainer.engine.optimizer_state import States  # noqa: E402
-from clusterft_trainer.engine.singly import FusedBackward, OneByOne  # noqa: E402
+from clusterft_trainer.engine.stretches import FusedBackward, InStretches  # noqa: E402
 from clusterft_trainer.errors import ConfigError, RunError  # noqa: E402
 
 pytestmark = pytest.mark.trainer
@@ -266,7 +267,10 @@ def test_betas_eps_and_decay_reach_the_library(name: str) -> None:
     given: dict[str, Any] = {"betas": (0.8, 0.95)} if name not in NO_BETAS else {}
     given |= {"eps": 1e-5} if name not in NO_EPS else {}
     optimizer = built(net(), name, **given)
-    for group in optimizer.param_groups:
+    steps = (
+        [s.group for s in optimizer.stretches] if isinstance(optimizer, InStretches) else optimizer.param_groups
+    )
+    for group in steps:
         assert {key: group[key] for key in given} == given and group["weight_decay"] == 0.01
 
 
@@ -405,10 +409,10 @@ def test_small_updates_add_up_where_the_nearest_number_would_lose_them(name: str
 def test_state_is_full_and_copies_are_gone_after_the_step() -> None:
     model = net(torch.bfloat16)
     optimizer = built(model, "adamw")
-    assert isinstance(optimizer, OneByOne)
+    assert isinstance(optimizer, InStretches)
     train(model, optimizer, 1, 2)
-    for weight, single in optimizer.singles.items():
-        assert weight.dtype is torch.bfloat16 and single.target.numel() == 0 and single.target.grad is None
+    for weight, stretch in optimizer.of.items():
+        assert weight.dtype is torch.bfloat16 and stretch.target.numel() == 0 and stretch.target.grad is None
         assert {v.dtype for v in optimizer.state_of(weight).values()} == {torch.float32}
 
 
@@ -435,6 +439,79 @@ def test_two_steps_with_the_same_random_numbers_are_refused() -> None:
         optimizer.step()
 
 
+# ---- weights that are stepped as one
+
+
+SIZES = [(5000,), (8192,), (300,), (70, 70), (4096,), (4097,), ()]
+
+
+def loose(lengths: Any = SIZES) -> list[Any]:
+    torch.manual_seed(3)
+    return [torch.nn.Parameter(torch.randn(size)) for size in lengths]
+
+
+def optimizer_of(weights: list[Any], name: str) -> Any:
+    groups = [{"params": weights, "lr": 1e-3, "base": 1e-3, "name": "unet"}]
+    return optimizers.build(groups, learning(name, fused_backward=True), device="cpu")
+
+
+def moved(weights: list[Any], optimizer: Any, first: int, last: int, without: int = -1) -> None:
+    for step in range(first, last + 1):
+        generator = torch.Generator().manual_seed(step)
+        losses = [(w * torch.randn(w.shape, generator=generator)).sum() for w in weights]
+        torch.stack([loss for i, loss in enumerate(losses) if i != without]).sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", sorted(JOINED - GPU_ONLY))
+def test_joined_weights_get_the_bits_that_each_would_get_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, alone = loose(), loose()
+    one = optimizer_of(together, name)
+    assert len(one.stretches) == (2 if name.endswith("8bit") else 1)
+    monkeypatch.setattr(stretches, "LENGTH", 1)
+    other = optimizer_of(alone, name)
+    assert len(other.stretches) == len(SIZES)
+    moved(together, one, 1, 4)
+    moved(alone, other, 1, 4)
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    for a, b in zip(saved(one, together), saved(other, alone), strict=True):
+        for mine, theirs in zip(a, b, strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[k])) for k, v in mine.items())
+
+
+@pytest.mark.parametrize("name", sorted(JOINED - GPU_ONLY))
+@pytest.mark.parametrize("lengths", [(1, stretches.LENGTH), (stretches.LENGTH, 9000)])
+def test_a_checkpoint_does_not_know_which_weights_were_joined(
+    name: str, lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretches, "LENGTH", lengths[0])
+    whole = loose()
+    first = optimizer_of(whole, name)
+    moved(whole, first, 1, 2)
+    state, again = saved(first, whole), [torch.nn.Parameter(w.detach().clone()) for w in whole]
+    moved(whole, first, 3, 4)
+    monkeypatch.setattr(stretches, "LENGTH", lengths[1])
+    second = optimizer_of(again, name)
+    for weight, (elements, others) in zip(again, state, strict=True):
+        States(second).load(weight, elements, others)
+    moved(again, second, 3, 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(JOINED - GPU_ONLY))
+def test_a_weight_that_took_no_part_is_stepped_with_a_gradient_of_nothing(name: str) -> None:
+    some, every = loose(), loose()
+    one, other = optimizer_of(some, name), optimizer_of(every, name)
+    moved(some, one, 1, 2)
+    moved(every, other, 1, 2)
+    moved(some, one, 3, 3, without=1)
+    hook = every[1].register_hook(torch.zeros_like)
+    moved(every, other, 3, 3)
+    hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(some, every, strict=True))
+
+
 # ---- fused backward
 
 
@@ -447,7 +524,11 @@ def test_steps_during_backward_are_those_after_it_bit_for_bit(name: str, dtype: 
     assert same(fused, ordinary)
 
 
-def test_only_one_gradient_lives_at_a_time_and_none_is_left() -> None:
+@pytest.mark.parametrize(("length", "alive"), [(1, 1), (stretches.LENGTH, 4)])
+def test_gradients_of_one_stretch_live_at_a_time_and_none_is_left(
+    length: int, alive: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretches, "LENGTH", length)
     model = net()
     most = 0
 
@@ -459,7 +540,7 @@ def test_only_one_gradient_lives_at_a_time_and_none_is_left() -> None:
         weight.register_post_accumulate_grad_hook(count)
     optimizer = built(model, "adamw", fused_backward=True)
     train(model, optimizer, 1, 2)
-    assert most == 1 and all(weight.grad is None for weight in model.parameters())
+    assert most == alive and all(weight.grad is None for weight in model.parameters())
 
 
 def test_the_norm_of_forgotten_gradients_is_known() -> None:
@@ -486,7 +567,7 @@ def _rank(rank: int, folder: str) -> None:
             optimizers.set_rates(optimizer.param_groups, 1 / step)
             x = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(step))
             (model(x[rank::2].to(dtype)).float() - 1).square().mean().backward()
-            assert any(weight.grad is not None for weight in model.parameters()) == (in_flight > 0)
+            assert bool(optimizer._pending) == (in_flight > 0)
             optimizer.step()
             assert all(weight.grad is None for weight in model.parameters())
         torch.save(list(model.parameters()), f"{folder}/{name}-{rank}.pt")

@@ -26,6 +26,8 @@ OptimizerName = Literal[
     "schedule-free-adamw",
 ]
 SHARDED = frozenset({"adamw", "lion"})
+# Decide about each number alone, or about blocks of 256 of them, so weights may be stepped as one tensor.
+JOINED = frozenset({"adamw", "lion", "adamw-8bit", "paged-adamw-8bit", "lion-8bit"})
 # Decide about a tensor from that tensor alone, so a step may follow each gradient as it is made.
 FUSABLE = frozenset(
     {"adamw", "adamw-8bit", "paged-adamw-8bit", "lion-8bit", "adafactor", "lion", "came", "stable-adamw"}

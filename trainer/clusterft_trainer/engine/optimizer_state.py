@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from clusterft_trainer.engine.singly import OneByOne
+from clusterft_trainer.engine.stretches import InStretches
 
 Value: TypeAlias = torch.Tensor | float | int
 
@@ -40,7 +40,7 @@ class States:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._library = optimizer.library if isinstance(optimizer, OneByOne) else optimizer
+        self._library = optimizer.library if isinstance(optimizer, InStretches) else optimizer
         self._names = _ELEMENTS.get(type(self._library).__name__, frozenset())
         self._owners = {w: i for i, group in enumerate(optimizer.param_groups) for w in group["params"]}
 
@@ -69,8 +69,13 @@ class States:
                 own[key] = value
         values = elements | own
         names = dict.fromkeys(key.partition(".")[0] for key in values)
-        if names:
-            self._library.state[self._target(weight)] = {key: self._built(weight, key, values) for key in names}
+        if not names:
+            return
+        built = {key: self._built(weight, key, values) for key in names}
+        if self._in_stretches:
+            self._optimizer.take_state(weight, built)
+        else:
+            self._library.state[weight] = built
 
     def steps(self, weight: torch.Tensor) -> int:
         """How many steps the weight has made, as the library counts; waits for the device."""
@@ -91,16 +96,19 @@ class States:
     def _first(self) -> int:
         return 1 if type(self._library).__name__ == "Prodigy" else 0
 
-    def _target(self, weight: torch.Tensor) -> torch.Tensor:
-        return self._optimizer.singles[weight].target if self._optimizer is not self._library else weight
+    @property
+    def _in_stretches(self) -> bool:
+        return self._optimizer is not self._library
 
     def _group(self, weight: torch.Tensor) -> dict[str, Any]:
-        if self._optimizer is not self._library:
-            return self._optimizer.singles[weight].group
+        if self._in_stretches:
+            return self._optimizer.of[weight].group
         return self._library.param_groups[self._owners[weight]]
 
     def _state(self, weight: torch.Tensor) -> dict[str, Any]:
-        return self._library.state.get(self._target(weight), {})
+        if self._in_stretches:
+            return self._optimizer.state_of(weight)
+        return self._library.state.get(weight, {})
 
     def _built(self, weight: torch.Tensor, key: str, values: Mapping[str, Any]) -> Any:
         """One entry of a weight's state."""
@@ -124,10 +132,8 @@ class States:
     def _laid_out(self, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """As the library would lay it out: kernels walk weight and state in one order."""
         like = weight.detach()
-        if self._target(weight) is not weight:  # stepped on a copy, which is contiguous
+        if self._in_stretches:  # which has memory for it, or steps a copy, which is contiguous
             like = like.contiguous()
-        if hasattr(self._library, "get_state_buffer"):  # bitsandbytes: memory that may move to the host
-            return self._library.get_state_buffer(like, dtype=value.dtype).copy_(value)
         return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 

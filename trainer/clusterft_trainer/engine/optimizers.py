@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 
 from clusterft_trainer.config import Learn, TrainConfig
-from clusterft_trainer.config.learn import ROUNDS_ITSELF, OptimizerName
+from clusterft_trainer.config.learn import JOINED, ROUNDS_ITSELF, OptimizerName
 from clusterft_trainer.dist import Place
 from clusterft_trainer.engine.optimizer_state import States, Value
-from clusterft_trainer.engine.singly import FusedBackward, OneByOne
-from clusterft_trainer.engine.singly import set_rates as set_rates
+from clusterft_trainer.engine.stretches import FusedBackward, InStretches, Joining
+from clusterft_trainer.engine.stretches import set_rates as set_rates
 from clusterft_trainer.errors import ConfigError
 
 Groups = list[dict[str, Any]]
@@ -59,6 +59,7 @@ _LIBRARIES: dict[OptimizerName, _Library] = {
     "prodigy": _Library(_PO, "Prodigy", _PO, _SINGLE),
     "schedule-free-adamw": _Library(_PO, "ScheduleFreeAdamW", _PO, _SINGLE),
 }
+_SHORT = 4096  # numbers of a tensor, below which bitsandbytes keeps state in full
 _CPU_ADAM = _Library("deepspeed.ops.adam", "DeepSpeedCPUAdam", "deepspeed", {"adamw_mode": True})
 
 
@@ -97,9 +98,30 @@ def build(
             ) from error
 
     rounds = weights == "bf16" and name not in ROUNDS_ITSELF
+    joining = _joining(name, library)
     if learn.optimizer.fused_backward:
-        return FusedBackward(groups, make, rounds=rounds)
-    return OneByOne(groups, make, rounds=True) if rounds else make(groups)
+        return FusedBackward(groups, make, rounds=rounds, joining=joining)
+    # bitsandbytes waits for the GPU after each tensor
+    if rounds or library.package == _BNB:
+        return InStretches(groups, make, rounds=rounds, joining=joining)
+    return make(groups)
+
+
+def _joining(name: OptimizerName, library: _Library) -> Joining | None:
+    if name not in JOINED:
+        return None
+    return Joining(_SHORT, _in_full) if library.package == _BNB else Joining()
+
+
+def _in_full(library: Any, group: dict[str, Any], target: torch.Tensor, length: int) -> None:
+    """bitsandbytes decides by a tensor's length whether its state is quantised: here by that of its weights."""
+    if length >= _SHORT:
+        return
+    kept, library.args.min_8bit_size = library.args.min_8bit_size, target.numel() + 1
+    try:
+        library.init_state(group, target, 0, 0)
+    finally:
+        library.args.min_8bit_size = kept
 
 
 def _load(library: _Library, name: OptimizerName, device: str) -> Any:

@@ -17,7 +17,7 @@ from clusterft_trainer.dist import Place
 from clusterft_trainer.engine import groups, optimizers, pieces
 from clusterft_trainer.engine.base import Engine, Moved, Source
 from clusterft_trainer.engine.pieces import Piece
-from clusterft_trainer.engine.singly import FusedBackward
+from clusterft_trainer.engine.stretches import FusedBackward
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
