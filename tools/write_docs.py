@@ -22,12 +22,14 @@ import settings_page
 from clusterft import findings, spec
 from clusterft.apply import record
 from clusterft.board import verdict
+from clusterft.checks.check import Entry
 from clusterft.checks.report import Report
+from clusterft.cli import doctor
 from clusterft.diagnosis.diagnosis import Diagnosis, Follower
 from clusterft.diagnosis.heard import Quote
 from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
-from clusterft_trainer.corpus import faults, index
+from clusterft_trainer.corpus import faults, index, keeping
 from clusterft_trainer.latents import catalogue, key, packing, shard, verify, writing
 from clusterft_trainer.prep import counting
 from clusterft_trainer.prep import status as prepared
@@ -69,6 +71,18 @@ batch), `sizes.int32` (width and height of each, little-endian, to be mapped), a
 Beside it: `report.json`, `report.txt` and `buckets.txt` for people, `journal-*` of an ingest that is under way or
 was killed: frames of 8 bytes `cftcorp1`, length and XXH3-64 (8 bytes each), and one record batch. `.new-*` is
 being written.
+"""
+
+KEPT = """\
+`<shared>/<run>/index/` is one generation by itself, with an `index.json` of its own: the pictures that a run began
+with, for all its attempts. It is made of hard links where the file system has them, else a copy, so that no later
+ingest takes it away. `kept.json` there:
+"""
+
+HELD = """\
+`<shared>/.clusterft/held/<worker>/` is the same for one worker of `prep` while it works, of hard links alone;
+without them it works with the published one, and there is no folder. It goes with its worker, and those of workers
+that have died are cleared by the next.
 """
 
 SHARDS = """\
@@ -172,6 +186,12 @@ def page() -> str:
             table(packing.Report),
             "### `doctor`\n",
             document(Report.to_dict),
+            "### `doctor --list-checks`\n",
+            "`schema`, and `checks`:\n",
+            document(doctor.listed),
+            "### `doctor --explain ID`\n",
+            "`schema`, and:\n",
+            table(Entry),
             "### `doctor --run` and `doctor --log`\n",
             "`schema`, and:\n",
             table(Diagnosis),
@@ -192,6 +212,9 @@ def _data_path() -> list[str]:
         INDEX,
         "The columns of both `.arrow` files:\n",
         columns(),
+        KEPT,
+        document(keeping.note),
+        HELD,
         "## index/*/report.json: what is wrong with them\n",
         document(faults.Report.body),
         "Each that was `found`, by its name ("

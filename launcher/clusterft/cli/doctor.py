@@ -14,7 +14,7 @@ from clusterft import spec
 from clusterft.apply import examining, fixing, sameness, settings
 from clusterft.apply.settings import Settings
 from clusterft.checks import catalogue, highlights, report, suite
-from clusterft.checks.check import LAYERS
+from clusterft.checks.check import LAYERS, Entry
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.mends import mends
 from clusterft.checks.report import Report
@@ -104,12 +104,21 @@ def depth(*, quick: bool, deep: bool) -> examining.Depth:
 def list_checks(*, as_json: bool) -> int:
     """Every id that doctor knows."""
     if as_json:
-        entries = [{"id": one.id, "layer": one.layer, "title": one.title} for one in catalogue.ALL]
+        entries = [listed(one) for one in catalogue.ALL]
         say(sys.stdout, json.dumps({"schema": report.SCHEMA, "checks": entries}))
         return 0
     for line in view.catalogue():
         say(sys.stdout, line)
     return 0
+
+
+def listed(entry: Entry) -> dict[str, str]:
+    """One of `checks` in the document of `--list-checks --json`, in the order in which they are asked."""
+    return {
+        "id": entry.id,  # an API: never renamed
+        "layer": entry.layer,  # what `--only` takes too
+        "title": entry.title,  # what is wrong when it is found
+    }
 
 
 def explain(identity: str, *, as_json: bool) -> int:

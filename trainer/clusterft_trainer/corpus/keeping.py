@@ -36,6 +36,14 @@ class Kept:
     key: str  # of the settings that it was made by
 
 
+def note(key: str) -> dict[str, object]:
+    """By which settings a run knows the index that it keeps."""
+    return {
+        "schema": SCHEMA_NUMBER,
+        "key": key,  # <sources>-<rules>, as its folder in `.clusterft/index/` is called; follows the settings
+    }
+
+
 def kept(run_dir: Path) -> Kept | None:
     """What a run began with; None before its first attempt has read the sources."""
     folder = run_dir / KEPT
@@ -52,7 +60,7 @@ def keep(index: Index, run_dir: Path, key: str) -> Kept:
         draft = run_dir / f"{disk.DRAFT}{KEPT}-{secrets.token_hex(4)}"
         try:
             _copied(index, draft, copies=True)
-            _write(draft / _NOTE, {"schema": SCHEMA_NUMBER, "key": key})
+            _write(draft / _NOTE, note(key))
             disk.flush(draft)
             try:
                 draft.rename(run_dir / KEPT)
@@ -69,7 +77,7 @@ def keep(index: Index, run_dir: Path, key: str) -> Kept:
 
 def renew(run_dir: Path, key: str) -> None:
     """Other settings name the same pictures: what a run has kept is from now on known by theirs."""
-    disk.replace(run_dir / KEPT / _NOTE, json.dumps({"schema": SCHEMA_NUMBER, "key": key}, indent=1))
+    disk.replace(run_dir / KEPT / _NOTE, json.dumps(note(key), indent=1))
 
 
 def left(run_dir: Path) -> tuple[str, ...]:
