@@ -67,8 +67,6 @@ def local_cache(seen: Examination) -> Iterator[Finding]:
     job = seen.wanted.job
     if job and job.local_cache:
         yield from nearby.found(job, seen.survey, seen.nearby, seen.wanted.owner)
-    else:
-        yield Finding("data.local-cache", "skipped", (), "the job keeps no copies of the cache on its nodes")
 
 
 def _figures(text: str | None) -> dict[str, int]:
