@@ -21,7 +21,18 @@ from clusterft.checks.examination import Examination, Wanted
 from clusterft.facts import Mount, NodeFacts, frames, health, probe, storage
 from clusterft.facts.docker import Docker
 from clusterft.facts.health import Asked, Health
-from clusterft.facts.health.storage import Dialled, FstabLine, Look, Served, StorageHealth, exports, look
+from clusterft.facts.health.storage import (
+    Calls,
+    Dialled,
+    FstabLine,
+    Look,
+    Served,
+    StorageHealth,
+    _calls,
+    exports,
+    look,
+    sections,
+)
 from clusterft.facts.network import Address
 from clusterft.facts.share import Share, Sight, Trial, Trouble, sights
 from clusterft.findings import Finding
@@ -113,6 +124,44 @@ def only(whole: Examination, identity: str, *nodes: str) -> Finding:
     found = judged(whole)
     assert [(one.id, one.nodes) for one in found] == [(identity, nodes)], found
     return found[0]
+
+
+MOUNTSTATS = """\
+device proc mounted on /proc with fstype proc
+device 10.0.0.9:/pub mounted on /mnt/my\\040pub with fstype nfs statvers=1.1
+\topts:\trw,vers=3
+\txprt:\ttcp 0 0 1 0 0 9 9 0 9 0 2 0 0
+\tper-op statistics
+\t        NULL: 1 1 0 44 24 0 0 0 0
+device 10.0.0.1:/export mounted on /mnt/out with fstype nfs4 statvers=1.1
+\tage:\t86400
+\tevents:\t1 2 3
+\tper-op statistics
+\t        NULL: 1 1 0 44 24 0 0 0 0
+\t       WRITE: 1500 1530 2 44 24 0 0 0 0
+\t     GETATTR: 499 499 0 44 24 0 0 0 0
+device tmpfs mounted on /tmp with fstype tmpfs
+"""
+
+
+def test_calls_of_nfs_mounts_are_counted(tmp_path: Path) -> None:
+    stats = tmp_path / "mountstats"
+    stats.write_text(MOUNTSTATS)
+    script = sections(Asked("w"))["storage.calls"].replace("/proc/self/mountstats", str(stats))
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert _calls(said) == {"/mnt/my pub": (1, 0), "/mnt/out": (2000, 30)}
+    assert _calls("") is None and _calls("seen\n") == {}
+
+
+def test_calls_that_are_sent_again_too_often_are_told() -> None:
+    told = only(with_health(b=healthy("b", calls={"/mnt/out": Calls(2000, 30)})), "fs.retrans", "b")
+    assert told.status == "warn" and "calls to 10.0.0.1" in told.summary
+    assert "30 of 2000 (1.5%)" in told.evidence and told.fix and told.cause
+    for made, again in ((2000, 19), (999, 500), (0, 0)):
+        calm = healthy("b", calls={"/mnt/out": Calls(made, again)})
+        assert judged(with_health(b=calm)) == [], (made, again)
+    elsewhere = healthy("b", calls={"/mnt/else": Calls(2000, 30)})
+    assert judged(with_health(b=elsewhere)) == []
 
 
 def with_health(**changed: Health) -> Examination:

@@ -134,6 +134,18 @@ ENTRIES: tuple[Entry, ...] = (
         source="own thresholds, far below a single disk or 1 GbE",
     ),
     Entry(
+        id="fs.retrans",
+        layer="storage",
+        title="Calls to the NFS server have to be sent again and again",
+        symptom="the shared directory stalls now and then, for up to a minute",
+        how="the operations of the mount in /proc/self/mountstats: how many were asked for, how often they were "
+        "sent; from 1 % of 1,000 calls on",
+        mends=("see the network towards the server, and how busy it is: nstat, iostat -x 2",),
+        found=("facts",),
+        cause="packets are lost, or the server is overloaded or was away for long",
+        source="nfs(5), timeo and retrans; the threshold is ours",
+    ),
+    Entry(
         id="fs.home",
         layer="storage",
         title="The SSH user's home directory cannot be used",

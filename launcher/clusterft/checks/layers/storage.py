@@ -28,5 +28,6 @@ CHECKS: tuple[Check, ...] = (
     Check(("fs.attrcache",), shared_dir.cached_long, reads=_BOTH, after=_GONE),
     Check(("fs.lock",), shared_dir.lock, reads=_PROOF, after=_GONE),
     Check(("fs.slow",), shared_dir.slow, reads=_PROOF, after=_GONE),
+    Check(("fs.retrans",), shared_dir.retrans, reads=_BOTH, after=_GONE),
     Check(_UNTRIED, shared_dir.untried, reads=_PROOF, after=_STOPPED),
 )

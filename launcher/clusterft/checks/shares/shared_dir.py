@@ -25,6 +25,7 @@ _ASKED = {
 }
 _LATE = 2.0  # seconds until a file is seen, its directory listed
 _SLOW_RATE, _SLOW_SYNC = 10e6, 1.0  # bytes and seconds; far below what any disk or link gives that is well
+_ENOUGH_CALLS, _RESENT = 1000, 0.01  # over TCP a call is sent again after a minute, or a broken connection
 _LONG_CACHE = 60  # seconds; what NFS takes without being told
 
 
@@ -329,6 +330,30 @@ def _slow(seen: Examination, node: str, said: list[str]) -> Finding:
         fix=(f"see what is busy where {away} lies: iostat -x 2   and the network towards it",),
         blast_radius="nothing",
     )
+
+
+def retrans(seen: Examination) -> Iterator[Finding]:
+    """fs.retrans: a good part of all calls to the NFS server had to be sent again."""
+    for node, health in seen.health.items():
+        mount, calls = nfs.mounted(seen, node), health.storage.calls
+        told = calls.get(mount.target) if mount and calls is not None and nfs.is_nfs(mount) else None
+        if mount is None or told is None or told.made < _ENOUGH_CALLS or told.again < told.made * _RESENT:
+            continue
+        server = mount.source.rpartition(":")[0]
+        yield Finding(
+            id="fs.retrans",
+            status="warn",
+            nodes=(node,),
+            summary=f"calls to {server} for {seen.wanted.shared} are sent again and again",
+            evidence=f"{told.again} of {told.made} ({told.again / told.made:.1%}) since it was mounted\n"
+            f"{mount.source} on {mount.target} type {mount.fstype}",
+            cause="packets are lost on the way, or the server is overloaded or was away for long",
+            fix=(
+                "clusterft doctor --only network   tries the way",
+                f"on {server}, twice while it is in use: nstat -az TcpRetransSegs; cat /proc/net/rpc/nfsd",
+            ),
+            blast_radius="nothing: it only looks",
+        )
 
 
 def figures(seen: Examination, share: Share) -> str:

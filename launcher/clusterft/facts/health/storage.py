@@ -20,6 +20,11 @@ from clusterft.facts.storage import Mount, mounts, plain
 _PATIENCE = 7  # seconds for a look at the shared directory
 _REACH = 4  # seconds for a server to take a connection
 _PORT = 2049
+# Of each NFS mount its target, and of all operations how many were asked for and how often they were sent.
+_CALLS = (
+    '/^device / {if (at) print at, n, s; at = ""; n = s = 0; if ($0 ~ / fstype nfs4? /) at = $5} '
+    "/^[ \\t]+[A-Z_0-9]+: / {n += $2; s += $3} END {if (at) print at, n, s}"
+)
 State = Literal["ok", "hung", "missing", "stale", "denied", "broken"]
 
 
@@ -76,6 +81,13 @@ class Dialled(NamedTuple):
     words: str
 
 
+class Calls(NamedTuple):
+    """What an NFS mount has asked of its server since it was mounted."""
+
+    made: int
+    again: int  # sent once more, as no answer came in time or the connection broke
+
+
 @dataclass(frozen=True, slots=True)
 class StorageHealth:
     """What could be read; None where it could not."""
@@ -86,6 +98,7 @@ class StorageHealth:
     systemd: bool = False
     served: Served | None = None  # None: no NFS server is installed
     dialled: tuple[Dialled, ...] = ()
+    calls: Mapping[str, Calls] | None = None  # target of an NFS mount -> of it
     mounts: tuple[Mount, ...] | None = None  # after the look: an automount is there once it has been touched
 
 
@@ -129,6 +142,7 @@ def sections(asked: Asked) -> dict[str, str]:
         "grep '^th ' /proc/net/rpc/nfsd",
         "storage.versions": "cat /proc/fs/nfsd/versions",
         "storage.exports": "cat /etc/exports; cat /etc/exports.d/*.exports",
+        "storage.calls": f"[ -r /proc/self/mountstats ] && echo seen && awk '{_CALLS}' /proc/self/mountstats",
         "storage.loaded": "[ -r /var/lib/nfs/etab ] && echo seen && cat /var/lib/nfs/etab",
     }
 
@@ -162,6 +176,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
         nfs_client=any(line.endswith("/mount.nfs") for line in nfs) if "seen" in nfs else None,
         systemd="systemd" in nfs,
         served=served,
+        calls=_calls(said["storage.calls"]),
         dialled=_dialled(said.get("storage.dial", "")),
     )
 
@@ -239,6 +254,14 @@ def _fstab(text: str) -> tuple[FstabLine, ...] | None:
     first, *lines = text.splitlines() or [""]
     rows = [[plain(word) for word in line.split(" ")] for line in lines]
     return tuple(FstabLine(*row) for row in rows if len(row) == 4) if first == "seen" else None
+
+
+def _calls(text: str) -> dict[str, Calls] | None:
+    first, *lines = text.splitlines() or [""]
+    if first != "seen":
+        return None
+    rows = [re.fullmatch(r"(\S+) (\d{1,18}) (\d{1,18})", line) for line in lines]
+    return {plain(row[1]): Calls(int(row[2]), max(0, int(row[3]) - int(row[2]))) for row in rows if row}
 
 
 def _versions(text: str) -> frozenset[str] | None:
