@@ -305,25 +305,58 @@ def test_attention_by_diffusers_table_is_the_same_attention(parts: Parts, plain:
 
 
 @pytest.mark.long
-def test_the_unet_is_compiled_once_for_each_size_under_its_own_names(
+def test_blocks_are_compiled_once_for_each_kind_and_size_under_their_own_names(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[Any] = []
+    graphs: list[Any] = []
     real = torch.compile
 
     def counting(graph: Any, _: Any) -> Any:
-        compiled.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend=counting, **options))
-    denoiser, encoders = build(parts, "unet")
-    names = list(denoiser.state_dict())
-    sdxl.compile_unet(denoiser, sizes=2)
+    denoiser, encoders = build(parts, "unet", "text_encoder_2")
+    names, blocks = (
+        list(denoiser.state_dict()),
+        [m for m in denoiser.modules() if type(m).__name__ in sdxl._BLOCKS],
+    )
+    sdxl.compile_blocks(denoiser, sizes=2)
     assert list(denoiser.state_dict()) == names
     given = encoders.condition([caption(5)], torch.zeros((1, 6)))
-    for shape, total in (((8, 8), 1), ((8, 16), 2), ((8, 8), 2)):
+    totals = []
+    for shape in ((8, 8), (8, 16), (8, 8)):
         denoiser(torch.randn((1, 4, *shape)), torch.tensor([3]), given).sum().backward()
-        assert len(compiled) == total, "one whole graph for a size, made once"
+        totals.append(len(graphs))
+    assert 0 < totals[0] < len(blocks) and totals[0] < totals[1] == totals[2] < 2 * len(blocks)
+
+
+@pytest.mark.long
+def test_a_compiled_backward_hands_over_gradients_block_by_block(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a step fused into the backward would save nothing."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
+    denoiser, encoders = build(parts, "unet", "text_encoder_2")
+    sdxl.compile_blocks(denoiser, sizes=1)
+    alive: set[Any] = set()
+    most = handed = 0
+
+    def ready(weight: Any) -> None:
+        nonlocal most, handed
+        handed += 1
+        alive.update(w for w in denoiser.parameters() if w.grad is not None)
+        most = max(most, sum(w.numel() for w in alive))
+        alive.clear()
+        weight.grad = None
+
+    trained = [w for w in denoiser.parameters() if w.requires_grad]
+    for weight in trained:
+        weight.register_post_accumulate_grad_hook(ready)
+    given = encoders.condition([caption(5)], torch.zeros((1, 6)))
+    denoiser(torch.randn((1, 4, 8, 8)), torch.tensor([3]), given).sum().backward()
+    assert handed == len(trained) and most < sum(w.numel() for w in trained) / 4
 
 
 def test_a_vae_in_half_precision_gives_nearly_the_same(folder: Path) -> None:

@@ -300,13 +300,6 @@ def test_settings_that_would_be_ignored_are_refused(learn: dict[str, Any], why: 
         TrainConfig.model_validate(BODY | {"learn": {"unet": {"rate": 1e-4}} | learn})
 
 
-def test_fused_backward_under_compile_is_refused() -> None:
-    learn = {"unet": {"rate": 1e-4}, "clip": None, "optimizer": {"name": "adamw", "fused_backward": True}}
-    assert TrainConfig.model_validate(BODY | {"learn": learn})
-    with pytest.raises(ValidationError, match="hands over all gradients at its end"):
-        TrainConfig.model_validate(BODY | {"learn": learn, "compute": {"compile": True}})
-
-
 def test_settings_that_the_library_refuses_are_named() -> None:
     with pytest.raises(ConfigError, match=r"learn.optimizer: adamw refuses its settings: .*beta"):
         built(net(), "adamw", betas=(1.0, 0.99))

@@ -135,7 +135,7 @@ def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learne
     encoders = dist.together(lambda: sdxl.Encoders(parts, denoiser, place.device, tokens, formats))
     useful = _useful(config, place, denoiser)
     if config.compute.compile:
-        sdxl.compile_unet(denoiser, sizes)
+        sdxl.compile_blocks(denoiser, sizes)
     engine = start_engine(config, place, denoiser.to(place.device))
     return Learner(engine, encoders, learned, config.seed, useful)
 

@@ -75,11 +75,6 @@ def _fused(config: TrainConfig) -> list[str]:
             f"learn.optimizer.fused_backward: {name} steps all tensors together; use one of "
             + ", ".join(sorted(FUSABLE))
         )
-    if config.compute.compile:
-        found.append(
-            "learn.optimizer.fused_backward and compute.compile: a compiled backward hands over all gradients at "
-            "its end, so none could be forgotten early"
-        )
     if config.precision == "fp16":
         found.append(
             "learn.optimizer.fused_backward and precision: fp16: loss scaling must see all gradients first"

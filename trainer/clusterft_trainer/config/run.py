@@ -111,6 +111,9 @@ class Compute(Section):
     attention: Literal["auto", "sdpa", "flash", "xformers"] = Field(
         "auto", description="auto: torch's own, which chooses the fastest kernel that is there"
     )
-    compile: bool = Field(False, description="torch.compile, once for each bucket size; pays on long runs on GPUs")
+    compile: bool = Field(
+        False,
+        description="torch.compile of the model's blocks, once for each bucket size; pays on long runs on GPUs",
+    )
     vae_dtype: Dtype = Field("fp32", description="fp16 only with a VAE that was repaired for it")
     text_dtype: Dtype = Field("fp32", description="of text encoders that are not trained; bf16 halves their room")

@@ -241,7 +241,10 @@ def _stepping(config: TrainConfig, inventory: Inventory, world: int) -> int:
     if isinstance(config.engine, Zero):
         return 0 if config.engine.offload == "optimizer" else FULL * inventory.trained // world
     largest = max((w.numel for w in inventory.weights if w.trained), default=0)
-    return 3 * FULL * largest  # one weight at a time: full copies of it, its gradient and the update
+    # One stretch at a time, of which the largest is one weight: full copies of it, its gradient and the update. To
+    # round it: its gradient as it was, full copies of both, random bits, and which numbers are none.
+    rounds = config.weights == "bf16" and config.learn.optimizer.name not in ROUNDS_ITSELF
+    return (15 if rounds else 3 * FULL) * largest
 
 
 def host(config: TrainConfig, inventory: Inventory, cluster: Cluster) -> tuple[Term, ...]:
