@@ -22,6 +22,7 @@ from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
 from clusterft.probing import box, client, deep, desk, health, links, nearby, share, ways
+from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
 
@@ -70,8 +71,10 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     show("asking every node")
     survey = _survey(fleet, wanted, gathered)
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
+    own = begun(("desk",), lambda _: client.look(desk.look(known), cluster, fleet, survey))
     near = nearby.look(fleet, wanted.job)
-    here = client.look(desk.look(known), cluster, fleet, survey)
+    found = {} if depth == "quick" else ways.find(fleet, survey, wanted)
+    here = own(None)["desk"]
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
         unasked |= dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
@@ -79,7 +82,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         unasked |= {} if depth == "deep" else {"deep": _DEEP}
         unasked |= {} if wanted.shared else {"share": "no shared dir is known: give --job job.yaml"}
         unasked |= {} if wanted.contained and wanted.tag else {"box": "there is no image yet: clusterft up"}
-        with Crew(fleet, ways.find(fleet, survey, wanted)) as crew:
+        with Crew(fleet, found) as crew:
             _probe(crew, survey, wanted, unasked, gathered, show)
         gathered.left = tuple(crew.left)
     looked: Deep | None = _of(gathered, "deep", None)
@@ -110,8 +113,7 @@ def _notes(gathered: _Gathered, looked: Deep | None) -> tuple[str, ...]:
 
 def _survey(fleet: Fleet, wanted: Wanted, gathered: _Gathered) -> Survey:
     """The probe of `up` and doctor's own, at the same time on each node."""
-    own = threading.Thread(target=_try, args=("health", lambda: health.ask(fleet, wanted), gathered), daemon=True)
-    own.start()
+    own = _begin("health", lambda: health.ask(fleet, wanted), gathered)
     shared = (wanted.shared,) if wanted.shared else ()
     survey = fleet.survey(lambda node: (*shared, _home(node)))
     own.join(_DEADLINES["health"] * _turns(survey))
@@ -130,23 +132,14 @@ def _probe(
         "box": lambda: box.open_(crew, survey, wanted),
     }
     show("trying ports, shared dir and containers")
-    threads: dict[Thing, threading.Thread] = {}
     began = time.monotonic()
-    for thing, work in parts.items():
-        if thing not in unasked:
-            threads[thing] = threading.Thread(target=_try, args=(thing, work, gathered), daemon=True)
-            threads[thing].start()
+    threads = {thing: _begin(thing, work, gathered) for thing, work in parts.items() if thing not in unasked}
     for thing, thread in threads.items():
         thread.join(max(0.0, began + _DEADLINES[thing] * _turns(survey) - time.monotonic()))
         _lacking(gathered, survey, thing)
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
-
-        def work() -> object:
-            return deep.run(crew, survey, wanted, show, gathered.before)
-
-        last = threading.Thread(target=_try, args=("deep", work, gathered), daemon=True)
-        last.start()
+        last = _begin("deep", lambda: deep.run(crew, survey, wanted, show, gathered.before), gathered)
         last.join(_DEADLINES["deep"])
         _lacking(gathered, survey, "deep")
 
@@ -154,6 +147,12 @@ def _probe(
 def _turns(survey: Survey) -> int:
     """How many times a node's own deadline may pass before all have had their turn."""
     return -(-len(survey.cluster.active) // _AT_ONCE)
+
+
+def _begin(thing: Thing, work: Callable[[], object], gathered: _Gathered) -> threading.Thread:
+    thread = threading.Thread(target=_try, args=(thing, work, gathered), name=f"doctor-{thing}", daemon=True)
+    thread.start()
+    return thread
 
 
 def _try(thing: Thing, work: Callable[[], object], gathered: _Gathered) -> None:
