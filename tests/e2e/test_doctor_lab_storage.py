@@ -92,6 +92,7 @@ def test_a_directory_that_one_node_lacks(light: LightLab, tmp_path: Path) -> Non
         mounted_again(light, "n2")
     clean(desk.doctor())
     nothing_left(light)
+    on(light, "n1", f"rmdir {out}")
 
 
 @pytest.mark.lab_light
