@@ -306,6 +306,22 @@ def test_busy_at_half_its_power_is_host_bound(samples: Any, bound: bool) -> None
     assert not bound or ("200 W of 400 W" in found[0].summary and "40 us" in found[0].evidence)
 
 
+SMI_SLOW = "nvidia-smi gave no answer within 3 s while the card worked"
+
+
+def test_a_healthy_h200_of_a_slow_host_is_told_its_rate_and_nothing_else() -> None:
+    """Measured on one in a VM: 784 TFLOP/s, 14.9 us a kernel, and seconds at its power limit."""
+    whole = Card("b", 0, "NVIDIA H200", 784e12, samples=((690.0, 700.0, 100.0),) * 5, launch=1.489e-5)
+    assert loud(examined(nccl(cards=(whole,)), device="cuda")) == []
+    assert list(measured._cards([whole])) == ["1 slot (NVIDIA H200) at work: 784 TFLOP/s"]
+    others = tuple(replace(whole, node=name) for name in "ac")
+    assert loud(examined(nccl(cards=(*others, whole)), device="cuda")) == []
+    silent = replace(whole, samples=(), unasked=SMI_SLOW)
+    found = report.judge(examined(nccl(cards=(silent,)), device="cuda"), layer.CHECKS)
+    told = [one for one in found if one.id == "run.host-bound" and "b" in one.nodes]
+    assert [one.status for one in told] == ["unknown"] and SMI_SLOW in told[0].summary
+
+
 def test_cards_that_meet_only_without_direct_copies() -> None:
     (found,) = loud(examined(nccl(direct=(Direct("c", with_direct=False, without=True),)), device="cuda"))
     assert (found.id, found.status, found.nodes) == ("gpu.p2p", "fail", ("c",))

@@ -177,13 +177,136 @@ def test_the_size_follows_the_link() -> None:
     assert collective.repetitions(1e12, 1 << 20) == 8
 
 
+class Clock:
+    """A made-up card of 1.4 ms a product, the time, and a nvidia-smi that takes so long; nobody waits for real."""
+
+    each = 0.0014
+
+    def __init__(self, answers_after: float) -> None:
+        self.now = 0.0
+        self.busy_until = 0.0
+        self.given = 0
+        self.idle_answers = 0
+        self.answers_after = answers_after
+        self.asked = 0
+
+    def give(self, count: int) -> Any:
+        self.busy_until = max(self.busy_until, self.now) + count * self.each
+        self.given += count
+        return Moment(self, self.busy_until)
+
+    def ask(self) -> Any:
+        self.asked += 1
+        return Slow(self, self.now + self.answers_after)
+
+
+class Moment:
+    """When the card comes to a mark."""
+
+    def __init__(self, clock: Clock, at: float) -> None:
+        self.clock, self.at = clock, at
+
+    def synchronize(self) -> None:
+        self.clock.now = max(self.clock.now, self.at)
+
+    def elapsed_time(self, end_event: Any) -> float:
+        return float(end_event.at - self.at) * 1000
+
+
+class Slow:
+    """A question to the driver."""
+
+    sample: list[float] | None = None
+    late = False
+
+    def __init__(self, clock: Clock, until: float) -> None:
+        self.clock, self.until, self.since = clock, until, clock.now
+
+    def over(self) -> bool:
+        if self.clock.now >= self.until:
+            # answered at some time since it was last looked at
+            self.clock.idle_answers += self.clock.busy_until <= self.clock.now
+            self.sample = [650.0, 700.0, 100.0]
+            return True
+        self.late = self.clock.now - self.since >= cards._ASK
+        return self.late
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.45, 0.8, 2.5])
+def test_a_slow_driver_makes_no_card_slow_and_asks_no_idle_one(seconds: float) -> None:
+    """A driver that took longer than the work was taken for a third of a H200's rate, and told no sample."""
+    clock = Clock(seconds)
+    found = cards.measured(clock, clock.ask, lambda: clock.now)
+    assert found.each == pytest.approx(clock.each)
+    assert len(found.samples) == clock.asked >= 3 and not found.unasked
+    assert clock.idle_answers == 0 and clock.given * clock.each == pytest.approx(clock.now)
+    assert clock.now < 15
+
+
+def test_a_driver_that_does_not_answer_is_asked_once_and_told() -> None:
+    clock = Clock(60.0)
+    found = cards.measured(clock, clock.ask, lambda: clock.now)
+    assert (clock.asked, found.samples, found.each) == (1, [], pytest.approx(clock.each))
+    assert "no answer within 3 s" in found.unasked and clock.now < 12
+
+
+@pytest.mark.parametrize(("each", "count"), [(0.0014, 72), (0.1, 1), (3.0, 1), (0.0101, 10)])
+def test_a_chunk_lasts_a_tenth_of_a_second_and_fits_the_drivers_queue(each: float, count: int) -> None:
+    """CUDA holds some thousand launches before it makes the host wait."""
+    assert cards.chunk(each) == count < 500
+
+
+@pytest.mark.gpu
+def test_a_card_tells_its_rate_and_what_it_draws() -> None:
+    """On an idle card: within its peak, at work whenever it was asked, and no other rate than by hand."""
+    import torch
+
+    from clusterft_trainer.estimate import devices
+
+    said: list[dict[str, Any]] = []
+    cards.run({"cuda": True, "card": 0}, said.append)
+    done = said[-1]
+    half = torch.cuda.get_device_properties(0).major < 8
+    work = cards.Products(torch.float16 if half else torch.bfloat16)
+    work.give(20)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work.give(200)
+    torch.cuda.synchronize()
+    by_hand = 2 * 8192**3 * 200 / (time.perf_counter() - began)
+    assert done["flops"] == pytest.approx(by_hand, rel=0.1), done
+    peak = devices.peak(done["name"], "bf16")
+    assert peak is None or done["flops"] < peak, done
+    assert done["unasked"] or len(done["samples"]) >= 3, done
+    assert all(used > 80 for _, _, used in done["samples"]), done
+
+
 def test_a_card_that_says_nothing_is_not_asked_for_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cards._sample("GPU-1") is None
+    assert answer().sample is None
     for text, expected in (("312.4, 450.00, 98", [312.4, 450.0, 98.0]), ("[N/A], 450.00, 98", None), ("", None)):
         program.write_text(f"#!/bin/sh\necho '{text}'\n")
         program.chmod(0o755)
-        assert cards._sample("GPU-1") == expected
+        assert answer().sample == expected
+
+
+def test_a_driver_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cards, "_ASK", 0.2)
+    before = set(children(os.getpid()))
+    asked = answer()
+    assert asked.late and asked.sample is None
+    assert gone(sorted(set(children(os.getpid())) - before))
+
+
+def answer() -> cards.Question:
+    """A question, once it is over."""
+    asked = cards.Question("GPU-1")
+    while not asked.over():
+        time.sleep(0.01)
+    return asked

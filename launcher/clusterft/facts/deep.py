@@ -76,6 +76,7 @@ class Card:
     name: str = ""
     flops: float | None = None  # a second
     samples: tuple[tuple[float, float, float], ...] = ()  # watts, watts at most, utilisation in per cent
+    unasked: str = ""  # why there are no more samples
     launch: float | None = None  # seconds of the host for one small kernel
     words: str = ""
 
@@ -174,6 +175,7 @@ def card(said: Said) -> Card:
         name=str(done.get("name", "")),
         flops=flops,
         samples=tuple(sample for row in rows if (sample := _sample(row))),
+        unasked=str(done.get("unasked") or "")[:200],
         launch=number(done.get("launch")),
     )
 

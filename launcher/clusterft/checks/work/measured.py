@@ -59,5 +59,9 @@ def _cards(cards: Iterable[Card]) -> Iterator[str]:
         if card.flops:
             by_name.setdefault(card.name, []).append(card.flops / 1e12)
     for name, rates in by_name.items():
-        span = f"{min(rates):.2g}" if len(rates) == 1 else f"{min(rates):.2g} to {max(rates):.2g}"
+        span = " to ".join(map(_rate, (min(rates), max(rates))[: len(rates)]))
         yield f"{len(rates)} slot{'s' * (len(rates) != 1)} ({name}) at work: {span} TFLOP/s"
+
+
+def _rate(tera: float) -> str:
+    return f"{tera:.0f}" if tera >= 10 else f"{tera:.2g}"

@@ -45,6 +45,9 @@ def starved(seen: Examination) -> Iterator[Finding]:
     for card in seen.deep.cards if seen.deep else ():
         full = [sample for sample in card.samples if sample[1] > 0]
         if len(full) < _SAMPLES:
+            if card.unasked:
+                words = f"what slot {card.slot} draws at work is not known: {card.unasked}"
+                yield Finding("run.host-bound", "unknown", (card.node,), words)
             continue
         draw, limit, used = (statistics.median(column) for column in zip(*full, strict=True))
         if underfed(used, draw, limit):
