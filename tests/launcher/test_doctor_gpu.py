@@ -1,7 +1,7 @@
-"""Proves doctor's judgement of cards, from answers in the formats of several drivers; no card is behind any.
+"""Proves doctor's judgement of cards, from answers in the formats of several drivers.
 
-Samples in tests/golden/doctor/gpu are made by hand, after nvidia-smi's documentation and what users have shown of
-it in public issues; the first line of each says which. Recorded ones are to take their place.
+Samples in tests/golden/doctor/gpu are recorded (driver_580_h200_*), or made by hand after nvidia-smi's
+documentation and what users have shown of it in public issues; the first line of each says which.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterft import facts
 from clusterft.checks import report, suite
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.facts import Gpu, GpuProcess, health, probe
@@ -362,6 +363,41 @@ def test_a_drivers_answer_is_read(path: Path) -> None:
     scenes.same_as_golden(text, path.with_suffix(".json"))
 
 
+def recorded(state: str) -> Examination:
+    """Three nodes that are one real one: what both looks at an H200 told."""
+    names = (*gpu_health.sections(CUDA), *gpu_health.stages(CUDA))
+    text = sections(scenes.GOLDEN / "doctor" / "gpu" / f"driver_580_h200_{state}.txt")
+    found = gpu_health.parse({**dict.fromkeys(names, ""), **text}, CUDA)
+    whole = (scenes.GOLDEN / "probe" / f"driver_580_h200_{state}.txt").read_text(encoding="utf-8")
+    plains = facts.parse("b", whole, facts.Asked(WORD, ("10.0.0.11",), ("/mnt/out",))).gpus
+    of = seen()
+    told = {name: replace(one, gpu=found) for name, one in of.health.items()}
+    same = (scenes.facts(name, gpus=plains) for name in NAMES)
+    hosts = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
+    return replace(of, survey=scenes.survey(hosts, *same), health=told)
+
+
+def test_a_recorded_healthy_card_gives_no_finding() -> None:
+    of = recorded("idle")
+    mine = of.health["b"].gpu
+    assert judged(of) == [] and not mine.words
+    (one,) = mine.cards
+    assert (one.driver, one.persistence, one.limit, one.draw, one.load) == ("580.159.04", True, 700.0, 80.55, 0)
+    assert (one.reasons, one.uncorrected, one.temperature) == (1, 0, 37)
+    assert (mine.cuda, mine.xids, mine.driver, mine.users) == ((13, 0), (), True, None)
+    assert mine.remapped == {one.uuid: Remapped(0, False, False)}
+    unknown = [one for one in report.judge(of, suite.CHECKS) if one.status == "unknown" and one.id[:4] == "gpu."]
+    assert unknown == []
+
+
+def test_a_recorded_card_on_which_somebody_trains_is_told_with_the_process() -> None:
+    of = recorded("busy")
+    assert of.health["b"].gpu.users == {890: User(ours=False)}
+    found = judged(of)
+    assert [(one.id, one.nodes) for one in found] == [("gpu.busy", NAMES)], "no other than that"
+    assert "890" in found[0].fix[0] and "python3" in found[0].evidence, found
+
+
 @given(st.text(max_size=300))
 def test_no_answer_breaks_the_parser(text: str) -> None:
     names = (*gpu_health.sections(CUDA), *gpu_health.stages(CUDA))
@@ -445,12 +481,19 @@ def test_a_driver_that_hangs_costs_its_own_layer(tmp_path: Path) -> None:
     assert (told.id, told.fix[-1]) == ("gpu.count", "sudo reboot") and "does not answer" in told.summary
 
 
-def test_an_older_driver_is_not_asked_by_the_newer_name_first(tmp_path: Path) -> None:
+VERSIONS = {
+    "470.256.02": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024\n",
+    "515.43.04": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  515.43.04  Release Build  (nixbld@)  \n"
+    "GCC version:  gcc version 15.3.0 (GCC) \n",
+}
+
+
+@pytest.mark.parametrize("driver", list(VERSIONS))
+def test_an_older_driver_is_not_asked_by_the_newer_name_first(driver: str, tmp_path: Path) -> None:
     """Each question wakes all of its cards, which takes seconds."""
-    told = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024\n"
-    (tmp_path / "version").write_text(told)
+    (tmp_path / "version").write_text(VERSIONS[driver])
     double = tmp_path / "double"
-    double.write_text(smi.Smi(driver="470.256.02", cards=(smi.card(0),)).program())
+    double.write_text(smi.Smi(driver=driver, cards=(smi.card(0),)).program())
     double.chmod(0o755)
     counting = f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\nexec {double} "$@"\n'
     (tmp_path / "nvidia-smi").write_text(counting)

@@ -104,6 +104,19 @@ def test_cards_of_every_generation_of_drivers_are_read() -> None:
     assert (tiny.compute_cap, tiny.bus_id, tiny.pcie_gen) == ("12.1", "0000000F:01:00.0", (1, 1))
 
 
+def test_a_recorded_h200_is_read_whole() -> None:
+    """Of a real card, at rest and while a process trains on it; the open kernel module names its machine first."""
+    idle, busy = read("driver_580_h200_idle"), read("driver_580_h200_busy")
+    assert idle.nvidia == busy.nvidia == Nvidia("580.159.04", 1, "")
+    (rests,), (works,) = idle.gpus, busy.gpus
+    assert (rests.name, rests.memory, rests.used, rests.processes) == ("NVIDIA H200", 143771, 0, ())
+    assert (rests.compute_cap, rests.display, rests.pcie_gen, rests.pcie_width) == ("9.0", False, (5, 5), (16, 16))
+    held = GpuProcess(890, "C", "python3", 14310)
+    assert works == dataclasses.replace(rests, used=14319, processes=(held,))
+    assert (idle.kernel, idle.system and idle.system.name) == ("Linux 6.18.44 x86_64", "Ubuntu 24.04.3 LTS")
+    assert idle.docker and idle.docker.state == "absent"
+
+
 def test_a_lost_card_and_one_that_errs_are_told_and_not_guessed() -> None:
     found = read("driver_570")
     well, sick = found.gpus

@@ -29,7 +29,8 @@ _QUERY = """\
 command -v nvidia-smi >/dev/null && {{
   q='--format=csv,noheader,nounits --query-gpu={fields}'
   # A question costs seconds where cards sleep in between: an older driver is not asked by the newer name first.
-  d=$(sed -n 's/.*Kernel Module[^0-9]*\\([0-9]*\\)\\..*/\\1/p' /proc/driver/nvidia/version | head -n 1)
+  # The open kernel module names the machine before its own version: "Kernel Module for x86_64  515.43.04".
+  d=$(sed -n 's/.*Kernel Module.* \\([0-9][0-9]*\\)\\.[0-9].*/\\1/p' /proc/driver/nvidia/version | head -n 1)
   if [ "${{d:-999}}" -lt 535 ]; then set -- {older} ''; else set -- {reasons} ''; fi
   for f; do
     c=$(hear 8 nvidia-smi $q${{f:+,$f}})
