@@ -31,6 +31,7 @@ from clusterft_trainer.estimate import (
 )
 from clusterft_trainer.estimate.arithmetic import Cluster, Inventory, Transient
 from clusterft_trainer.estimate.blueprint import Blueprint, Modules
+from clusterft_trainer.estimate.meter import Kernels, Meter
 from clusterft_trainer.estimate.predict import Site
 from clusterft_trainer.model import layout
 
@@ -186,6 +187,55 @@ def test_what_is_kept_for_the_backward_is_what_a_real_run_keeps(tiny: Blueprint)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         _loss(real, (latents, times, hidden, pooled, sizes))
     assert kept == pytest.approx(sum(found.values()), rel=0.005)
+
+
+def _resnet() -> tuple[torch.nn.Module, tuple[Any, ...]]:
+    from diffusers.models.resnet import ResnetBlock2D
+
+    block: Any = ResnetBlock2D(in_channels=64, out_channels=128, temb_channels=96)
+    return block, (torch.randn(2, 64, 32, 32), torch.randn(2, 96))
+
+
+def _transformer() -> tuple[torch.nn.Module, tuple[Any, ...]]:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    block: Any = BasicTransformerBlock(128, 2, 64, cross_attention_dim=96)
+    return block, (torch.randn(2, 256, 128), None, torch.randn(2, 77, 96))
+
+
+@pytest.mark.parametrize("make", [_resnet, _transformer])
+def test_a_compiled_block_keeps_as_much_less_as_torchs_own_partitioner_decides(make: Any) -> None:
+    """No code is generated: only its choice of what to keep and what to make anew counts."""
+
+    def real(backend: str | None) -> int:
+        block, given = make()
+        if backend:
+            block.compile(dynamic=False, backend=backend)
+        own = {weight.untyped_storage().data_ptr() for weight in block.parameters()}
+        found: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            kept = block(*(None if one is None else one.requires_grad_() for one in given))
+        return sum(found.values()) + 0 * kept.numel()
+
+    def counted(compiled: bool) -> int:
+        block, given = make()
+        block.to("meta")
+        meter = Meter((block,))
+        with meter, Kernels(meter, None, compiled):
+            kept = block(*(None if one is None else one.to("meta").requires_grad_() for one in given))
+        assert kept.shape
+        return meter.live
+
+    dropped = counted(False) - counted(True)
+    assert dropped > 0.1 * counted(False)
+    assert dropped == pytest.approx(real(None) - real("aot_eager_decomp_partition"), rel=0.005)
 
 
 @pytest.mark.long
@@ -390,6 +440,35 @@ def test_adafactor_fused_in_bfloat16_needs_10_gb_somewhere_between() -> None:
     encoders = ("text encoder 1", "text encoder 2", "vae", "encoding pictures")
     assert gigabytes(found) == pytest.approx(13.0, abs=0.2)
     assert gigabytes(found, *encoders) + 0.72 == pytest.approx(7.4, abs=0.2)  # activations, with the states cached
+
+
+BOTH = {"unet": RATE, "text_encoders": RATE, "optimizer": "adamw-8bit"}
+SPARE = {"clip": None, "gradient_checkpointing": True, "optimizer": {"name": "adamw-8bit", "fused_backward": True}}
+PART = {"unet": RATE | {"parts": "unet-71"}, "optimizer": "adamw-8bit"}
+ALL_IN_ONE = {"weights": "bf16", "batch": {"per_slot": 16, "accumulate": 4}}
+BF16 = {"compile": True, "text_dtype": "bf16"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("changes", "loads_a_vae", "gib", "seconds", "starved"),
+    [
+        ({"learn": BOTH, "compute": {"compile": True}, **ALL_IN_ONE}, True, 108.9, 3.79, False),
+        ({"learn": PART, "compute": BF16, **ALL_IN_ONE}, True, 95.5, 2.94, False),
+        ({"learn": BOTH | SPARE, "weights": "bf16", "batch": {"per_slot": 4}}, False, 15.75, None, True),
+        ({"learn": BOTH, "batch": {"per_slot": 8}}, False, 91.84, None, False),
+        ({"learn": BOTH, "batch": {"per_slot": 8}, "compute": {"compile": True}}, False, 84.2, None, True),
+    ],
+)
+def test_what_an_h200_held_and_took(
+    changes: dict[str, Any], loads_a_vae: bool, gib: float, seconds: float | None, starved: bool
+) -> None:
+    """Peaks by torch's allocator, which knows nothing of context and libraries; seconds where the GPU decides."""
+    found = predicted(Site(1, 1, "NVIDIA H200"), engine={"kind": "ddp"}, precision="bf16", **changes)
+    without = ("CUDA and libraries", *(() if loads_a_vae else ("vae",)))
+    assert gigabytes(found, *without) * 1e9 / devices.GIB == pytest.approx(gib, rel=0.05)
+    assert seconds is None or found.time.step == pytest.approx(seconds, rel=0.1)
+    assert ("the host may need longer" in found.time.told) == starved
 
 
 @pytest.mark.long

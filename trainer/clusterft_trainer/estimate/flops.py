@@ -62,6 +62,7 @@ class Batch:
     tokens: int = text.PIECE
     low: torch.dtype | None = None  # what autocast casts to
     checkpointing: bool = False
+    compiled: bool = False  # the blocks
     hold: bool = False  # keep the gradients, as a single process does until its step
 
 
@@ -104,7 +105,7 @@ def run(modules: Modules, batch: Batch) -> Ran:
     trained = (modules.unet, *encoders)
     inputs = _Inputs(modules, batch)
     meter = Meter(trained)
-    kernels = Kernels(meter, batch.low)
+    kernels = Kernels(meter, batch.low, batch.compiled)
     _checkpoint(modules, kernels if batch.checkpointing else None)
     weights = [w for module in trained for w in module.parameters() if w.requires_grad]
     hooks = [w.register_post_accumulate_grad_hook(_forget) for w in weights if not batch.hold]

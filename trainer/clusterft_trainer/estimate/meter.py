@@ -2,8 +2,9 @@
 
 Everything happens on the meta device, where a tensor is a shape. Owns the two modes that watch: `Meter` sees every
 operation (FLOPs by torch's own formulas, bytes alive and their peak), `Kernels` puts in place of meta's attention
-one that costs what the fused kernels cost, and casts as CUDA's autocast does. Refuses to see what no tensor holds:
-workspaces of cuDNN and cuBLAS, and gaps in the allocator, are `arithmetic`'s allowances.
+one that costs what the fused kernels cost, casts as CUDA's autocast does, and keeps what compiled blocks keep.
+Refuses to see what no tensor holds: workspaces of cuDNN and cuBLAS, and gaps in the allocator, are `arithmetic`'s
+allowances.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 # The lists of CUDA's autocast, as far as SDXL's modules use them.
 _LOWER = frozenset({functional.linear, functional.conv2d, torch.matmul, torch.bmm, torch.baddbmm})
 _FULL = frozenset({functional.layer_norm, functional.group_norm, functional.softmax, functional.mse_loss})
+_TIMES = frozenset({torch.mul, torch.Tensor.mul, torch.Tensor.__mul__})
 
 
 class Meter(TorchDispatchMode):
@@ -67,12 +69,14 @@ class Meter(TorchDispatchMode):
 
 
 class Kernels(TorchFunctionMode):
-    """Attention as the fused kernels do it, and autocast to `low` where that is given."""
+    """Attention as the fused kernels do it, autocast to `low` where that is given, what compiled blocks keep."""
 
-    def __init__(self, meter: Meter, low: torch.dtype | None) -> None:
+    def __init__(self, meter: Meter, low: torch.dtype | None, compiled: bool = False) -> None:
         super().__init__()
         self._meter = meter
         self._low = low
+        self._compiled = compiled
+        self._gate: weakref.ref[Any] | None = None
         self._cast: dict[int, torch.Tensor] | None = {}
 
     def leave_forward(self) -> None:
@@ -90,6 +94,23 @@ class Kernels(TorchFunctionMode):
         elif self._low is not None and func in _FULL:
             args = self._all(args, torch.float32)
             kwargs = {k: self._to(v, torch.float32) for k, v in kwargs.items()}
+        return self._kept(func, args, kwargs) if self._compiled else func(*args, **kwargs)
+
+    def _kept(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """As torch's compiler cuts blocks: what an elementwise operation hands to another one is made anew.
+
+        In SDXL's blocks that is what a gate multiplies by, and what a group norm hands to SiLU. What goes into a
+        product or a convolution is kept.
+        """
+        if func is functional.gelu:
+            out = func(*args, **kwargs)
+            self._gate = weakref.ref(out)
+            return out
+        if func is functional.silu:
+            return _Unkept.apply(args[0])
+        gate = None if self._gate is None else self._gate()
+        if func in _TIMES and gate is not None and args[1] is gate:
+            return _Gated.apply(*args)
         return func(*args, **kwargs)
 
     def _all(self, args: Any, dtype: torch.dtype) -> Any:
@@ -132,3 +153,29 @@ class _Fused(torch.autograd.Function):
         ctx.meter.flops += ctx.products // 2 * (value + (query or key) + query + key)
         wanted = zip(inputs, (query, key, value), strict=True)
         return (None, *(torch.empty_like(t) if need else None for t, need in wanted))
+
+
+class _Gated(torch.autograd.Function):
+    """A product that does not keep its second factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Any, gate: Any) -> Any:
+        ctx.save_for_backward(value)
+        return value * gate
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (value,) = ctx.saved_tensors
+        return torch.empty_like(grads[0]), grads[0] * value
+
+
+class _Unkept(torch.autograd.Function):
+    """SiLU that does not keep what it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Any) -> Any:
+        return torch.empty_like(given)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return torch.empty_like(grads[0])

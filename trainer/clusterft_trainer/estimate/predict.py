@@ -301,7 +301,8 @@ class _Lab:
         half = _DTYPES[config.precision]
         lone = isinstance(config.engine, Ddp) and self._site.cluster.world == 1
         low = half if full and half is not torch.float32 else None
-        batch = Batch(config.batch.per_slot, *size, tokens, low, config.learn.gradient_checkpointing)
+        ways = config.learn.gradient_checkpointing, config.compute.compile
+        batch = Batch(config.batch.per_slot, *size, tokens, low, *ways)
         key = (id(modules), batch, full, config.compute.vae_dtype, config.precision, lone)
         if key not in self._measured:
             _cast(modules, torch.float32 if full else half, config.compute)

@@ -11,8 +11,8 @@ from clusterft_trainer.estimate.predict import HEADROOM, Estimate, Option
 
 _CAVEATS = (
     "Weights, gradients and optimizer state are exact. Activations are counted without workspaces of cuDNN and",
-    f"gaps in the allocator: expect 5 to 15% above their line, for which {HEADROOM:.0%} of the memory stays free.",
-    "torch.compile, samples and held-out loss are not included.",
+    f"gaps in the allocator, on an H200 up to 3 GiB each, for which {HEADROOM:.0%} of the memory stays free.",
+    "The compiler's work, samples and held-out loss are not included.",
 )
 
 
