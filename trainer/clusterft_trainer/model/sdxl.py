@@ -111,7 +111,7 @@ def _thaw(module: Any, name: PartName, learn: Learn) -> None:
 def compile_blocks(denoiser: Denoiser, sizes: int) -> None:
     """Compile blocks in place, each kind once for each of `sizes` bucket sizes; names of weights stay as they are.
 
-    Not the whole UNet: its 70 transformer blocks are of two kinds and its 17 of convolutions of twelve, so far less
+    Not the whole UNet: its 70 transformer blocks are of two kinds and its 17 of convolutions of twelve, so less
     is compiled, and backward still hands over its gradients block by block.
     """
     blocks = [block for block in denoiser.modules() if type(block).__name__ in _BLOCKS]
