@@ -420,7 +420,7 @@ FULL: tuple[Fault, ...] = (
         "ctl.stale-mux",
         _shared_login,
         _own_login,
-        ("ssh -O stop n2",),
+        ("ssh -O stop -S", " n2 "),
         evidence=("cards",),
         status="warn",
         user="worker",
