@@ -103,11 +103,12 @@ class Stretch:
     def _gradients(self) -> Iterator[torch.Tensor]:
         kind = next(weight.grad.dtype for weight in self.starts if weight.grad is not None)
         for weight in self.starts:
-            yield self._nothing(weight.numel(), kind) if weight.grad is None else weight.grad.reshape(-1)
+            none = weight.grad is None
+            yield torch.zeros_like(weight, dtype=kind).reshape(-1) if none else weight.grad.reshape(-1)
             if weight.numel() % BLOCK:
-                yield self._nothing(-weight.numel() % BLOCK, kind)
+                yield self._padding(-weight.numel() % BLOCK, kind)
 
-    def _nothing(self, numel: int, kind: torch.dtype) -> torch.Tensor:
+    def _padding(self, numel: int, kind: torch.dtype) -> torch.Tensor:
         found = self._paddings.get((numel, kind))
         if found is None:
             found = self._paddings[numel, kind] = torch.zeros(numel, dtype=kind, device=self.whole.device)
