@@ -28,8 +28,8 @@ _DOCTOR = """\
 
 Each fault is injected into real nodes, must be told under its id, on its node, with the line that mends it, and
 doctor must be clean after that line; and a healthy cluster must give no finding, twenty times in a row. More such
-faults, of every layer, are in tests/e2e/test_doctor_lab_*.py. Ten faults that were thought up and injected by
-somebody who had not seen the checks are in [faults/BLIND.md](faults/BLIND.md), unedited. {rate}
+faults, of every layer, are in tests/e2e/test_doctor_lab_*.py. Faults that were thought up and injected by somebody
+who had not seen the checks, ten a round, are in [faults/BLIND.md](faults/BLIND.md), unedited. {rates}
 
 """
 _COLUMNS = "| what happens | what came of it | seconds | commit |\n|-|-|-:|-|\n"
@@ -45,15 +45,17 @@ def write(account: Path = ACCOUNT, page: Path = PAGE) -> bool:
         newest[body["test"]] = body
     doctors = {test: body for test, body in newest.items() if "/test_doctor_" in test}
     runs = {test: body for test, body in newest.items() if test not in doctors}
-    parts = ((_HEAD, runs), (_DOCTOR.format(rate=_blind()), doctors))
+    parts = ((_HEAD, runs), (_DOCTOR.format(rates=blind_rates(_BLIND.read_text(encoding="utf-8"))), doctors))
     page.write_text("".join(head + _table(rows) for head, rows in parts if rows).lstrip(), encoding="utf-8")
     return bool(newest)
 
 
-def _blind() -> str:
-    """What the page of the blind faults says of itself."""
-    (rate,) = re.findall(r"\*\*(Hit rate: .*?)\*\*", _BLIND.read_text(encoding="utf-8"))
-    return str(rate)
+def blind_rates(page: str) -> str:
+    """What the page of the blind faults says of each of its rounds, as it stands there."""
+    rounds = re.findall(r"^\*\*([^*]*\d+ of \d+[^*]*)\*\*", page, re.MULTILINE)
+    if not rounds:
+        raise ValueError(f"{_BLIND} tells no hit rate: a line that begins with **... N of N ...**.")
+    return " ".join(rounds)
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,12 +55,17 @@ def test_what_is_wrong_is_said(notes: list[Note], epochs: int, words: str) -> No
     assert words in str(told.value)
 
 
-def test_the_page_holds_the_newest_word_of_each_test(tmp_path: Path) -> None:
+@pytest.fixture
+def table() -> Any:
     spec = importlib.util.spec_from_file_location("fault_table", ROOT / "tools" / "fault_table.py")
     assert spec and spec.loader
-    table = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = table
-    spec.loader.exec_module(table)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_holds_the_newest_word_of_each_test(table: Any, tmp_path: Path) -> None:
     account, page = tmp_path / "faults.jsonl", tmp_path / "FAULTS.md"
     assert not table.write(account, page) and not page.exists()
     line = {"test": "a", "fault": "a rank dies", "passed": False, "said": "", "seconds": 3, "commit": "c1"}
@@ -70,3 +76,22 @@ def test_the_page_holds_the_newest_word_of_each_test(tmp_path: Path) -> None:
     assert table.write(account, page)
     rows = page.read_text().splitlines()[-2:]
     assert rows == ["| a rank dies | well \\| done | 3 | c2+ |", "| x | **FAILED** | 3 | c1 |"]
+
+
+def test_the_page_tells_every_round_of_blind_faults(table: Any, tmp_path: Path) -> None:
+    account, page = tmp_path / "faults.jsonl", tmp_path / "FAULTS.md"
+    line = {"test": "e2e/test_doctor_x.py", "fault": "x", "passed": True, "said": "", "seconds": 3, "commit": "c1"}
+    account.write_text(json.dumps(line) + "\n")
+    assert table.write(account, page)
+    told = page.read_text()
+    first, second = "Hit rate: 1 of 10; 2 near, 7 missed.", "Of the second round: 2 of 10 hit; 3 near, 5 missed."
+    assert f"{first} {second}\n" in told
+
+
+def test_a_page_of_blind_faults_without_a_rate_is_refused(table: Any) -> None:
+    assert (
+        table.blind_rates("**One: 1 of 2.** x\n\n**Bold** 3 of 4\n**Two: 3 of 4.**\n")
+        == "One: 1 of 2. Two: 3 of 4."
+    )
+    with pytest.raises(ValueError, match="tells no hit rate"):
+        table.blind_rates("**ten faults** and no rate")
