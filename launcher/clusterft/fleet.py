@@ -18,7 +18,7 @@ from clusterft import facts
 from clusterft.checks import Survey, Unreached
 from clusterft.facts import NodeFacts
 from clusterft.hosts import Cluster, Node
-from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable
+from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable, account
 from clusterft.remote.local import LocalRemote
 
 if TYPE_CHECKING:  # paramiko costs 0.1 s that a local cluster need not pay
@@ -77,7 +77,7 @@ class Fleet:
     def unreached(self) -> list[Unreached]:
         """The nodes without a connection, in the hostfile's order, each with its reason."""
         missed = ((node.name, self._missed.get(node.name)) for node in self.cluster.active)
-        return [Unreached(name, why.id, why.what, why.fix) for name, why in missed if why]
+        return [_unreached(name, why) for name, why in missed if why]
 
     @property
     def strangers(self) -> tuple[Stranger, ...]:
@@ -141,7 +141,7 @@ class Fleet:
         missed = list(self.unreached)
         for name, outcome in found.items():
             if isinstance(outcome, Unreachable):
-                missed.append(Unreached(name, outcome.id, outcome.what, outcome.fix))
+                missed.append(_unreached(name, outcome))
             else:
                 known[name] = outcome
         return Survey(self.cluster, known, tuple(missed), dict(self._contacts))
@@ -249,9 +249,13 @@ class Fleet:
             try:
                 return facts.parse(node.name, done.out, asked)
             except facts.Unreadable as error:
-                raise _unread(str(error), done, word) from None
+                raise _unread(str(error), done, word, self._login(node)) from None
 
         return self.ask(node.name, question)
+
+    def _login(self, node: Node) -> account.Login:
+        remote = self._by_ssh().get(node.name)
+        return remote.hop.account if remote else account.Login()
 
     def _fan_out(self, work: Callable[[Node], T], nodes: tuple[Node, ...]) -> dict[str, T | Unreachable]:
         """Each bastion's nodes are a group of their own, so that a slow one holds up nobody else."""
@@ -263,7 +267,11 @@ class Fleet:
         return _at_once(work, nodes, tuple(widths))
 
 
-def _unread(why: str, done: Completed, word: str) -> Unreachable:
+def _unreached(name: str, why: Unreachable) -> Unreached:
+    return Unreached(name, why.id, why.what, why.fix, why.cause)
+
+
+def _unread(why: str, done: Completed, word: str, login: account.Login) -> Unreachable:
     """Something else than the probe has answered, or only a part of it came."""
     err = done.err.strip()
     said = (done.out.strip() or err)[:300]
@@ -271,13 +279,16 @@ def _unread(why: str, done: Completed, word: str) -> Unreachable:
     if other:
         step = f"user={other[1]} on the node's line of the hostfile"
         return Unreachable("ssh.auth", f"this user's key is let in for a message alone: {said}", fix=(step,))
+    if word not in done.out and (closed := account.closed(done.out + done.err, login, done.code)):
+        return closed
     if word in done.out or not said:
         return Partial(f"{why}; exit {done.code}; stderr: {err[-300:] or 'none'}")
     fix = (
         'is there a command="..." before the key in ~/.ssh/authorized_keys, or ForceCommand in sshd_config?',
         "log in as a user with a plain shell: user= in the hostfile",
     )
-    return Unreachable("ssh.noisy-shell", f"something else than a shell answers: {said}", fix=fix)
+    cause = "a command of the node's own takes the place of every other one"
+    return Unreachable("ssh.noisy-shell", f"something else than a shell answers: {said}", fix=fix, cause=cause)
 
 
 def _at_once(

@@ -80,6 +80,23 @@ def _sshd(lines: str) -> Act:
     return act
 
 
+def _account(changed: str, ends: str) -> Act:
+    """PAM reads root's line of n2's shadow: when its password was changed, in days, and when the account ends."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        shadow = node_of(lab, "n2").state / "shadow"
+        others = shadow.read_text().splitlines()[1:]
+        shadow.write_text("\n".join([f"root:*:{changed}:0:99999:7::{ends}:", *others]) + "\n")
+        _sshd("UsePAM yes")(lab, desk)
+
+    return act
+
+
+def _account_well(lab: AnyLab, desk: Desk) -> None:
+    _account("19000", "")(lab, desk)
+    _sshd("UsePAM no")(lab, desk)
+
+
 def _without_key(lab: AnyLab, desk: Desk) -> None:
     on(lab, "n2", "mv ~/.ssh/authorized_keys ~/.ssh/kept")
 
@@ -212,6 +229,22 @@ SSH: tuple[Fault, ...] = (
         ("[[ $- == *i* ]] || return",),
         evidence=("have a nice day",),
         status="warn",
+    ),
+    Fault(
+        "password that must be changed",
+        "ssh.auth",
+        _account("0", ""),
+        _account_well,
+        ("ssh -t root@", " passwd ", "sudo chage -d $(date +%F) root"),
+        evidence=("Password change required", "has to be changed before anything else"),
+    ),
+    Fault(
+        "account that is over",
+        "ssh.auth",
+        _account("19000", "1"),
+        _account_well,
+        ("sudo chage -E -1 root",),
+        evidence=("account has expired", "has an end, which has passed"),
     ),
     Fault(
         "key that others may read",
@@ -413,6 +446,24 @@ FULL: tuple[Fault, ...] = (
         edit("user=guest", "user=worker"),
         ("log in as users with one UID",),
         status="warn",
+        user="worker",
+    ),
+    Fault(
+        "closed by /etc/nologin",
+        "ssh.auth",
+        shell("n2", "echo Maintenance until noon >/etc/nologin"),
+        shell("n2", "rm -f /etc/nologin"),
+        ("sudo rm -f /etc/nologin",),
+        evidence=("Maintenance until noon", "nobody but root"),
+        user="worker",
+    ),
+    Fault(
+        "account without a shell",
+        "ssh.auth",
+        shell("n2", "usermod -s /usr/sbin/nologin worker"),
+        shell("n2", "usermod -s /bin/bash worker"),
+        ("sudo chsh -s /bin/bash worker",),
+        evidence=("This account is currently not available", "has no shell"),
         user="worker",
     ),
     Fault(

@@ -10,13 +10,15 @@ import pytest
 import scenes
 
 from clusterft import fleet
-from clusterft.checks import docker, report
+from clusterft.checks import Survey, Unreached, docker, report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import ours
+from clusterft.checks.layers.ssh import unreached
 from clusterft.facts import Limits, health
 from clusterft.facts.frames import framed
 from clusterft.findings import Finding
 from clusterft.remote import Completed
+from clusterft.remote.account import Login, closed
 from launcher.test_doctor_mends import healthy
 
 TWO = scenes.cluster("a slots=1\nb slots=1\n")
@@ -112,8 +114,53 @@ CLOUD = 'Please login as the user "ubuntu" rather than the user "root".'
 def test_who_answers_in_place_of_a_shell(out: str, identity: str, words: str, fix: str) -> None:
     section = "'clock'" if "clock" in out else None
     done = Completed(0, out, "")
-    said = fleet._unread(f"the probe's answer ends after section {section}", done, "w")
+    said = fleet._unread(f"the probe's answer ends after section {section}", done, "w", Login())
     assert said.id == identity and words in said.what and fix in " ".join(said.fix)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "fix", "cause"),
+    [
+        (1, "WARNING: Your password has expired.\nPassword change required but no TTY available.\n",
+         "ssh -t -p 2222 me@n2 passwd", "has to be changed"),
+        (1, "You are required to change your password immediately (administrator enforced).\n",
+         "sudo chage -d $(date +%F) me", "has to be changed"),
+        (254, "Maintenance until noon.\n", "sudo rm -f /etc/nologin", "nobody but root"),
+        (1, '"System is going down. Unprivileged users are not permitted to log in anymore."\n',
+         "sudo shutdown -c", "nobody but root"),
+        (1, "This account is currently not available.\n", "sudo chsh -s /bin/bash me", "no shell"),
+        (1, "Your account has expired; please contact your system administrator.\n",
+         "sudo chage -E -1 me", "has an end"),
+        (1, "The account is locked due to 3 failed logins.\n", "sudo faillock --user me --reset", "is locked"),
+    ],
+)  # fmt: skip
+def test_an_account_that_lets_nobody_work_is_no_echo_of_a_startup_file(
+    code: int, words: str, fix: str, cause: str
+) -> None:
+    """In sshd's and PAM's own words; found blind as `ssh.noisy-shell`, with a startup file for its cause."""
+    for done in (Completed(code, words, ""), Completed(code, "", words)):
+        said = fleet._unread("it ends after section None", done, "5e0f", Login("me", "-p 2222 me@n2"))
+        assert said.id == "ssh.auth" and cause in said.cause and fix in "\n".join(said.fix), said
+        assert words.split()[0].strip('"') in said.what and "{" not in "".join((said.cause, *said.fix))
+
+
+def test_what_a_shell_says_beside_its_answer_closes_no_account() -> None:
+    """A motd may speak of passwords; as long as the probe has begun to answer, the account works."""
+    done = Completed(0, "Your password has expired.\n--clusterft-5e0f-clock\n1.0\n", "")
+    assert fleet._unread("ends after section 'clock'", done, "5e0f", Login()).id == "ssh.noisy-shell"
+    assert closed("Your account manager is Eve. Logins are recorded.", Login()) is None
+
+
+def test_causes_that_differ_are_told_apart_and_no_startup_file_is_blamed() -> None:
+    missed = (
+        Unreached("a", "ssh.auth", "no key fits", ("ssh-copy-id",)),
+        Unreached("b", "ssh.auth", "the password must be changed", ("ssh -t b passwd",), "its password is old"),
+        Unreached("c", "ssh.noisy-shell", "ends after section None"),
+    )
+    survey = Survey(scenes.cluster("a slots=1\nb slots=1\nc slots=1\n"), {}, missed, {})
+    found = {one.nodes: one for one in unreached(Examination(Wanted(), survey)) if one.status == "fail"}
+    assert found["b",].cause == "its password is old" and "authorized_keys" in found["a",].cause
+    assert found["c",].cause == ""
 
 
 def test_a_docker_context_that_is_gone_is_not_an_engine_that_is_down() -> None:

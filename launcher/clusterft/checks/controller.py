@@ -14,16 +14,17 @@ from clusterft.hosts import Node
 
 def unreached(survey: Survey) -> Iterator[Finding]:
     """ssh.*: one finding per reason, all nodes with it together, each in ssh's own words."""
-    groups: dict[str, list[Unreached]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Unreached]] = defaultdict(list)
     for miss in survey.unreached:
-        groups[miss.id].append(miss)
-    for identity, misses in groups.items():
+        groups[miss.id, miss.cause].append(miss)
+    for (identity, cause), misses in groups.items():
         yield Finding(
             id=identity,
             status="fail",
             nodes=tuple(miss.node for miss in misses),
             summary="cannot be asked over SSH",
             evidence="\n".join(f"{miss.node}: {miss.words}" for miss in misses),
+            cause=cause,
             fix=tuple(dict.fromkeys(step for miss in misses for step in miss.fix)),
         )
 

@@ -16,6 +16,7 @@ class Unreached:
     id: str
     words: str
     fix: tuple[str, ...] = ()
+    cause: str = ""  # where it is known better than the catalogue can say it
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ class Dialer:
             except _FAILURES as error:
                 refused = refusal.of(hop, error, time.monotonic() - began)
                 connection.client.close()
-                if hop.login.cut_off and (logins := logins + 1) < _LOGINS:
+                shut = refused.cause  # of the account itself: no other key opens it
+                if hop.login.cut_off and not shut and (logins := logins + 1) < _LOGINS:
                     continue
                 if refused.id != _TURNED_AWAY or (tries := tries + 1) == _TRIES:
                     raise refused from None
@@ -175,7 +176,7 @@ class _Bastion:
         if isinstance(refused, refusal.Strange):
             one = refused.stranger
             return refusal.Strange(refused.what, hostkeys.Stranger(one.name, one.key, True, (node.name,)))
-        return Unreachable(refused.id, refused.what, fix=refused.fix)
+        return Unreachable(refused.id, refused.what, fix=refused.fix, cause=refused.cause)
 
     def forgive(self) -> None:
         """Its key is trusted now: the next one tries again."""

@@ -23,6 +23,7 @@ from paramiko.ssh_exception import (
 )
 
 from clusterft.remote.protocol import Asker
+from clusterft.remote.stream import text
 
 STANDARD_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _KINDS: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
@@ -108,6 +109,7 @@ class Login:
         self.by_password = False
         self.cut_off = False  # the connection ended between two tries: sshd allows MaxAuthTries on each
         self.tried: list[str] = []
+        self.told = ""  # by sshd between two tries: PAM's words on an account, before it hangs up
         self._keyring = keyring
         self._files = files
         self._only_files = only_files and bool(files)
@@ -145,6 +147,7 @@ class Login:
             missing = attempt()
         except (SSHException, EOFError, OSError) as error:
             self._last = error
+            self.told += _banner(transport)
             if not transport.is_active():
                 self.cut_off = True
                 raise
@@ -233,6 +236,12 @@ class Login:
         except (SSHException, OSError) as error:
             self.tried.append(f"agent: {error}")
             return {}
+
+
+def _banner(transport: paramiko.Transport) -> str:
+    """What came with the last try; paramiko gives it out only while the way is open."""
+    said = getattr(transport.auth_handler, "banner", None)
+    return text(said) if isinstance(said, bytes) else ""
 
 
 def _public_half(path: str) -> bytes | None:

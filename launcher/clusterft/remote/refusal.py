@@ -16,12 +16,13 @@ from paramiko.ssh_exception import (
 )
 
 from clusterft.hosts import Node
-from clusterft.remote import hostkeys, way
+from clusterft.remote import account, hostkeys, way
 from clusterft.remote.login import Login
 from clusterft.remote.stream import text
 from clusterft.remote.unreachable import Unreachable
 
 _CHUNK = 1 << 16
+_PORT = 22
 _STARTUPS = (
     "try again; if it stays, on the node: MaxStartups 100:30:200 in /etc/ssh/sshd_config, then: "
     "sudo systemctl reload ssh"
@@ -56,6 +57,13 @@ class Hop:
         return bool(self.connection.original_host != self.node.name)
 
     @property
+    def account(self) -> account.Login:
+        """As whom it is logged in to, and how a person gets there."""
+        user, port = str(self.connection.user), int(self.connection.port)
+        way_there = f"{user}@{self.connection.host}"
+        return account.Login(user, way_there if port == _PORT else f"-p {port} {way_there}")
+
+    @property
     def presented(self) -> hostkeys.HostKey:
         """The key that an open hop has presented, and that was found right."""
         transport = self.connection.client.get_transport()
@@ -78,6 +86,8 @@ def of(hop: Hop, error: Exception, took: float | None = None) -> Unreachable:
         return Unreachable("ssh.jump", f"{login}: {ended}")
     if _silent(error):
         return _silence(connection, login)
+    if shut := account.closed(hop.login.told, hop.account):
+        return shut
     if isinstance(error, AuthenticationException) or _asked_for_keys(connection):
         return _no_login(hop, error)
     if isinstance(error, ChannelException):
@@ -127,6 +137,8 @@ def _no_login(hop: Hop, error: Exception) -> Unreachable:
         f"ssh-copy-id -p {connection.port} {login}   puts your key there, if a password opens it",
         "if it is there already, sshd passes it over while others may write it; on the node: "
         "chmod go-w ~ ~/.ssh ~/.ssh/authorized_keys",
+        f"is the account locked or over? as another user on the node: sudo passwd -S {hop.connection.user}   (L: "
+        f"sudo usermod -U {hop.connection.user}); sudo chage -l {hop.connection.user}",
     )
     return Unreachable("ssh.auth", words, fix=fix)
 

@@ -12,14 +12,15 @@ class Unreachable(ClusterftError):
     exit_code = 3
     kind = "unreachable"
 
-    def __init__(self, identity: str, words: str, *, fix: tuple[str, ...] = ()) -> None:
+    def __init__(self, identity: str, words: str, *, fix: tuple[str, ...] = (), cause: str = "") -> None:
         super().__init__(words, remedy="; ".join(fix))
         self.id = identity
         self.fix = fix
+        self.cause = cause  # where it is known better than the catalogue can say it
 
     def finding(self, node: str) -> Finding:
         """The same as a node's outcome."""
-        return Finding(self.id, "fail", (node,), f"{node}: {self.what}", fix=self.fix)
+        return Finding(self.id, "fail", (node,), f"{node}: {self.what}", cause=self.cause, fix=self.fix)
 
 
 class Broken(Unreachable):

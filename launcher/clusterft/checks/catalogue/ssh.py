@@ -106,17 +106,22 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="ssh.auth",
         layer="ssh",
-        title="The node accepts none of our keys",
-        symptom="`Permission denied (publickey,...)`",
-        how="what was tried, and what the node said",
+        title="The node does not let this user work",
+        symptom="`Permission denied (publickey,...)`, or a sentence of sshd's in place of every answer",
+        how="what was tried, and what the node said; of sshd's and PAM's sentences those on a password that must "
+        "be changed, an account that is over, locked or without a shell, and /etc/nologin are known",
         cause="another user or key is wanted, or the node's authorized_keys does not count",
         mends=(
             "user= and identity= in the hostfile",
             "ssh-copy-id -i KEY USER@NODE",
             "on the node: chmod go-w ~ ~/.ssh ~/.ssh/authorized_keys",
+            "a password that must be changed: ssh -t USER@NODE passwd",
+            "/etc/nologin: sudo rm /etc/nologin",
+            "an account that is over, locked or without a shell: sudo chage -E -1 USER, sudo usermod -U USER, "
+            "sudo chsh -s /bin/bash USER",
         ),
         found=("facts", "up"),
-        source="lab",
+        source="lab; sshd(8), pam_nologin(8)",
     ),
     Entry(
         id="ssh.key-perms",
@@ -167,7 +172,8 @@ ENTRIES: tuple[Entry, ...] = (
         layer="ssh",
         title="The shell of the node prints before every command",
         symptom="scp and rsync fail with `protocol version mismatch` or `Received message too long`",
-        how="what came before the answer of `date`; clusterft's own answers are framed, and survive it",
+        how="what came before the answer of `date`; clusterft's own answers are framed, and survive it. Where "
+        "other words come in place of an answer, it is a command of the node's own (command=, ForceCommand)",
         cause="an echo in ~/.bashrc, ~/.zshenv or a file that they read",
         mends=("[[ $- == *i* ]] || return   before it",),
         found=("facts", "up"),

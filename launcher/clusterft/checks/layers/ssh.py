@@ -35,8 +35,10 @@ _TOUCHES = {
 def unreached(seen: Examination) -> Iterator[Finding]:
     """ssh.*: in ssh's own words, for whoever could not be asked; and what other nodes see of it."""
     closed = {one.node: one for one in seen.desk.closed}
-    # Of a route that is missing, the time to failure has told which of its causes it is: the fix says so.
-    causes = {entry.id: entry.cause for entry in catalogue.ALL if entry.id != "ssh.no-route"}
+    # Of a route that is missing, the time to failure has told which of its causes it is: the fix says so. Where an
+    # answer is missing or cut off, no startup file is known to be the reason.
+    open_ = ("ssh.no-route", "ssh.noisy-shell")
+    causes = {entry.id: entry.cause for entry in catalogue.ALL if entry.id not in open_}
     for found in controller.unreached(seen.survey):
         touches, root = _TOUCHES.get(found.id, ("", False))
         said = [_seen_by_others(closed[node]) for node in found.nodes if node in closed]
@@ -47,7 +49,7 @@ def unreached(seen: Examination) -> Iterator[Finding]:
         yield replace(
             found,
             evidence="\n".join((found.evidence, *(line for line in said if line))),
-            cause=causes.get(found.id, "")
+            cause=found.cause or causes.get(found.id, "")
             if off
             else "it is up, and a firewall stops what comes from this machine",
             fix=(*ways, *(found.fix if off or found.id == "ssh.refused" else ())),
