@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lab import LightLab, LightNode
 
@@ -207,3 +209,33 @@ def test_ctrl_c_stops_the_nodes_too(desk: Desk, lab: LightLab) -> None:
     time.sleep(1)  # the follower on the node ends when it next writes
     for node in lab.nodes:
         assert trainers_on(node) == [], node.name
+
+
+def test_a_picture_that_one_node_lacks_is_told_of_that_node(desk: Desk, lab: LightLab, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(16):
+        Image.new("RGB", (64, 64), (16 * k, 0, 0)).save(pictures / f"{k:05d}.png")
+        (pictures / f"{k:05d}.txt").write_text("a shade of red")
+    argv = desk.argv(4, "--json")
+    text = (desk.root / "job.yaml").read_text()
+    (desk.root / "job.yaml").write_text(text.replace("{builtin: shapes, images: 16}", f"{{folder: {pictures}}}"))
+    less = "mkdir /run/less && cp {0}/00000.* /run/less && mount --bind /run/less {0}"
+    assert lab.access.ssh("n2", ["sh", "-ec", less.format(pictures)], timeout=20).returncode == 0
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=150)
+    finally:
+        lab.access.ssh("n2", ["sh", "-ec", f"umount {pictures}; rm -r /run/less"], timeout=20)
+    body = json.loads(done.stdout)
+    assert done.returncode == 5, done.stdout + done.stderr
+    run, verdict = Path(body["run_dir"]), body["verdict"]
+    assert (verdict["failure"], verdict["node"], verdict["rank"]) == ("data", "n2", 1), verdict
+    assert "No such file" in verdict["summary"]
+    kept = json.loads((run / "outcome.json").read_text())
+    assert (kept["failure"], kept["node"], kept["rank"], kept["cause"]) == ("data", "n2", 1, verdict["summary"])
+    page = re.sub(r"<[^>]+>", "", (run / "report.html").read_text())
+    assert "n2 rank 1" in page and "n1 rank 0" not in page
+    asked = [sys.executable, "-m", "clusterft", "doctor", "--run", str(run), "--json"]
+    found = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout)
+    assert (found["id"], found["node"], found["rank"]) == ("data", "n2", 1), found
+    assert found["summary"] == f"rank 1 on n2: {verdict['summary']}"

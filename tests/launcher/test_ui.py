@@ -334,6 +334,15 @@ ENDS: dict[str, tuple[list[Event], Verdict | None]] = {
         ],
         None,
     ),
+    "failed_told": (
+        [
+            *training,
+            told(progress.Failed("data", "The picture 7.png cannot be decoded.", "Replace it.", 9.0), "right", 1),
+            *over(0, "failed", 1, 9.1),
+            *ended("failed", 1, 9.2),
+        ],
+        None,
+    ),
     "failed_early": ([], Verdict("failed", "the launcher ended with exit code 1", "launcher", "left")),
     "failed_nowhere": ([], Verdict("failed", "nobody knows", "bug")),
     "blocked": ([Said("left", blocking), *ended("failed", 3, 9.0)], None),

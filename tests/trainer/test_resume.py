@@ -121,8 +121,10 @@ def interrupt(gang: Gang, folder: Path, engine: str, world: int, how: str, at: i
     codes = gang.wait()
     assert (codes == [0]) == (how == "sigterm"), (codes, gang.text()[-3000:])
     if how == "exception":
-        failed = [r for rank in range(world) for r in gang.records(rank) if isinstance(r, progress.Failed)]
-        assert failed and failed[0].failure == "data" and "x.png" in failed[0].message
+        failed = {rank: [r for r in gang.records(rank) if isinstance(r, progress.Failed)] for rank in range(world)}
+        (told,) = failed.pop(world - 1)
+        assert told.failure == "data" and "x.png" in told.message
+        assert not any(failed.values()), "the rank that met it tells it, and no other: its log is where to look"
     if how != "sigkill":
         newest = checkpoint.complete(folder / "run" / "checkpoints")[0]
         assert newest.manifest.roles[-1] == {"sigterm": "stop", "exception": "failure"}[how]

@@ -50,14 +50,14 @@ def main(argv: list[str]) -> NoReturn:
     except errors.TrainerError as error:
         if os.environ.get("CLUSTERFT_DEBUG") == "1":
             traceback.print_exc()
-        tell(error.failure, error.message, error.remedy, everywhere=error.everywhere)
+        tell(error.failure, error.message, error.remedy, by=error.met_by if error.everywhere else None)
         _leave(error.exit_code, error)
     except Exception as error:  # noqa: BLE001 - the outermost place: told in full, then exit
         traceback.print_exc()
         known = _known(error)
         remedy = "The traceback is in this rank's log; please report it."
         bug = ("bug", f"{type(error).__name__}: {error}", remedy)
-        tell(*known or bug, everywhere=False)
+        tell(*known or bug, by=None)
         _leave(errors.RUN_FAILED if known else BUG, error)
 
 
@@ -235,14 +235,14 @@ def _known(error: Exception) -> tuple[str, str, str] | None:
     return None
 
 
-def _say(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
+def _say(failure: str, message: str, remedy: str, *, by: int | None) -> None:
     """Two lines for a person: nobody watches these commands."""
     sys.stderr.write(f"{message}\n{remedy}\n")
 
 
-def _fail(failure: str, message: str, remedy: str, *, everywhere: bool) -> None:
-    """One line for the run: every rank knows of a shared error, then rank 0 speaks."""
-    if not everywhere or os.environ.get("RANK", "0") == "0":
+def _fail(failure: str, message: str, remedy: str, *, by: int | None) -> None:
+    """One line for the run: of an error that all ranks know of, the one that met it speaks, and so is named."""
+    if by is None or os.environ.get("RANK", "0") == str(by):
         metrics.failed(failure, message, remedy)
 
 

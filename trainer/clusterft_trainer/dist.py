@@ -157,11 +157,13 @@ def gather(item: T) -> list[T]:
 
 
 def agree(problem: TrainerError | None) -> None:
-    """All ranks raise what the first of them has met, if any has; all ranks call this."""
-    for told in gather(problem):
-        if told is not None:
-            told.everywhere = True
-            raise told
+    """All ranks raise what the first of them has met, if any has, and know whose it was; all ranks call this."""
+    for rank, told in enumerate(gather(problem)):
+        if told is None:
+            continue
+        if not told.everywhere:  # else they have agreed on it before, and know whose it was
+            told.everywhere, told.met_by = True, rank
+        raise told
 
 
 def together(action: Callable[[], T]) -> T:

@@ -29,9 +29,13 @@ _PROBE_BYTES = 1 << 20
 
 
 class TrainerError(Exception):
-    """A reason to stop, in the user's terms; `everywhere` tells that all ranks raise it together, by agreement."""
+    """A reason to stop, in the user's terms; `everywhere` tells that all ranks raise it together, by agreement.
+
+    Then one of them tells it: the rank that met it, rank 0 where they met it together.
+    """
 
     exit_code = RUN_FAILED
+    met_by = 0
 
     def __init__(self, failure: str, message: str, remedy: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
@@ -42,7 +46,7 @@ class TrainerError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel between ranks by pickle, keyword argument included."""
-        return _restore, (type(self), self.failure, self.message, self.remedy, self.everywhere)
+        return _restore, (type(self), self.failure, self.message, self.remedy, self.everywhere, self.met_by)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
@@ -116,7 +120,10 @@ def _probe(path: Path) -> int:
     return 0
 
 
-def _restore(kind: type[TrainerError], failure: str, message: str, remedy: str, everywhere: bool) -> TrainerError:
+def _restore(
+    kind: type[TrainerError], failure: str, message: str, remedy: str, everywhere: bool, met_by: int
+) -> TrainerError:
     error = kind.__new__(kind)
     TrainerError.__init__(error, failure, message, remedy, everywhere=everywhere)
+    error.met_by = met_by
     return error

@@ -81,6 +81,8 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
     at = f" at step {attempt.step.step}" if attempt.step else "" if board.prep else " before its first step"
     yield f"✗ run {board.run} failed{at}{_counted(board)}"
     yield f"  first cause ({verdict.failure}): {verdict.summary}"
+    if verdict.node and verdict.rank is not None and f"rank {verdict.rank} " not in verdict.summary:
+        yield f"  told by rank {verdict.rank} on {verdict.node}"
     for line in verdict.evidence:
         yield f"    {line}"
     if verdict.remedy:
