@@ -147,6 +147,29 @@ def in_docker_group(lab: AnyLab, _: Desk) -> None:
     on(lab, "n2", "usermod -aG docker worker")
 
 
+def by_default(lab: AnyLab, _: Desk) -> None:
+    """Of the toolkit only the engine's settings are left."""
+    added = {"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime"}}}
+    path = "/etc/docker/daemon.json"
+    known = on(lab, "n2", f"mkdir -p /etc/docker; [ ! -e {path} ] || cp {path} {path}.kept; cat {path}.kept || :")
+    written = shlex.quote(json.dumps({**json.loads(known or "{}"), **added}))
+    on(lab, "n2", f"printf '%s' {written} >{path}")
+    _restarted(lab)
+
+
+def not_by_default(lab: AnyLab, _: Desk) -> None:
+    """As the fix says."""
+    path = "/etc/docker/daemon.json"
+    on(lab, "n2", f"if [ -e {path}.kept ]; then mv {path}.kept {path}; else rm {path}; fi")
+    _restarted(lab)
+
+
+def _restarted(lab: AnyLab) -> None:
+    node = node_of(lab, "n2")
+    node.stop_engine()  # type: ignore[attr-defined]
+    node.start_engine()  # type: ignore[attr-defined]
+
+
 def snap(lab: AnyLab, _: Desk) -> None:
     """The command leads into a snap."""
     node_of(lab, "n2").snap_docker()  # type: ignore[attr-defined]
@@ -191,7 +214,11 @@ FAULTS = [
     Fault("the runtime of containers is gone", "dk.box",
           lambda lab, _: on(lab, "n2", "mv $(command -v runc) /root/runc && command -v dockerd"),
           lambda lab, _: on(lab, "n2", "mv /root/runc $(dirname $(command -v dockerd))/runc"),
-          ("sudo journalctl -u docker",), evidence=("runc",), options=()),
+          ("--reinstall runc",), evidence=("the program of it is missing: runc",), options=()),
+    Fault("a default runtime that was removed", "dk.runtime", by_default, not_by_default,
+          ('remove "default-runtime": "nvidia"', "sudo systemctl restart docker"),
+          evidence=("the program of it is missing: /usr/bin/nvidia-container-runtime", "is the default"),
+          options=()),
 ]  # fmt: skip
 
 

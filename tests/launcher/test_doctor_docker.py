@@ -296,6 +296,7 @@ def test_a_refusal_is_read_from_the_engines_own_words(one: dict[str, str]) -> No
 NAMED = {
     "no toolkit": ("dk.nogpu", "nvidia-ctk runtime configure"),
     "no runtime": ("dk.runtime", "nvidia-ctk runtime configure"),
+    "runtime gone": ("", "--reinstall"),  # by whose it is, see below
     "old driver": ("gpu.old-driver", "newer NVIDIA driver"),
     "mismatch": ("gpu.mismatch", "sudo reboot"),
     "no driver": ("dk.nogpu", "ldconfig"),
@@ -312,8 +313,32 @@ def test_a_refused_container_is_a_finding_under_the_id_of_its_reason(one: dict[s
     refused = Box("b", refused=one["kind"], words=one["words"])  # type: ignore[arg-type]
     found = only(seen(boxes={"b": refused}))
     identity, fix = NAMED[one["kind"]]
-    assert (found.id, found.status, found.nodes) == (identity, "fail", ("b",))
+    assert (found.id, found.status, found.nodes) == (identity or found.id, "fail", ("b",))
     assert fix in "\n".join(found.fix) and found.evidence and "--help" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("program", "default", "device", "identity", "first"),
+    [
+        ("/usr/bin/nvidia-container-runtime", "nvidia", "cpu", "dk.runtime", 'remove "default-runtime": "nvidia"'),
+        ("/usr/bin/nvidia-container-runtime", "nvidia", "cuda", "dk.runtime", "nvidia-container-toolkit again"),
+        ("/usr/bin/nvidia-container-runtime", None, "cpu", "dk.runtime", "nvidia-container-toolkit again"),
+        ("/usr/bin/runc", "runc", "cpu", "dk.box", "--reinstall runc"),
+    ],
+)
+def test_a_runtime_whose_program_is_gone_is_known_to_docker(
+    program: str, default: str | None, device: str, identity: str, first: str
+) -> None:
+    """Found blind as "Docker does not know the NVIDIA runtime", which it does."""
+    words = next(one["words"] for one in REFUSALS if "fork/exec" in one["words"])
+    words = words.replace("/usr/bin/nvidia-container-runtime", program)
+    assert box.refusal(words) == "runtime gone" and box.gone(words) == program
+    of = seen(boxes={"b": Box("b", refused="runtime gone", words=words)}, wanted={"device": device})
+    known = dict(of.survey.facts)
+    known["b"] = replace(known["b"], docker=replace(scenes.docker(), default_runtime=default))
+    found = [one for one in judged(replace(of, survey=replace(of.survey, facts=known))) if program in one.summary]
+    assert [(one.id, one.nodes) for one in found] == [(identity, ("b",))]
+    assert first in found[0].fix[0] and "does not know" not in found[0].summary
 
 
 def test_an_engine_that_sees_other_mounts_than_its_node_must_be_restarted() -> None:

@@ -19,6 +19,7 @@ NO_LIMIT = -1
 Refusal = Literal[
     "no toolkit",
     "no runtime",
+    "runtime gone",
     "old driver",
     "mismatch",
     "no driver",
@@ -32,10 +33,13 @@ Refusal = Literal[
     "hung",
     "other",
 ]
+# The engine knows a runtime by its path, and there is nothing there.
+_RUNTIME = r"unable to retrieve OCI runtime error \([^)]*\): "
+_NO_PROGRAM = r"fork/exec (?P<path>\S+): no such file|exec: \"(?P<name>[^\"]+)\": executable file not found"
 _WORDS: tuple[tuple[Refusal, str], ...] = (
     ("no toolkit", r"could not select device driver|no known GPU vendor found"),
     ("no runtime", r"unknown or invalid runtime name|[Uu]nknown runtime specified"),
-    ("no runtime", r"nvidia-container-runtime[^\n]*(?:no such file|not found)"),
+    ("runtime gone", f"{_RUNTIME}(?:{_NO_PROGRAM})|nvidia-container-runtime[^\\n]*(?:no such file|not found)"),
     ("old driver", r"unsatisfied condition: (?:cuda|driver)"),
     ("mismatch", r"[Dd]river/library version mismatch"),
     ("no driver", r"libnvidia-ml\.so[^\n]*cannot open|nvml error: driver not loaded|load library failed"),
@@ -80,6 +84,12 @@ class Box:
 def refusal(words: str) -> Refusal:
     """What an engine's complaint is about."""
     return next((kind for kind, pattern in _WORDS if re.search(pattern, words)), "other")
+
+
+def gone(words: str) -> str:
+    """The program of a runtime that is not there, by the engine's complaint."""
+    found = re.search(f"{_RUNTIME}(?:{_NO_PROGRAM})", words)
+    return (found["path"] or found["name"]) if found else "nvidia-container-runtime"
 
 
 def shaped(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Docker:
     driver: str | None = None
     containerd_store: bool | None = None
     runtimes: tuple[str, ...] | None = None
+    default_runtime: str | None = None  # what starts a container that asks for none
     cdi: tuple[str, ...] | None = None  # devices that the engine itself lists, such as nvidia.com/gpu=all
     rootless: bool | None = None
     store: str | None = None  # where images lie: the root, or the root of the system's containerd
@@ -73,6 +74,7 @@ def parse(sections: dict[str, str]) -> Docker | None:
         driver=_text(info, "Driver"),
         containerd_store=containerd,
         runtimes=_keys(info.get("Runtimes")),
+        default_runtime=_text(info, "DefaultRuntime"),
         cdi=_devices(info.get("DiscoveredDevices")),
         rootless=_rootless(info.get("SecurityOptions")),
         store=store,

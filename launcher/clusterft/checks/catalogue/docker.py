@@ -114,10 +114,15 @@ _CARDS: tuple[Entry, ...] = (
     Entry(
         id="dk.runtime",
         layer="docker",
-        title="Docker does not know the NVIDIA runtime",
-        symptom="`unknown or invalid runtime name: nvidia`",
-        how="the runtimes in `docker info`; a container of the image with the node's cards",
-        mends=_CONFIGURE,
+        title="Docker does not know the NVIDIA runtime, or the program of it is gone",
+        symptom="`unknown or invalid runtime name: nvidia`; `fork/exec /usr/bin/nvidia-container-runtime: no such "
+        "file or directory`, also for containers without cards where it is the default",
+        how="the runtimes and the default one in `docker info`; a container of the image, with the node's cards",
+        mends=(
+            *_CONFIGURE,
+            "where its program is gone: sudo apt-get install --reinstall nvidia-container-toolkit",
+            'or, for jobs without cards: remove "default-runtime" from /etc/docker/daemon.json and restart Docker',
+        ),
         found=("facts", "probe", "up"),
         source="issues of nvidia-container-toolkit",
     ),

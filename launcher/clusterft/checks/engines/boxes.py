@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from clusterft.checks import docker, docker_room, gpu, job
 from clusterft.checks.accelerators import cards as accelerator_cards
 from clusterft.checks.examination import Examination
+from clusterft.facts import box as box_facts
 from clusterft.facts.box import NO_LIMIT, Box
 from clusterft.facts.gpu import Gpu
 from clusterft.findings import Finding
 
+RESTART = "sudo systemctl restart docker"
 _TOO_OLD = re.compile(r"driver .*too old|Error 80[34]\b|insufficient for CUDA|forward compatibility")
 _FABRIC = re.compile(r"Error 802\b|system not yet initialized")
 
@@ -20,7 +22,9 @@ _FABRIC = re.compile(r"Error 802\b|system not yet initialized")
 def started(seen: Examination) -> Iterator[Finding]:
     """What an engine refused to start, under the id of its reason; dk.box for any other reason."""
     for name, box in seen.boxes.items():
-        if box.refused is not None and box.refused in _TOLD:
+        if box.refused == "runtime gone":
+            yield _gone(seen, name, box)
+        elif box.refused is not None and box.refused in _TOLD:
             yield _TOLD[box.refused](name, box)
         elif box.refused in ("other", "nvml"):
             yield _box(name, box, "no container of the image can be started")
@@ -223,6 +227,31 @@ def _runtime(name: str, box: Box) -> Finding:
         summary="Docker does not know the NVIDIA runtime",
         evidence=_last(box.words),
         fix=docker.CONFIGURE,
+        needs_root=True,
+        blast_radius=docker.RESTARTS,
+    )
+
+
+def _gone(seen: Examination, name: str, box: Box) -> Finding:
+    """The engine knows the runtime, and its program is not there."""
+    program, facts = box_facts.gone(box.words), seen.survey.facts.get(name)
+    engine = facts.docker if facts else None
+    default = engine.default_runtime if engine else None
+    ours, cuda = "nvidia" in program, seen.wanted.device == "cuda"
+    package = "nvidia-container-toolkit" if ours else "the package that has it, such as runc"
+    again = (f"install {package} again: sudo apt-get install --reinstall {package if ours else 'runc'}", RESTART)
+    without = f'in /etc/docker/daemon.json remove "default-runtime": "{default}", then: {RESTART}'
+    by_default = ours and default is not None and default != "runc"
+    fix = again if cuda or not by_default else (f"{without}   (this job needs no cards)", f"or {again[0]}")
+    why = f"; {default} is the default, so that no container starts, with cards or without" if by_default else ""
+    return Finding(
+        id="dk.runtime" if ours else "dk.box",
+        status="fail",
+        nodes=(name,),
+        summary=f"Docker knows its runtime, and the program of it is missing: {program}",
+        evidence=_last(box.words),
+        cause=f"its package was removed, and /etc/docker/daemon.json still names it{why}",
+        fix=fix,
         needs_root=True,
         blast_radius=docker.RESTARTS,
     )
