@@ -146,7 +146,9 @@ def told(case: Case, answer: dict[str, Any], lab: LightLab) -> dict[str, Any]:
     """The finding, once it is seen to be right."""
     one = finding(answer, case.id, *case.nodes)
     assert one["status"] == case.status, one
-    wanted = case.fix.format(subnet=lab.node("n1").address.rpartition(".")[0] + ".0/24")
+    wanted = case.fix.format(
+        subnet=lab.node("n1").address.rpartition(".")[0] + ".0/24", peer=lab.node("n1").address
+    )
     assert any(wanted in step for step in one["fix"]), (wanted, one["fix"])
     shown = "\n".join((one["summary"], one["evidence"], one["cause"]))
     assert all(words in shown for words in case.evidence), shown
@@ -192,6 +194,28 @@ PATHS = (
          lambda lab: lab.node("n2").throttle("10mbit"), lambda lab: lab.node("n2").unthrottle(), status="warn",
          heals=False),
 )  # fmt: skip
+
+
+BANS = [
+    Case(kind, "net.route", ("n3",), "on n3: sudo ip route del " + kind + " {peer}",
+         lambda lab, kind=kind: ip(lab, "n3", "route", "add", kind, lab.node("n1").address),  # type: ignore[misc]
+         lambda lab, kind=kind: ip(lab, "n3", "route", "flush", "type", kind, lab.node("n1").address),  # type: ignore[misc]
+         evidence=("fail2ban", f"n3, ip route: {kind} ", "n3 → n1", words))
+    for kind, words in (("unreachable", "no route to host at once"), ("blackhole", "Invalid argument"),
+                        ("prohibit", "Permission denied"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BANS, ids=str)
+def test_a_peer_that_a_node_has_banned_is_one_finding_of_that_node(case: Case, lab: LightLab, desk: Desk) -> None:
+    """As fail2ban does it. The way back fails too, and is not told as the other node's firewall."""
+    case.inject(lab)
+    try:
+        one = told(case, desk.doctor(*ONLY), lab)
+        assert obey(lab, one["fix"][:1]), one["fix"]
+        clean(desk.doctor(*ONLY))
+    finally:
+        case.undo(lab)
 
 
 @pytest.mark.parametrize("case", PATHS, ids=str)

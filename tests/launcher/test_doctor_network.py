@@ -117,6 +117,44 @@ def one_of(what: Examination, identity: str) -> Finding:
     return found[0]
 
 
+# -- routes that send nothing -------------------------------------------------
+
+
+def table(*lines: str) -> NetworkHealth:
+    """As a node tells of its routes."""
+    text = "seen\n" + "".join(f"{line}\n" for line in lines)
+    return replace(QUIET, refusals=tuple(look._refusals(text)))
+
+
+@pytest.mark.parametrize(
+    ("route", "error", "undo"),
+    [
+        (f"unreachable {ip('a')}", "no route to host", f"unreachable {ip('a')}"),
+        (f"blackhole {ip('a')} metric 5", "Invalid argument", f"blackhole {ip('a')} metric 5"),
+        ("prohibit 10.0.0.8/29 table 7", "Permission denied", "prohibit 10.0.0.8/29 table 7"),
+        (f"throw {ip('a')} proto static", "network is unreachable", f"throw {ip('a')}"),
+    ],
+)
+def test_a_route_that_sends_nothing_is_one_finding_of_the_sender(route: str, error: str, undo: str) -> None:
+    """Found blind as a firewall of both ends: c refuses to send to a, so that a hears no answer of c's either."""
+    tried = dials(("c", "a", error, 0.001), ("a", "c", "timed out", 3.0))
+    routed = {"a": node("a"), "b": node("b"), "c": node("c", routes=((ip("b"), "eno1", ip("c")),))}
+    health_of = {name: _health(table(route) if name == "c" else table()) for name in NAMES}
+    of = seen(tried, survey=survey(*routed.values()), health=health_of)
+    one = one_of(of, "net.route")
+    assert one.nodes == ("c",) and one.fix[0] == f"on c: sudo ip route del {undo}"
+    assert f"c, ip route: {route}" in one.evidence and "c → a" in one.evidence
+    assert one_of(replace(of, links=None), "net.route").nodes == ("c",)
+
+
+def test_a_route_that_is_not_taken_is_nothing() -> None:
+    """A narrower one leads to the peer, by the kernel's word or because it came about; or it is of nobody here."""
+    wide = {name: _health(table("blackhole 10.0.0.0/8", "unreachable 203.0.113.9")) for name in NAMES}
+    ways = [node(name, routes=tuple((ip(other), "eno1", ip(name)) for other in NAMES)) for name in NAMES]
+    assert judged(seen((), survey=survey(*ways), health=wide, links=None)) == []
+    assert judged(seen(dials(), health=wide)) == []
+
+
 # -- which network training uses ----------------------------------------------
 
 
@@ -906,7 +944,7 @@ def test_a_node_with_iptables() -> None:
     found = sample("iptables")
     assert found.listening and found.listeners == (Listener(31, "python3 -m http.server 29500"),)
     assert found.refusing == {"INPUT"} and found.iptables and found.chains is None
-    assert found.running is False and found.wireless == frozenset()
+    assert found.running is False and found.wireless == frozenset() and found.refusals == ()
 
 
 def test_a_node_with_nftables_of_its_own() -> None:
@@ -918,14 +956,22 @@ def test_a_node_with_nftables_of_its_own() -> None:
     )
     assert found.wireless == {"wlp3s0"} and found.running and found.listening is False and found.refusing is None
     assert found.neighbours and len(found.neighbours) == 3
+    assert [(one.words, str(one.network)) for one in found.refusals or ()] == [
+        ("unreachable 10.0.0.13", "10.0.0.13/32"),
+        ("blackhole default metric 9", "0.0.0.0/0"),
+        ("prohibit default metric 5", "::/0"),
+    ]
 
 
-@given(st.dictionaries(st.sampled_from(["neighbours", "wireless", "running", "listeners", "rules"]), st.text()))
+PARTS = ("neighbours", "refusals", "wireless", "running", "listeners", "rules")
+
+
+@given(st.dictionaries(st.sampled_from(PARTS), st.text()))
 def test_hostile_answers_do_not_break_the_parser(said: dict[str, str]) -> None:
-    whole = dict.fromkeys(("neighbours", "wireless", "running", "listeners", "rules"), "") | said
+    whole = dict.fromkeys(PARTS, "") | said
     look.parse({f"net.{key}": text for key, text in whole.items()}, health.Asked(WORD))
 
 
 def test_a_shell_that_says_nothing_leaves_all_unknown() -> None:
-    empty = {f"net.{key}": "" for key in ("neighbours", "wireless", "running", "listeners", "rules")}
+    empty = {f"net.{key}": "" for key in PARTS}
     assert look.parse(empty, health.Asked(WORD)) == NetworkHealth()

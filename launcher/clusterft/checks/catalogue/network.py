@@ -31,6 +31,22 @@ ENTRIES: tuple[Entry, ...] = (
         source="DeepSpeed#5136",
     ),
     Entry(
+        id="net.route",
+        layer="network",
+        title="A route of the node itself stops what it would send to a peer",
+        symptom="`No route to host` or `Invalid argument` at once from one node; the way back times out",
+        how="routes of the kinds unreachable, blackhole, prohibit and throw that hold a peer's address, where no "
+        "other route leads there",
+        cause="fail2ban, or a person who has banned the address",
+        mends=(
+            "sudo ip route del unreachable ADDRESS",
+            "sudo fail2ban-client unban ADDRESS, and the address into ignoreip of jail.local",
+        ),
+        found=("facts",),
+        source="ip-route(8); found blind in a lab",
+        vital=True,
+    ),
+    Entry(
         id="net.high-ports",
         layer="network",
         title="High ports of a node cannot be reached from others",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clusterft.checks.check import Check
-from clusterft.checks.ways import addresses, paths, reach, untried
+from clusterft.checks.ways import addresses, paths, reach, routes, untried
 
 _AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")  # what then fails is not the node's firewall
 
@@ -11,6 +11,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("net.dup-ip",), addresses.dup_ip),
     Check(("net.dup-ip",), addresses.dup_ip_unreached),
     Check(("nccl.bridge",), addresses.bridge),
+    Check(("net.route",), routes.refused, reads=("facts", "health")),
     Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),
     Check(("net.wrong-nic",), addresses.wrong_nic, after=("net.dup-ip", "nccl.bridge")),
     Check(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusterft.checks.examination import Examination
-from clusterft.checks.ways import astray, forwards, walls
+from clusterft.checks.ways import astray, forwards, routes, walls
 from clusterft.checks.ways.walls import Opening, Side
 from clusterft.facts.links import SPAN, Dial, Kind
 from clusterft.findings import Finding
@@ -70,7 +70,7 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
     """By node, in the hostfile's order; what a wrong address explains is left out."""
     if seen.links is None:
         return []
-    elsewhere = astray.misled(seen)
+    elsewhere = astray.misled(seen) | routes.cut(seen)
     tried = [one for one in seen.links.of(kind) if not one.stranger and (one.source, one.target) not in elsewhere]
     sides: dict[tuple[str, Side], list[Dial]] = {}
     for one in tried:

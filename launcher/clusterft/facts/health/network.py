@@ -5,8 +5,10 @@ Who listens on the rendezvous port is known by name where this user may look int
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +62,20 @@ class Listener(NamedTuple):
         return _OURS in self.command
 
 
+class Refusal(NamedTuple):
+    """A route that sends nothing: unreachable, blackhole, prohibit or throw."""
+
+    line: str  # as ip tells it
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+
+    @property
+    def words(self) -> str:
+        """What `ip route del` needs: how it is refused, where, and in which table."""
+        kind, to, *rest = self.line.split()
+        pairs = zip(rest, rest[1:], strict=False)
+        return " ".join((kind, to, *(word for pair in pairs if pair[0] in ("table", "metric") for word in pair)))
+
+
 class Chain(NamedTuple):
     """A place in the kernel's packet filter where rules begin."""
 
@@ -81,6 +97,7 @@ class NetworkHealth:
     running: bool | None = None  # whether a run of clusterft is at work on the node
     chains: tuple[Chain, ...] | None = None  # only root may know
     iptables: bool | None = None  # whether the command is there
+    refusals: tuple[Refusal, ...] | None = None  # routes that send nothing; None: there is no ip command
     refusing: frozenset[str] | None = None  # INPUT, OUTPUT: those in which iptables drops or rejects something
 
 
@@ -88,6 +105,10 @@ def sections(asked: Asked) -> dict[str, str]:
     """What ends soon."""
     return {
         "net.neighbours": "echo seen; ip -o neigh",
+        # The kernel's own for IPv6 lie on lo.
+        "net.refusals": "ip route show table all | head -n 1 | grep -q . && echo seen; for f in 4 6; do "
+        "echo family $f; ip -$f route show table all | "
+        "grep -E '^(unreachable|blackhole|prohibit|throw) ' | grep -v ' dev lo' | head -n 40; done",
         "net.wireless": "[ -d /sys/class/net ] && echo seen; ls -d /sys/class/net/*/wireless",
         "net.running": f"[ -r /proc/self/cmdline ] && echo seen; {RUNNING}",
     }
@@ -113,6 +134,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> NetworkHealth:
         running="/proc/" in running if running.startswith("seen") else None,
         chains=tuple(_chains(rules)) if "nft" in rules else None,
         iptables="iptables" in rules if "seen" in rules else None,
+        refusals=tuple(_refusals(said["net.refusals"])) if said["net.refusals"].startswith("seen") else None,
         refusing=_refusing(said["net.rules"]),
     )
 
@@ -123,6 +145,18 @@ def _neighbours(text: str) -> tuple[Neighbour, ...] | None:
         return None
     rows = re.findall(r"^([0-9a-fA-F.:]+) dev (\S+) lladdr ([0-9a-f:]{17}) .*?(\S+)\s*$", text, re.MULTILINE)
     return tuple(Neighbour(ip, device, mac) for ip, device, mac, state in rows if state not in ("FAILED", "NOARP"))
+
+
+def _refusals(text: str) -> Iterator[Refusal]:
+    """unreachable 10.0.0.5 [table 100] [metric 4]; also default, and networks."""
+    pattern = re.compile(r"(?:unreachable|blackhole|prohibit|throw) (default|[0-9a-fA-F.:]+(?:/\d{1,3})?)(?: .*)?")
+    wide = "0.0.0.0/0"
+    for line in text.splitlines():
+        wide = "::/0" if line == "family 6" else wide
+        if found := pattern.fullmatch(line):
+            to = wide if found[1] == "default" else found[1]
+            with contextlib.suppress(ValueError):  # what looks like an address and is none
+                yield Refusal(line.strip(), ipaddress.ip_network(to, strict=False))
 
 
 def _listeners(text: str) -> tuple[Listener, ...]:
