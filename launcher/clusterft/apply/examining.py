@@ -21,13 +21,21 @@ from clusterft.errors import ClusterftError
 from clusterft.facts.deep import Deep
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
-from clusterft.probing import box, client, deep, desk, health, links, nearby, share, ways
+from clusterft.probing import box, client, deep, desk, health, holdings, imports, links, nearby, share, ways
 from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
 
 Depth = Literal["quick", "usual", "deep"]
-_DEADLINES: Mapping[Thing, float] = {"health": 16.0, "links": 25.0, "share": 25.0, "box": 30.0, "deep": 600.0}
+_DEADLINES: Mapping[Thing, float] = {
+    "health": 16.0,
+    "links": 25.0,
+    "share": 25.0,
+    "box": 30.0,
+    "imports": 46.0,
+    "holdings": 25.0,
+    "deep": 600.0,
+}
 _QUICK = "not with --quick"
 _DEEP = "only with --deep"
 
@@ -77,11 +85,12 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     here = own(None)["desk"]
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
-        unasked |= dict.fromkeys(("links", "share", "box", "deep"), _QUICK)
+        unasked |= dict.fromkeys(("links", "share", "box", "imports", "holdings", "deep"), _QUICK)
     else:
         unasked |= {} if depth == "deep" else {"deep": _DEEP}
         unasked |= {} if wanted.shared else {"share": "no shared dir is known: give --job job.yaml"}
         unasked |= {} if wanted.contained and wanted.tag else {"box": "there is no image yet: clusterft up"}
+        unasked |= _no_question(wanted)
         with Crew(fleet, found) as crew:
             _probe(crew, survey, wanted, unasked, gathered, show)
         gathered.left = tuple(crew.left)
@@ -97,12 +106,24 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         links=_of(gathered, "links", None),
         share=_of(gathered, "share", None),
         boxes=_of(gathered, "box", {}),
+        imports=_of(gathered, "imports", {}),
+        holdings=_of(gathered, "holdings", {}),
         deep=looked,
         nearby=near,
         absent=gathered.absent,
         unasked=unasked,
     )
     return Examined(seen, time.monotonic() - began, _notes(gathered, looked), broken=bool(gathered.bugs))
+
+
+def _no_question(wanted: Wanted) -> dict[Thing, str]:
+    """What this job does not ask of its nodes."""
+    job, found = wanted.job, dict[Thing, str]()
+    if job is None or job.runtime != "process":
+        found["imports"] = "only of a job with runtime: process" if job else "no job is given: --job job.yaml"
+    if job is None or not job.own_paths:
+        found["holdings"] = "the job reads from the shared dir alone" if job else "no job is given: --job job.yaml"
+    return found
 
 
 def _notes(gathered: _Gathered, looked: Deep | None) -> tuple[str, ...]:
@@ -131,17 +152,26 @@ def _probe(
         "share": lambda: share.prove(crew, survey, wanted),
         "box": lambda: box.open_(crew, survey, wanted),
     }
+    if (job := wanted.job) is not None:
+        parts["holdings"] = lambda: holdings.count(crew.fleet, job.own_paths)
     show("trying ports, shared dir and containers")
     began = time.monotonic()
     threads = {thing: _begin(thing, work, gathered) for thing, work in parts.items() if thing not in unasked}
     for thing, thread in threads.items():
         thread.join(max(0.0, began + _DEADLINES[thing] * _turns(survey) - time.monotonic()))
         _lacking(gathered, survey, thing)
+    if job is not None and "imports" not in unasked:
+        show("loading torch on every node")
+        _alone("imports", lambda: imports.look(crew.fleet, job), gathered, survey, _turns(survey))
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
-        last = _begin("deep", lambda: deep.run(crew, survey, wanted, show, gathered.before), gathered)
-        last.join(_DEADLINES["deep"])
-        _lacking(gathered, survey, "deep")
+        _alone("deep", lambda: deep.run(crew, survey, wanted, show, gathered.before), gathered, survey)
+
+
+def _alone(thing: Thing, work: Callable[[], object], gathered: _Gathered, survey: Survey, turns: int = 1) -> None:
+    """What keeps processors at work, so that whatever is timed beside it would be late."""
+    _begin(thing, work, gathered).join(_DEADLINES[thing] * turns)
+    _lacking(gathered, survey, thing)
 
 
 def _turns(survey: Survey) -> int:

@@ -17,7 +17,9 @@ from clusterft.facts.box import Box
 from clusterft.facts.deep import Deep
 from clusterft.facts.desk import Desk
 from clusterft.facts.health import Health
+from clusterft.facts.holdings import Holding
 from clusterft.facts.image import Identity
+from clusterft.facts.imports import Imports
 from clusterft.facts.links import Links
 from clusterft.facts.nearby import Nearby
 from clusterft.facts.share import Share, Trial
@@ -26,9 +28,9 @@ from clusterft.spec import JobSpec
 T = TypeVar("T")
 
 # facts: the probe of `up`; health: doctor's own; links: the port matrix; share: the storage proof; box: a
-# container of the run's image; deep: collectives and cards at work; job: job.yaml, which may not be
-# given.
-Thing = Literal["facts", "health", "links", "share", "box", "deep", "job"]
+# container of the run's image; imports: the job's Python where there are no containers; holdings: what nodes have
+# of the job's data; deep: collectives and cards at work; job: job.yaml, which may not be given.
+Thing = Literal["facts", "health", "links", "share", "box", "imports", "holdings", "deep", "job"]
 
 
 class Absence(NamedTuple):
@@ -65,6 +67,8 @@ class Examination:
     links: Links | None = None
     share: Share | None = None
     boxes: Mapping[str, Box] = field(default_factory=dict)
+    imports: Mapping[str, Imports] = field(default_factory=dict)
+    holdings: Mapping[str, Mapping[str, Holding]] = field(default_factory=dict)  # node -> path -> what is there
     deep: Deep | None = None
     nearby: Mapping[str, Nearby | None] = field(default_factory=dict)  # where the job keeps copies on nodes
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)

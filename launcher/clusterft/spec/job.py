@@ -160,6 +160,12 @@ class JobSpec(_Section):
         """The folder of each node in which copies of the cache are kept, where the job asks for that."""
         return self.train.data.cache.local if self.train and self.train.data.cache else None
 
+    @property
+    def own_paths(self) -> tuple[str, ...]:
+        """What the trainer reads on each node outside the shared dir: most likely from the node's own disk."""
+        read = sorted({path for _, path in _train_paths(self.train)}) if self.train else []
+        return tuple(path for path in read if not mounts.covered(path, [Mount(str(self.shared))]))
+
     @field_validator("shared")
     @classmethod
     def _may_be_mounted(cls, shared: Path, info: ValidationInfo) -> Path:

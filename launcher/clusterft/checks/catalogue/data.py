@@ -23,6 +23,21 @@ ENTRIES: tuple[Entry, ...] = (
         source="SimpleTuner#1446",
     ),
     Entry(
+        id="data.differs",
+        layer="data",
+        title="The nodes' own disks do not hold the same data",
+        symptom="a run that ends with `No such file or directory` on one node, often only after some steps",
+        how="for what a job reads outside the shared dir (pictures, captions, the model): number and sizes of the "
+        "files on every node, hidden ones left out; more than 200,000 of a path are not counted. Not with --quick",
+        cause="a copy that broke off, or that was made before the last pictures came",
+        mends=(
+            "clusterft push PATH   where the controller has all of it",
+            "on the node: rsync -a OTHER:PATH/ PATH/",
+            "put it into the shared dir",
+        ),
+        found=("probe",),
+    ),
+    Entry(
         id="data.too-small",
         layer="data",
         title="There are fewer pictures than one step takes",

@@ -52,6 +52,21 @@ _BEFORE: tuple[Entry, ...] = (
         source="DeepSpeed launcher/constants.py",
     ),
     Entry(
+        id="run.import",
+        layer="job",
+        title="The job's Python cannot load what its ranks need",
+        symptom="a run that ends on one node with `ImportError`, `ModuleNotFoundError` or `file too short`",
+        how="with runtime: process: on every node the job's Python imports torch in a process of its own, and has "
+        "the trainer and its packages; their versions are compared. Not with --quick. A container's Python is "
+        "tried when its image is built",
+        cause="an install that broke off, another environment in that place, or libraries of another machine",
+        mends=(
+            "on the node: PYTHON -m pip install --force-reinstall --no-deps torch==VERSION",
+            "python: of job.yaml names an interpreter that has clusterft[trainer] on every node",
+        ),
+        found=("probe",),
+    ),
+    Entry(
         id="run.jit-lock",
         layer="job",
         title="A lock is left over from an extension that was being built",

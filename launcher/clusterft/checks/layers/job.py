@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from clusterft.checks import nearby
+from clusterft.checks import holdings, imports, nearby
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
@@ -69,6 +69,16 @@ def local_cache(seen: Examination) -> Iterator[Finding]:
         yield from nearby.found(job, seen.survey, seen.nearby, seen.wanted.owner)
 
 
+def differs(seen: Examination) -> Iterator[Finding]:
+    """data.differs: what the job reads outside the shared dir, on every node."""
+    yield from holdings.found(seen.nodes, seen.holdings, seen.dialled)
+
+
+def importing(seen: Examination) -> Iterator[Finding]:
+    """run.import: the Python in which the job's ranks run, where they run in no container."""
+    yield from imports.found(seen.nodes, seen.imports)
+
+
 def _figures(text: str | None) -> dict[str, int]:
     """Of a configuration that can be read; `auto` is a figure that somebody else fills in."""
     try:
@@ -92,4 +102,6 @@ CHECKS: tuple[Check, ...] = (
     Check(("job.batch",), batch, ("facts", "job")),
     Check(("data.local-cache",), local_cache, ("facts", "job")),
     Check(("data.too-small",), too_small, ("facts", "job")),
+    Check(("data.differs",), differs, ("facts", "holdings", "job")),
+    Check(("run.import",), importing, ("facts", "imports", "job")),
 )

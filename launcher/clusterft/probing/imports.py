@@ -1,0 +1,33 @@
+"""Has the job's Python on every node load torch, in a process of its own that is ended when it takes too long."""
+
+from __future__ import annotations
+
+import sys
+
+from clusterft.facts import imports
+from clusterft.facts.imports import Imports
+from clusterft.fleet import Fleet
+from clusterft.remote import Remote, Unreachable
+from clusterft.spec import JobSpec
+
+_TRAINER = ("accelerate", "deepspeed", "diffusers", "transformers", "safetensors", "pydantic", "numpy", "PIL")
+_FINDING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
+
+
+def needed(job: JobSpec) -> tuple[str, ...]:
+    """The packages without which no rank of this job starts."""
+    launching = () if job.launcher == "torchrun" else (job.launcher,)
+    return tuple(dict.fromkeys(("clusterft_trainer", "torch", *launching, *(_TRAINER if job.train else ()))))
+
+
+def look(fleet: Fleet, job: JobSpec) -> dict[str, Imports | Unreachable]:
+    """What each reached node's Python says."""
+    python = job.python or sys.executable
+    env = {name: value for name, value in job.env.items() if name in _FINDING}
+    command = imports.argv(python, needed(job), env)
+
+    def one(_: str, remote: Remote) -> Imports:
+        done = remote.run(command, seconds=imports.SECONDS)
+        return imports.parse(python, done.code, done.out, done.err)
+
+    return fleet.each(one)

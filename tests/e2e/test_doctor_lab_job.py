@@ -1,0 +1,78 @@
+"""What a job finds on its nodes, real ones: a Python that cannot load torch, pictures on their own disks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from doctoring import JOB, Desk, Fault, above_info, clean, finding, on, suffers
+
+from lab import LightLab
+
+pytestmark = [pytest.mark.lab_light, pytest.mark.trainer, pytest.mark.long]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[LightLab]:
+    """Three nodes, so that there is a most."""
+    with LightLab.up(count=3) as made:
+        yield made
+
+
+def _library() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec and spec.origin
+    return Path(spec.origin).parent / "lib" / "libtorch_cpu.so"
+
+
+def test_a_torch_that_cannot_be_imported_is_named_before_a_run(lab: LightLab, tmp_path: Path) -> None:
+    """An install that broke off, on one node: its biggest library is an empty file."""
+    fault = Fault(
+        "an empty libtorch",
+        "run.import",
+        lambda lab, _: on(lab, "n2", f": >/run/empty.so; mount --bind /run/empty.so {_library()}"),
+        lambda lab, _: on(lab, "n2", f"umount -l {_library()}"),
+        fix=("on n2: ", "-m pip install --force-reinstall --no-deps torch=="),
+        evidence=("the job's Python cannot import torch: ", "libtorch_cpu.so", "file too short"),
+        options=(),
+    )
+    suffers(fault, lab, tmp_path)
+
+
+def test_a_python_that_is_not_there_is_named_on_its_node(lab: LightLab, tmp_path: Path) -> None:
+    """/run is each node's own."""
+    for name in ("n1", "n3"):
+        on(lab, name, f"printf '#!/bin/sh\\nexec {sys.executable} \"$@\"' >/run/python; chmod +x /run/python")
+    desk = Desk(lab, tmp_path, job=JOB.format(shared=lab.shared, runtime="process") + "python: /run/python\n")
+    answer = desk.doctor()
+    found = finding(answer, "run.import", "n2")
+    assert [one["id"] for one in above_info(answer)] == ["run.import"]
+    assert found["status"] == "fail" and "/run/python, does not run" in found["summary"]
+
+
+def test_pictures_that_one_node_lacks_are_counted(lab: LightLab, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(16):
+        (pictures / f"{k:05d}.png").write_bytes(bytes(100 + k))
+    job = JOB.format(shared=lab.shared, runtime="process").replace("{builtin: shapes}", f"{{folder: {pictures}}}")
+    desk = Desk(lab, tmp_path / "desk", job=job)
+    clean(desk.doctor())
+    less = f"mkdir /run/less && cp {pictures}/000[01]* /run/less && rm /run/less/0001[2-5]*"
+    on(lab, "n2", f"{less} && mount --bind /run/less {pictures}")
+    try:
+        answer = desk.doctor()
+        quick = desk.doctor("--quick")
+    finally:
+        on(lab, "n2", f"umount -l {pictures}")
+    found = finding(answer, "data.differs", "n2")
+    assert found["status"] == "fail" and found["summary"] == f"n2 has 4 files less in {pictures} than other nodes"
+    assert found["evidence"].splitlines()[0].startswith("n1 n3: 16 files, ")
+    assert found["fix"][0].startswith(f"clusterft push {pictures}")
+    assert found["fix"][1] == f"on n2: rsync -a {lab.node('n1').address}:{pictures}/ {pictures}/"
+    assert [one["id"] for one in above_info(answer)] == ["data.differs"]
+    clean(quick)
+    clean(desk.doctor())
