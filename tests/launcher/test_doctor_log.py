@@ -87,6 +87,82 @@ def test_a_peers_echo_never_wins_whatever_its_time(tmp_path: Path) -> None:
     assert (after.what, after.count, after.first) == ("lost a peer", 1, -4.0)
 
 
+AGENT = "torch.distributed.DistStoreError: wait timeout after 60000ms, keys: /none/torchelastic/"
+SECOND = AGENT + "assigned_ranks/1"
+HEAD = AGENT + "role_info/0, /none/torchelastic/role_info/1, /none/torchelastic/role_info/2"
+
+
+def started(rank: int, machines: int, words: str = "torchrun --nnodes={} --node_rank={}") -> str:
+    """A launcher's command line, as `bash -x` echoes it."""
+    return "+ " + words.format(machines, rank) + " train.py\n"
+
+
+def test_a_machine_rank_that_is_there_twice_is_known_by_the_keys_alone(tmp_path: Path) -> None:
+    found = written(
+        tmp_path, n1=error(0, "10:00:00", HEAD), n2=error(1, "10:00:00", SECOND), n3=error(1, "10:00:01", SECOND)
+    )
+    assert (found.id, found.node, found.rank) == ("rdzv.partial", "n2, n3", None)
+    assert found.summary == "n2 and n3 were both started as machine rank 1, and none as 2"
+    assert found.fix[0] == "on n3: --node_rank=2 in place of --node_rank=1"
+
+
+def test_the_option_is_named_as_it_was_given(tmp_path: Path) -> None:
+    words = "accelerate launch --num_machines {} --machine_rank {}"
+    logs = [started(rank, 3, words) + error(rank, "10:00:00", line) for rank, line in ((0, HEAD), (1, SECOND))]
+    found = written(tmp_path, n1=logs[0], n2=logs[1], n3=logs[1])
+    assert found.fix[0] == "on n3: --machine_rank=2 in place of --machine_rank=1"
+
+
+def test_all_with_one_rank_and_none_with_rank_0(tmp_path: Path) -> None:
+    wait = (
+        "[E1126 10:00:00.0 socket.cpp:1028] [c10d] The client socket has timed out after 20000ms while trying to "
+    )
+    wait += "connect to (10.0.0.1, 29500).\n"
+    log = started(1, 3) + wait
+    found = written(tmp_path, n1=log, n2=log, n3=log)
+    assert found.summary == "n1, n2 and n3 were all started as machine rank 1, and none as 0 and 2"
+    assert found.fix[:2] == (
+        "on n1: --node_rank=0 in place of --node_rank=1",
+        "on n2: --node_rank=2 in place of --node_rank=1",
+    )
+
+
+def test_machines_that_were_told_different_numbers(tmp_path: Path) -> None:
+    found = written(
+        tmp_path,
+        n1=started(0, 3) + error(0, "10:00:00", HEAD),
+        n2=started(1, 2) + error(1, "10:00:00", SECOND),
+    )
+    assert found.id == "rdzv.partial" and found.summary.endswith("different numbers of machines: n1 3, n2 2")
+
+
+def test_a_machine_rank_is_nothing_where_torchrun_numbers_the_machines_itself(tmp_path: Path) -> None:
+    words = "torchrun --nnodes={} --node_rank={} --rdzv-backend=c10d"
+    log = started(1, 3, words) + error(1, "10:00:00", LOST)
+    found = written(tmp_path, n1=log, n2=log)
+    assert found.id != "rdzv.partial"
+
+
+def test_command_lines_are_no_cause_where_somebody_ended_of_his_own(tmp_path: Path) -> None:
+    found = written(
+        tmp_path,
+        n1=started(0, 3) + error(0, "10:00:00", HEAD),
+        n2=started(1, 3) + error(1, "10:00:00", SECOND),
+        n3=started(1, 3) + error(1, "09:59:10", "KeyError: 'x'"),
+    )
+    assert (found.id, found.node) == ("exception", "n3")
+
+
+def test_a_peer_that_was_lost_later_is_no_matter_of_machine_ranks(tmp_path: Path) -> None:
+    """The log of the third machine was not given: that it is absent says nothing."""
+    found = written(
+        tmp_path,
+        n1=started(0, 3) + error(0, "10:00:00", LOST),
+        n2=started(1, 3) + error(1, "10:00:00", LOST),
+    )
+    assert found.id == "peer-lost"
+
+
 def test_of_own_ends_the_first_wins(tmp_path: Path) -> None:
     late, early = error(0, "10:01:00", "KeyError: 'late'"), error(1, "10:00:00", "ValueError: early")
     assert written(tmp_path, n1=late, n2=early).rank == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from clusterft.diagnosis import roll
 from clusterft.diagnosis.candidate import CODE, CONTACT, ECHO, OWN, SAID, SPECIFIC, Candidate
 from clusterft.diagnosis.candidates import gather
 from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Verdict
@@ -40,7 +41,7 @@ def diagnose(heard: Heard) -> Diagnosis:
     base = Diagnosis("nothing", notes=notes, unread=heard.unread, files=heard.files, lines=heard.lines)
     if heard.end == "ok" or (heard.ended and set(heard.ended.values()) == {"ok"}):
         return replace(base, verdict="ok", summary="the run ended well")
-    first = first_of(heard, found)
+    first = roll.called(heard, first_of(heard, found))
     if first is None:
         return replace(base, summary="no sign of a failure in what was read")
     stopped = first.id == _STOPPED and "SIGINT" in first.summary + first.cause

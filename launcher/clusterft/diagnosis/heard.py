@@ -109,6 +109,17 @@ class Told:
     attempt: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """As which machine rank a launcher was started, and of how many, as far as its lines tell."""
+
+    rank: int
+    machines: int | None = None
+    option: str = "--node_rank"  # by which it was told
+    quotes: tuple[Quote, ...] = ()
+    waited: bool = False  # it met the others' store, and waited there in vain
+
+
 class Recovered(NamedTuple):
     """Something that was wrong for a while, and no more."""
 
@@ -128,6 +139,7 @@ class Heard:
     places: dict[str, list[int]] = field(
         default_factory=dict
     )  # node -> its global ranks, where a launcher said so
+    seats: dict[str, Seat] = field(default_factory=dict)  # node, or source that names none -> its launcher's
     world: int | None = None
     end: str = ""  # what the run itself says that it came to
     ended: dict[str, str] = field(default_factory=dict)  # node -> how its part ended

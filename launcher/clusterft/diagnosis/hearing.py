@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from clusterft.diagnosis import known, lines, signatures
+from clusterft.diagnosis import known, lines, roll, signatures
 from clusterft.diagnosis.ends import Launcher
 from clusterft.diagnosis.events import Events
 from clusterft.diagnosis.heard import Block, End, Heard, Quote, Recovered, Sighting, Source, Voice
@@ -65,6 +65,7 @@ class Hearing:
             return
         voice.tail.append(quote)
         self._world(line.text)
+        roll.note(self.heard.seats, node, source.name, quote)
         block, begun = tracebacks.take(line.text, quote)
         if block is not None:
             self._block(voice, block, begun, at)

@@ -83,10 +83,12 @@ ENTRIES: tuple[Entry, ...] = (
         id="rdzv.partial",
         layer="rendezvous",
         title="Not all ranks came to the rendezvous",
-        symptom="`3/4 clients joined`",
-        how="the ranks' own words, and which rank has no log",
-        cause="one node was late, or its ranks never started",
+        symptom="`3/4 clients joined`, or `wait timeout after 300000ms, keys: .../assigned_ranks/1`",
+        how="the ranks' own words, and which rank has no log; of launchers that were started by hand, the "
+        "machine rank in their command lines and in the keys that they waited for: twice there, or not at all",
+        cause="one node was late, its ranks never started, or it was started with another's --node_rank",
         mends=(
+            "a machine rank of its own for each machine, from 0 on: --node_rank, --machine_rank",
             "clusterft logs RUN --node NODE   of the node that has none",
             "clusterft doctor   tells what keeps that node away",
         ),
