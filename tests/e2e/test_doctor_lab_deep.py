@@ -103,6 +103,7 @@ def test_three_healthy_nodes_are_measured_and_nothing_is_found(lab: LightLab, de
     nothing_stays(lab)
 
 
+@pytest.mark.long
 def test_a_throttled_node_is_called_slow_and_is_well_afterwards(lab: LightLab, desk: Desk) -> None:
     lab.node("n2").throttle("20mbit")
     try:

@@ -333,6 +333,7 @@ def _wait_for(address: str) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_a_registry_gives_back_what_it_was_given(engine: Engine, mine: ImageSpec, registry: str) -> None:
     made = image.make(engine.api, mine, _silent)
     heard: list[Progress] = []
@@ -353,6 +354,7 @@ def test_a_registry_gives_back_what_it_was_given(engine: Engine, mine: ImageSpec
     _forget(engine.api, reference)
 
 
+@pytest.mark.long
 def test_a_registry_that_cannot_be_reached_is_told(engine: Engine) -> None:
     with pytest.raises(Blocked) as caught:
         image.push(engine.api, PYTHON, "127.0.0.1:9/none", _silent)

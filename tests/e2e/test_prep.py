@@ -102,6 +102,7 @@ def test_one_command_prepares_by_all_nodes_and_the_next_finds_nothing_to_do(desk
     assert "nothing is missing" in shown.stdout and re.search(r"latents +24 +24 +0", shown.stdout)
 
 
+@pytest.mark.long
 def test_train_prepares_what_is_missing_first_and_only_then(desk: Workshop) -> None:
     done = desk.call("train", seconds=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -137,6 +138,7 @@ def draw(folder: Path, number: int) -> None:
     (folder / f"{number}.txt").write_text(f"picture {number}")
 
 
+@pytest.mark.long
 def test_one_stage_alone(desk: Workshop) -> None:
     done = desk.call("prep", "--only", "ingest")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -142,6 +142,7 @@ def test_a_node_that_lost_its_layers_gets_only_those(harbour: Harbour, image: Ma
         assert done.sent == other.size and all(harbour.has(node.name, other) for node in harbour.lab.nodes)
 
 
+@pytest.mark.long
 def test_only_leftovers_of_the_same_user_and_cluster_are_taken_away(harbour: Harbour, image: Made) -> None:
     harbour.bring(image)
     with harbour.fleet() as fleet:
@@ -285,7 +286,9 @@ def test_disks_without_room(trio: Harbour, large: Made) -> None:
     assert trio.on("n2", "ls /var/tmp") == "others\n"
 
 
-@pytest.mark.parametrize("head", ["n1", "n2", "n3"])
+@pytest.mark.parametrize(
+    "head", ["n1", pytest.param("n2", marks=pytest.mark.long), pytest.param("n3", marks=pytest.mark.long)]
+)
 def test_an_image_built_on_the_head_never_passes_through_the_controller(harbour: Harbour, head: str) -> None:
     """Each kind of engine lays its `docker save` out in its own way."""
     nodes = [node.name for node in harbour.lab.nodes]

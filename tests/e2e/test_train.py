@@ -144,6 +144,7 @@ def rank_log(run: Path, node: str, rank: int) -> str:
     return (run / "logs" / "attempt-0" / node / f"rank{rank}.log").read_text()
 
 
+@pytest.mark.long
 def test_json_is_one_document_and_names_the_results(desk: Desk) -> None:
     desk.job(steps=2)
     done = desk.train("--json")
@@ -152,6 +153,7 @@ def test_json_is_one_document_and_names_the_results(desk: Desk) -> None:
     assert Path(body["results"]["export"]).exists()
 
 
+@pytest.mark.long
 def test_windows_line_ends_change_nothing(desk: Desk) -> None:
     path = desk.job(steps=2)
     for file in (path, desk.root / "hosts file"):
@@ -160,6 +162,7 @@ def test_windows_line_ends_change_nothing(desk: Desk) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.long
 def test_torchrun_with_plain_data_parallel(desk: Desk) -> None:
     path = desk.job(steps=2, more="launcher: torchrun")
     path.write_text(path.read_text() + "  engine: {kind: ddp}\n")
@@ -167,6 +170,7 @@ def test_torchrun_with_plain_data_parallel(desk: Desk) -> None:
     assert done.returncode == 0, done.stdout + rank_log(desk.run_dir(), "left", 0)
 
 
+@pytest.mark.long
 def test_accelerate_with_plain_data_parallel_really_has_two_ranks(desk: Desk) -> None:
     path = desk.job(steps=2)
     path.write_text(path.read_text() + "  engine: {kind: ddp}\n")
@@ -203,7 +207,14 @@ def test_secrets_reach_the_ranks_and_no_file(desk: Desk, monkeypatch: pytest.Mon
         assert leaks == []
 
 
-@pytest.mark.parametrize("moment", ["started", '"phase": "model"', '"kind": "step"'])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("started", marks=pytest.mark.long),
+        pytest.param('"phase": "model"', marks=pytest.mark.long),
+        '"kind": "step"',
+    ],
+)
 def test_ctrl_c_leaves_no_process_and_no_half_file(desk: Desk, moment: str) -> None:
     desk.job(steps=5000)
     process = desk.start()
