@@ -13,7 +13,7 @@ INTRO = """\
 Written by `tools/write_docs.py` from the code; do not edit.
 
     clusterft doctor --hosts hostfile        what is wrong, on which node, why, and the command that mends it
-    clusterft doctor --job job.yaml          the same for what this job asks: shared dir, ports, device, room
+    clusterft doctor --job job.yaml          the same for what this job asks: shared dir, data, Python, ports, room
     clusterft doctor --quick                 one look at each node: nothing is tried
     clusterft doctor --deep                  links and cards put to work as well; takes minutes
     clusterft doctor --run RUN               a run that failed: which rank failed first, where, why

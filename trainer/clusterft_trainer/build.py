@@ -117,11 +117,14 @@ def _refuse_other_models(where: str, mine: str) -> None:
     every = dist.gather(mine)
     if len(set(every)) > 1:
         odd = [rank for rank, one in enumerate(every) if one != every[0]]
-        raise DataError(
+        error = DataError(
             f"{where} is not the same on all nodes: rank {odd[0]} has another one than rank 0.",
             "Copy one model to all nodes, or put it where all of them see it.",
             everywhere=True,
         )
+        if 2 * len(odd) <= len(every):  # else it is rank 0 that is odd, and it speaks anyway
+            error.met_by = odd[0]
+        raise error
 
 
 def learn(config: TrainConfig, place: Place, parts: Parts, sizes: int) -> Learner:
