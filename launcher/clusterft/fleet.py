@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from clusterft import facts
 from clusterft.checks import Survey, Unreached
 from clusterft.facts import NodeFacts
+from clusterft.facts.health import confines
 from clusterft.hosts import Cluster, Node
 from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable, account
 from clusterft.remote.local import LocalRemote
@@ -279,6 +280,10 @@ def _unread(why: str, done: Completed, word: str, login: account.Login) -> Unrea
     if other:
         step = f"user={other[1]} on the node's line of the hostfile"
         return Unreachable("ssh.auth", f"this user's key is let in for a message alone: {said}", fix=(step,))
+    if limit := confines.stopped(err):
+        step = "on the node, as root: its pids.max and memory.max above the login, and ulimit -u -v of this user"
+        cause = "pids.max or memory.max of a slice, or nproc or as in /etc/security/limits.d"
+        return Unreachable("os.nproc", f"its shell broke off: {limit}", fix=(step,), cause=cause)
     if word not in done.out and (closed := account.closed(done.out + done.err, login, done.code)):
         return closed
     if word in done.out or not said:

@@ -5,10 +5,12 @@ Each names the finding that must come of it. Used by test_doctor_lab_host.py and
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from doctoring import AnyLab, Desk, Fault, node_of, on
 
@@ -76,6 +78,49 @@ def _sshd(lines: str) -> Act:
         heard = (node.state / "console.log").stat().st_size
         first.signal(signal.SIGHUP)
         until(lambda: node._listens(heard), 10, "sshd of n2 to read its settings")
+
+    return act
+
+
+def _group(kind: str) -> Path:
+    """A cgroup of this machine's own, whichever version it has."""
+    first = Path("/sys/fs/cgroup") / kind
+    if first.is_dir():
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if f":{kind}:" in line)
+        return Path(f"{first}{own.rpartition(':')[2]}") / "clusterft-lab-confined"
+    (first.parent / "cgroup.subtree_control").write_text(f"+{kind}")
+    return first.parent / "clusterft-lab-confined"
+
+
+def _confined(kind: str, old: str, new: str, value: int) -> Act:
+    """Logins of n2 live in a cgroup with a limit, as with MemoryMax or TasksMax of a slice."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        assert isinstance(lab, LightLab)
+        first, group = lab.node("n2")._first(), _group(kind)
+        assert first is not None
+        group.mkdir()
+        file = group / old if (group / old).exists() else group / new
+        file.write_text(str(value))
+        (group / "cgroup.procs").write_text(str(first.pid))
+
+    return act
+
+
+def _freed(kind: str) -> Act:
+    """All that is in it goes back to where this program is."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        group = _group(kind)
+
+        def empty() -> bool:
+            for pid in (group / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    (group.parent / "cgroup.procs").write_text(pid)
+            return not (group / "cgroup.procs").read_text()
+
+        until(empty, 10, "the cgroup to be empty")
+        group.rmdir()
 
     return act
 
@@ -229,6 +274,32 @@ SSH: tuple[Fault, ...] = (
         ("[[ $- == *i* ]] || return",),
         evidence=("have a nice day",),
         status="warn",
+    ),
+    Fault(
+        "little memory for logins",
+        "os.memory-limit",
+        _confined("memory", "memory.limit_in_bytes", "memory.max", 400 << 20),
+        _freed("memory"),
+        ("sudo tee /sys/fs/cgroup", "MemoryMax=infinity"),
+        evidence=("may use 400 MiB of its memory", "clusterft-lab-confined"),
+    ),
+    Fault(
+        "few processes for logins",
+        "os.nproc",
+        _confined("pids", "pids.max", "pids.max", 100),
+        _freed("pids"),
+        ("sudo tee /sys/fs/cgroup", "TasksMax=infinity"),
+        evidence=("may have 100 processes", "clusterft-lab-confined"),
+    ),
+    Fault(
+        "few addresses for logins",
+        "os.memory-limit",
+        shell("n2", "echo 'ulimit -v 500000' >~/.bashrc"),
+        shell("n2", "rm ~/.bashrc"),
+        ("grep -n 'ulimit.*-v' ~/.bashrc",),
+        evidence=("Max address space (ulimit -v) of a login: 488 MiB",),
+        also=("run.import",),  # of the job's Python, which finds no memory
+        options=(),
     ),
     Fault(
         "password that must be changed",

@@ -28,6 +28,7 @@ from clusterft.facts import UNLIMITED, Address, InfiniBand, Limits, Link, Mount,
 from clusterft.facts.desk import Closed, Desk, OpenKey, SharedLogin
 from clusterft.facts.health import Asked, HostHealth
 from clusterft.facts.health import host as asked_of
+from clusterft.facts.health.confines import Confines
 from clusterft.facts.health.host import Clock, KernelLine, Shm, Stuck, Volume
 from clusterft.findings import Finding
 from clusterft.remote import refusal
@@ -73,7 +74,7 @@ def seen(wanted: Wanted = CPU, *, of_a: dict[str, Any] | None = None, desk: Desk
          **health: HostHealth) -> Examination:  # fmt: skip
     """Two healthy nodes, but for what is given."""
     survey = scenes.survey(TWO, facts("a", **(of_a or {})), facts("b"))
-    looks: Any = {name: SimpleNamespace(host=health.get(name, WELL)) for name in "ab"}
+    looks: Any = {name: SimpleNamespace(host=health.get(name, WELL), confines=Confines((), ())) for name in "ab"}
     return Examination(wanted, survey, health=looks, desk=desk or Desk())
 
 
@@ -487,7 +488,7 @@ def test_users_with_other_numbers_matter_unless_the_job_names_one() -> None:
 def lost(identity: str, desk: Desk | None = None, fix: tuple[str, ...] = ("power it on",)) -> Examination:
     """Node b was not let in to."""
     survey = Survey(TWO, {"a": facts("a")}, (Unreached("b", identity, "b: no answer", fix),), {})
-    looks: Any = {"a": SimpleNamespace(host=WELL)}
+    looks: Any = {"a": SimpleNamespace(host=WELL, confines=Confines((), ()))}
     return Examination(CPU, survey, health=looks, desk=desk or Desk())
 
 

@@ -15,10 +15,12 @@ from clusterft.checks import catalogue
 from clusterft.checks.check import LAYERS, Check, Layer
 from clusterft.checks.examination import Examination
 from clusterft.checks.gathering import gathered
+from clusterft.facts.health.confines import STOPPED
 from clusterft.findings import Finding
 
 Verdict = Literal["ok", "warn", "fail", "unknown"]
 SCHEMA = 1
+_LIMITS = ("os.memory-limit", "os.nproc", "os.oom")
 _BROKE = "this check broke, which is a bug of clusterft"
 
 
@@ -143,13 +145,18 @@ class _Answers:
             for thing in check.reads:
                 absence = self._seen.absent.get(thing, {}).get(node)
                 if absence and node not in moot:
-                    known = absence.id
+                    known = absence.id or self._limit(node, absence.words)
                     summary = f"({known})" if known else absence.words
                     moot[node] = Finding("", "skipped" if known else "unknown", (node,), summary)
             for identity in sorted(self._failed.get(node, ())):
                 if node not in moot and any(_covers(one, identity) for one in check.after):
                     moot[node] = Finding("", "skipped", (node,), f"({identity})")
         return moot
+
+    def _limit(self, node: str, words: str) -> str:
+        """The finding on a limit that one of our own programs ran into; empty where there is none."""
+        told = self._failed.get(node, set()) if STOPPED in words else set()
+        return next((one for one in _LIMITS if one in told), "")
 
     def _rest(self, identity: str, found: list[Finding], moot: Mapping[str, Finding]) -> Iterator[Finding]:
         """What is said of an id and the nodes that no finding of it names."""

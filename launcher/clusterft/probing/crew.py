@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from clusterft import agent
 from clusterft.checks.engines import containers
+from clusterft.facts.health import confines
 from clusterft.fleet import Fleet
 from clusterft.plan.container import Fittings
 from clusterft.remote import Remote, Unreachable
@@ -95,7 +96,8 @@ class Talk:
         except (OSError, Unreachable) as error:
             raise Silent(f"the connection broke: {error}") from None
         if not data:
-            raise Silent(f"it ended: {self._stream.complaint() or 'without a word'}")
+            words = self._stream.complaint()
+            raise Silent(confines.stopped(words) or f"it ended: {words or 'without a word'}")
         return data
 
 
@@ -115,7 +117,7 @@ def _fed(remote: Remote, argv: tuple[str, ...], source: bytes) -> Stream:
                 pass
         words = stream.complaint() or str(error)
         stream.close()
-        raise Silent(f"it could not be started: {words}") from None
+        raise Silent(confines.stopped(words) or f"it could not be started: {words}") from None
     return stream
 
 

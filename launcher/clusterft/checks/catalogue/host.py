@@ -75,6 +75,36 @@ ENTRIES: tuple[Entry, ...] = (
         source="gpud",
     ),
     Entry(
+        id="os.memory-limit",
+        layer="host",
+        title="A login may use only a part of the node's memory",
+        symptom="ranks are killed while free shows room; `MemoryError`, `can't start new thread`",
+        how="memory.max, memory.high or memory.limit_in_bytes on the way up from the login's cgroup, and ulimit "
+        "-v, against what the job's ranks need; of a run in containers, the limit of the node as a whole",
+        cause="MemoryMax of a slice or of a unit, a node that is itself a container, ulimit -v in a startup file",
+        mends=(
+            "sudo systemctl edit user-UID.slice: MemoryMax=infinity",
+            "remove ulimit -v from ~/.bashrc, and `as` from /etc/security/limits.d",
+        ),
+        found=("facts",),
+        source="cgroups(7), systemd.resource-control(5); the figures are ours; found blind in a lab",
+        vital=True,
+    ),
+    Entry(
+        id="os.nproc",
+        layer="host",
+        title="A login may have few processes and threads",
+        symptom="`can't start new thread`, `fork: retry: Resource temporarily unavailable`",
+        how="pids.max on the way up from the login's cgroup, and ulimit -u of users that are not root",
+        cause="TasksMax of a slice or of a unit, --pids-limit of a container, nproc in /etc/security/limits.d",
+        mends=(
+            "sudo systemctl edit user-UID.slice: TasksMax=infinity",
+            "echo 'USER - nproc unlimited' | sudo tee /etc/security/limits.d/nproc.conf, then log in again",
+        ),
+        found=("facts",),
+        source="cgroups(7), limits.conf(5); the figures are ours",
+    ),
+    Entry(
         id="os.shm",
         layer="host",
         title="Shared memory is too small, or filled with leftovers",

@@ -10,7 +10,7 @@ from clusterft.checks import host, run_room
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination, Thing
 from clusterft.checks.run_room import RunRoom
-from clusterft.checks.system import kernel, rooms, upkeep
+from clusterft.checks.system import confined, kernel, rooms, upkeep
 from clusterft.facts import Disk, NodeFacts
 from clusterft.facts.health.host import SCRATCH, SHARED, TMP, Clock, HostHealth
 from clusterft.findings import Finding
@@ -224,6 +224,8 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.disk-full",), disk_full, reads=_BOTH),
     Check(("os.inodes",), inodes, reads=_BOTH),
     Check(("os.oom",), _of_both(kernel.oom), reads=_BOTH),
+    Check(("os.memory-limit",), confined.memory, reads=_BOTH),
+    Check(("os.nproc",), confined.processes, reads=_BOTH),
     Check(("os.shm",), shm, reads=_BOTH),
     Check(("os.hung-task",), _of_health(kernel.hung), reads=_BOTH),
     Check(("os.memlock", "os.stack"), limits),

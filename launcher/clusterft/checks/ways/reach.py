@@ -71,7 +71,11 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
     if seen.links is None:
         return []
     elsewhere = astray.misled(seen) | routes.cut(seen)
-    tried = [one for one in seen.links.of(kind) if not one.stranger and (one.source, one.target) not in elsewhere]
+    tried = [
+        one
+        for one in seen.links.of(kind)
+        if not one.stranger and (one.source, one.target) not in elsewhere and not _ended(seen, one)
+    ]
     sides: dict[tuple[str, Side], list[Dial]] = {}
     for one in tried:
         if one.reached:
@@ -94,6 +98,12 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
                 doubted = tuple(peer for peer in sent if _either(seen, peer, node))
                 found.append(Blame(node, side, tuple(mine), works, doubted))
     return found
+
+
+def _ended(seen: Examination, one: Dial) -> bool:
+    """Whether our own program there has ended: then a refusal tells of it, and of no firewall."""
+    gone = seen.links.missing if seen.links else {}
+    return one.error == "connection refused" and one.target in gone
 
 
 def _outward(seen: Examination, failed: Dial, tried: list[Dial]) -> bool:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clusterft.facts import frames, probe
-from clusterft.facts.health import docker, gpu, host, network, ours, storage
+from clusterft.facts.health import confines, docker, gpu, host, network, ours, storage
 from clusterft.facts.health.asked import Asked
 
 _SECONDS = 11  # for a stage; the whole look has 15
-_LAYERS = (host, docker, gpu, network, storage, ours)
+_LAYERS = (host, docker, gpu, network, storage, ours, confines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Health:
     network: network.NetworkHealth
     storage: storage.StorageHealth
     ours: ours.OursHealth
+    confines: confines.Confines = confines.Confines(memory=(), processes=())
 
 
 def script(asked: Asked) -> str:
@@ -52,6 +53,7 @@ def parse(node: str, output: str, asked: Asked) -> Health:
         network=network.parse(said, asked),
         storage=storage.parse(said, asked),
         ours=ours.parse(said, asked),
+        confines=confines.parse(said, asked),
     )
 
 

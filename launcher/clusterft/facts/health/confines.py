@@ -1,0 +1,107 @@
+"""What a login of a node may use of it: memory, address space, processes; less than the node has. Pure.
+
+The limits are those on the whole way up from the login's own cgroup, in either version, and the login's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from clusterft.facts.frames import whole
+from clusterft.facts.health.asked import Asked
+
+# What programs and shells say when a limit stops them, whichever of them it was.
+_STOPPED = re.compile(
+    r"can't start new thread|MemoryError|[Cc]annot allocate memory|[Cc]annot fork|failed to map segment|"
+    r"fork: (?:retry: )?Resource temporarily unavailable"
+)
+STOPPED = "a limit on memory or processes of the login stopped it"
+_NO_LIMIT = 2**60  # version 1 writes nearly 2^63 for none
+# Of every directory from the login's own up to where the hierarchy is mounted: the least counts, so all are told.
+_WAY = r"""
+up() {
+  base=$1 p=$2; shift 2
+  case $p in *..*) p= ;; esac
+  while :; do
+    p=${p%/}
+    for f in "$@"; do [ -r "$base$p/$f" ] && read -r v <"$base$p/$f" && echo "$f $v ${p:-/} $base"; done
+    [ "$p" ] || break
+    p=${p%/*}
+  done
+}
+echo seen; grep -E '^Max (processes|address space) ' /proc/self/limits
+while IFS=: read -r n k p; do
+  case ",$k," in
+    ,,) for b in /sys/fs/cgroup /sys/fs/cgroup/unified; do
+          [ -e $b/cgroup.controllers ] && up $b "$p" memory.max memory.high pids.max
+        done ;;
+    *,memory,*) up /sys/fs/cgroup/memory "$p" memory.limit_in_bytes ;;
+    *,pids,*) up /sys/fs/cgroup/pids "$p" pids.max ;;
+  esac
+done </proc/self/cgroup
+"""
+
+
+class Limit(NamedTuple):
+    """A cgroup's, that a login is under."""
+
+    name: str  # memory.max, memory.high, memory.limit_in_bytes, pids.max
+    value: int
+    path: str  # within its hierarchy; / where that is mounted
+    base: str
+
+    @property
+    def file(self) -> str:
+        """Where it is written."""
+        return f"{self.base}{'' if self.path == '/' else self.path}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Confines:
+    """None where it could not be read; a limit that is none is left out."""
+
+    memory: tuple[Limit, ...] | None = None
+    processes: tuple[Limit, ...] | None = None
+    address_space: int | None = None  # bytes, of each process
+    own_processes: int | None = None  # of all that the user runs; root is under none
+
+
+def stopped(words: str) -> str:
+    """The one line that tells of a limit, with what it means; empty where nothing of the kind was said."""
+    line = next((one for one in words.splitlines() if _STOPPED.search(one)), "")
+    return f"{STOPPED}: {line.strip()[:200]}" if line else ""
+
+
+def sections(asked: Asked) -> dict[str, str]:
+    """What ends soon."""
+    return {"confines": _WAY}
+
+
+def stages(asked: Asked) -> dict[str, str]:
+    """What may take seconds: nothing here."""
+    return {}
+
+
+def parse(said: Mapping[str, str], asked: Asked) -> Confines:
+    """From the section's text."""
+    text = said["confines"]
+    if not text.startswith("seen"):
+        return Confines()
+    known = tuple(_limits(text))
+    figures = dict(re.findall(r"^Max (processes|address space) +(\d{1,18}) ", text, re.MULTILINE))
+    return Confines(
+        memory=tuple(one for one in known if one.name.startswith("memory.")),
+        processes=tuple(one for one in known if one.name == "pids.max"),
+        address_space=whole(figures.get("address space", "")),
+        own_processes=whole(figures.get("processes", "")),
+    )
+
+
+def _limits(text: str) -> Iterator[Limit]:
+    pattern = r"^((?:memory|pids)\.\w+) (\d{1,19}) (/.*) (/sys/fs/cgroup\S*)$"
+    for name, value, path, base in re.findall(pattern, text, re.MULTILINE):
+        if int(value) < _NO_LIMIT:
+            yield Limit(name, int(value), path, base)

@@ -1,0 +1,131 @@
+"""Proves what doctor makes of limits on a login: read on every way up, judged by what ranks need; found blind."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenes
+
+from clusterft import fleet
+from clusterft.checks import report
+from clusterft.checks.examination import Absence, Examination, Wanted
+from clusterft.checks.layers import host, network
+from clusterft.facts.health import Asked, confines
+from clusterft.facts.health.confines import Confines, Limit
+from clusterft.findings import Finding
+from clusterft.remote import Completed
+from clusterft.remote.account import Login
+from launcher.test_doctor_mends import healthy
+
+TWO = scenes.cluster("a slots=1\nb slots=2\n")
+GIB = 2**30
+SLICE = Limit("memory.max", 400 * 2**20, "/user.slice/user-1000.slice", "/sys/fs/cgroup")
+POD = Limit("memory.limit_in_bytes", 400 * 2**20, "/", "/sys/fs/cgroup/memory")
+CPU = Wanted("cpu", contained=False)
+
+
+def seen(of_b: Confines, wanted: Wanted = CPU, **facts: Any) -> Examination:
+    """Two nodes of 64 GiB; b's logins are confined."""
+    known = [scenes.facts(name, memory=64 * GIB, memory_available=60 * GIB, **facts) for name in "ab"]
+    health = {"a": healthy("a"), "b": replace(healthy("b"), confines=of_b)}
+    return Examination(wanted, scenes.survey(TWO, *known), health=health)
+
+
+def loud(of: Examination) -> list[Finding]:
+    """What is said of limits above info."""
+    ids = ("os.memory-limit", "os.nproc")
+    return [one for one in report.judge(of, host.CHECKS) if one.id in ids and one.status in ("fail", "warn")]
+
+
+def test_a_cgroup_of_logins_with_little_memory_blocks_ranks_that_are_processes() -> None:
+    (one,) = loud(seen(Confines((SLICE, SLICE._replace(value=32 * GIB)), ())))
+    assert (one.id, one.status, one.nodes) == ("os.memory-limit", "fail", ("b",))
+    assert "400 MiB" in one.evidence and "64.0 GiB" in one.evidence and SLICE.file in one.evidence
+    assert f"on b: echo max | sudo tee {SLICE.file}" in one.fix[0] and "MemoryMax=infinity" in one.fix[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "contained", "status"),
+    [
+        (SLICE, True, None),  # an engine's containers lie beside the logins
+        (POD, True, "fail"),
+        (POD, False, "fail"),
+        (SLICE._replace(value=6 * GIB), False, "warn"),  # two ranks of SDXL
+        (SLICE._replace(value=32 * GIB), False, None),
+        (SLICE._replace(name="memory.high", value=GIB), False, "fail"),
+    ],
+)
+def test_what_a_limit_holds_for_and_how_little_is_little(
+    limit: Limit, contained: bool, status: str | None
+) -> None:
+    told = loud(seen(Confines((limit,), ()), replace(CPU, contained=contained)))
+    assert [one.status for one in told] == ([status] if status else [])
+
+
+@pytest.mark.parametrize(
+    ("space", "device", "count"), [(500 << 20, "cpu", 1), (64 * GIB, "cpu", 0), (64 * GIB, "cuda", 1)]
+)
+def test_addresses_that_torch_does_not_find_enough(space: int, device: Any, count: int) -> None:
+    told = loud(seen(Confines((), (), address_space=space), replace(CPU, device=device)))
+    assert len(told) == count and all("ulimit.*-v" in one.fix[0] for one in told)
+    assert not loud(seen(Confines((), (), address_space=space), replace(CPU, device=device, contained=True)))
+
+
+def test_few_processes_are_told_with_the_place_that_has_the_limit() -> None:
+    few = Limit("pids.max", 40, "/user.slice", "/sys/fs/cgroup/pids")
+    (one,) = loud(seen(Confines((), (few,), own_processes=20), uid=0))
+    assert (one.id, one.status) == ("os.nproc", "fail") and "40 processes" in one.summary
+    assert f"echo max | sudo tee {few.file}" in one.fix[0]
+    (one,) = loud(seen(Confines((), (few,), own_processes=20), uid=1000))
+    assert "20 processes" in one.summary and "nproc unlimited" in one.fix[0]
+    assert not loud(seen(Confines((), (), own_processes=20), uid=0)), "root is under no nproc"
+
+
+def test_a_program_of_ours_that_a_limit_stopped_is_told_as_the_limit() -> None:
+    """It was seven unknown checks with a traceback."""
+    trace = "Traceback (most recent call last):\n  line 1\nRuntimeError: can't start new thread"
+    words = confines.stopped(trace)
+    assert words.endswith("RuntimeError: can't start new thread") and "Traceback" not in words
+    of = seen(Confines((), (), address_space=500 << 20))
+    of = replace(of, absent={"links": {"b": Absence("", words)}}, health={**of.health})
+    found = report.judge(of, (*host.CHECKS, *network.CHECKS))
+    quiet = [one for one in found if "b" in one.nodes and one.id == "net.high-ports"]
+    assert [(one.status, one.summary) for one in quiet] == [("skipped", "(os.memory-limit)")]
+    assert confines.stopped("ModuleNotFoundError: No module named 'json'") == ""
+
+
+def test_a_shell_that_cannot_fork_is_no_noisy_one() -> None:
+    done = Completed(2, "--clusterft-5e0f-clock\n1.0\n", "sh: 3: Cannot fork\n")
+    said = fleet._unread("ends after section 'clock'", done, "5e0f", Login())
+    assert said.id == "os.nproc" and "Cannot fork" in said.what and "pids.max" in said.fix[0]
+
+
+def test_limits_are_read_from_every_directory_on_the_way_up(tmp_path: Path) -> None:
+    """A real sh, both versions, in a tree of files."""
+    for path, name, value in (
+        ("memory/user.slice/x", "memory.limit_in_bytes", "419430400"),
+        ("memory", "memory.limit_in_bytes", "9223372036854771712"),
+        ("pids/user.slice", "pids.max", "max"),
+        ("pids", "pids.max", "77"),
+        ("user.slice/user.slice", "memory.max", "max"),
+        ("user.slice", "memory.high", "1000000"),
+        ("", "cgroup.controllers", ""),
+    ):
+        (tmp_path / "cg" / path).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cg" / path / name).write_text(value + "\n")
+    own = tmp_path / "own"
+    own.write_text("4:memory:/user.slice/x\n3:cpu,pids:/user.slice\n0::/user.slice/user.slice\n")
+    text = confines.sections(Asked("w"))["confines"]
+    text = text.replace("/sys/fs/cgroup", f"{tmp_path}/cg").replace("/proc/self/cgroup", str(own))
+    out = subprocess.run(["sh"], input=text, text=True, capture_output=True, timeout=20, check=False).stdout
+    found = confines.parse({"confines": out.replace(f"{tmp_path}/cg", "/sys/fs/cgroup")}, Asked("w"))
+    assert found.memory and {(one.file, one.value) for one in found.memory} == {
+        ("/sys/fs/cgroup/memory/user.slice/x/memory.limit_in_bytes", 419430400),
+        ("/sys/fs/cgroup/user.slice/memory.high", 1000000),
+    }
+    assert found.processes == (Limit("pids.max", 77, "/", "/sys/fs/cgroup/pids"),)
+    assert confines.parse({"confines": ""}, Asked("w")) == Confines()
