@@ -96,6 +96,26 @@ def test_a_directory_that_one_node_lacks(light: LightLab, tmp_path: Path) -> Non
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
+def test_a_node_that_has_mounted_another_level_of_the_share(light: LightLab, tmp_path: Path) -> None:
+    """As after a wrong line in its fstab: what the others share is not to be shared anew."""
+    shared, desk = light.shared, Desk(light, tmp_path)
+    on(light, "n1", f"mkdir {shared}/team")
+    on(light, "n2", f"mount --bind {shared}/team {shared}")
+    try:
+        one = alone(desk.doctor(), "fs.not-shared", "n2")
+        steps = "\n".join(one["fix"])
+        assert f"on n2: sudo umount {shared}" in one["fix"] and "nfs" not in steps, one["fix"]
+        assert "/team of " in one["cause"] and "another directory than the others'" in one["summary"]
+        assert "its directory " in one["evidence"]
+    finally:
+        mounted_again(light, "n2")
+        on(light, "n1", f"rmdir {shared}/team")
+    clean(desk.doctor())
+    nothing_left(light)
+
+
+@pytest.mark.lab_light
 def test_a_share_without_room_for_the_checkpoints_of_the_job(light: LightLab, tmp_path: Path) -> None:
     tiny = JOB.format(shared=light.shared, runtime="process")
     full = tiny.replace("builtin:tiny", "/models/base.safetensors").replace("steps: 3", "steps: 3000")
@@ -365,6 +385,28 @@ def test_the_proof_works_as_the_runs_own_user(contained: Desk) -> None:
     finally:
         on(contained.lab, "n1", f"chown root:root {shared}; chmod 1777 {shared}")
         contained.job.write_text(CONTAINED)
+    no_container(contained)
+
+
+@pytest.mark.lab_full
+@pytest.mark.long
+def test_a_directory_of_a_group_that_the_ssh_user_is_in(contained: Desk) -> None:
+    """2770 and a group, as teams have it; the run's container has none of the groups that worker has."""
+    shared, nodes = contained.lab.shared, ("n1", "n2")
+    for node in nodes:
+        on(contained.lab, node, "groupadd -g 3000 mlteam; usermod -aG mlteam worker")
+    uid = on(contained.lab, "n1", "id -u worker").strip()
+    on(contained.lab, "n1", f"chown root:mlteam {shared}; chmod 2770 {shared}")
+    try:
+        one = alone(contained.doctor(*USED), "fs.squash", *nodes)
+        assert f"in job.yaml: user: {uid}:3000" in one["fix"][0] and "none of the node's groups" in one["cause"]
+        contained.job.write_text(CONTAINED + f"user: '{uid}:3000'\n")
+        clean(contained.doctor(*USED))
+    finally:
+        contained.job.write_text(CONTAINED)
+        on(contained.lab, "n1", f"chown root:root {shared}; chmod 1777 {shared}")
+        for node in nodes:
+            on(contained.lab, node, "gpasswd -d worker mlteam; groupdel mlteam")
     no_container(contained)
 
 

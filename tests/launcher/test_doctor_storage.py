@@ -33,6 +33,7 @@ from clusterft.facts.health.storage import (
     look,
     sections,
 )
+from clusterft.facts.mounted import Mounted, over
 from clusterft.facts.network import Address
 from clusterft.facts.share import Share, Sight, Trial, Trouble, sights
 from clusterft.findings import Finding
@@ -839,6 +840,87 @@ def test_a_directory_that_is_there_and_cannot_be_written_into_is_told(number: in
     one = only(seen(share=found), "fs.not-writable", "b")
     assert "/mnt/out/.clusterft" in one.fix[0]
     assert answers(found, "fs.lock") == {"a": "ok", "b": "skipped", "c": "ok"}
+
+
+def level(source: str, fstype: str, root: str = "/") -> Mounted:
+    """What is mounted on /mnt/out."""
+    return Mounted("8:1", Mount(source, "/mnt/out", fstype, "rw,relatime,vers=4.2"), root)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "there"),
+    [
+        (level("/dev/vda", "ext4", "/srv/out"), level("/dev/vda", "ext4", "/srv/out/team"),
+         "where that is not enough, mount there what a has: directory /srv/out of /dev/vda"),
+        (level("10.0.0.9:/export", "nfs4"), level("10.0.0.9:/export/team", "nfs4"),
+         "mount -t nfs -o vers=4.2 10.0.0.9:/export /mnt/out"),
+    ],
+)  # fmt: skip
+def test_another_directory_of_one_source_is_unmounted_and_no_new_server_made(
+    theirs: Mounted, mine: Mounted, there: str
+) -> None:
+    """Found blind with a fix that shares anew what the others share already."""
+    places = {"a": theirs, "b": mine, "c": theirs}
+    apart = replace(trial("b"), seen={}, renewed={})
+    of = seen(
+        survey=scenes.survey(CLUSTER, *(facts(name, places[name].mount) for name in NAMES)),
+        health={name: healthy(name, place=places[name]) for name in NAMES},
+        share=proof(b=apart, **{
+            name: replace(trial(name), seen={other: Sight(0.01)}, renewed={other: Sight(0.01)})
+            for name, other in (("a", "c"), ("c", "a"))
+        }),
+    )  # fmt: skip
+    one = only(of, "fs.not-shared", "b")
+    assert one.fix[0] == "on b: sudo umount /mnt/out" and there in "\n".join(one.fix)
+    assert "team" in one.cause and "nfs-kernel-server" not in "\n".join(one.fix)
+    head = seen(survey=of.survey, health={**of.health, "a": of.health["b"], "b": of.health["a"]}, share=proof(
+        a=replace(trial("a"), seen={}, renewed={}),
+        b=replace(trial("b"), seen={"c": Sight(0.01)}, renewed={"c": Sight(0.01)}),
+        c=replace(trial("c"), seen={"b": Sight(0.01)}, renewed={"b": Sight(0.01)}),
+    ))  # fmt: skip
+    assert [one.nodes for one in judged(head) if one.id == "fs.not-shared"] == [("a",)]
+
+
+def test_the_directory_that_is_mounted_is_read_with_the_mount() -> None:
+    line = "90 80 254:0 /srv/out/te\\040am /mnt/out rw,relatime shared:1 - ext4 /dev/vda rw"
+    root = "80 1 254:0 / / rw shared:1 - ext4 /dev/vda rw"
+    found = over([root, line])
+    assert found and (found.root, found.mount.target, found.mount.source) == (
+        "/srv/out/te am",
+        "/mnt/out",
+        "/dev/vda",
+    )
+    done = subprocess.run(["sh"], input=sections(Asked("w", "/tmp"))["storage.place"], text=True,
+                          capture_output=True, timeout=20, check=True)  # fmt: skip
+    assert over(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "contained", "step"),
+    [
+        ("drwxrws---", (0, 3000), True, "in job.yaml: user: 1000:3000"),
+        ("drwxrwx---", (0, 3000), False, "on b: sudo usermod -aG $(getent group 3000 | cut -d: -f1) me"),
+        ("drwxr-s---", (0, 3000), True, "on any node: sudo chown 1000:1000 /mnt/out"),
+        ("drwxrws---", (0, 1000), True, "on any node: sudo chown 1000:1000 /mnt/out"),
+        ("drwxrwx---", (0, 0), True, "on any node: sudo chown 1000:1000 /mnt/out"),
+    ],
+)
+def test_a_groups_directory_is_joined_and_not_taken_from_it(
+    mode: str, owner: tuple[int, int], contained: bool, step: str
+) -> None:
+    """Found blind: a chown mends it for the run, and takes it from everybody else in the group."""
+    words = "[Errno 13] Permission denied: '/mnt/out/.clusterft'"
+    trials = {name: replace(trial(name, trouble=Trouble("make", 13, words)), way="image") for name in NAMES}
+    known = [facts(name, user="me") for name in NAMES]
+    of = seen(
+        wanted=Wanted("cpu", contained=contained, shared="/mnt/out", owner=(1000, 1000)),
+        survey=scenes.survey(CLUSTER, *known),
+        health={name: healthy(name, look=Look("ok", "", "/mnt/out", mode, owner)) for name in NAMES},
+        share=proof(**trials),
+    )
+    found = [one for one in judged(of) if one.id == "fs.squash" and "b" in one.nodes]
+    assert found and found[0].status == "fail" and any(step in one for one in found[0].fix), found
+    assert ("chown" in found[0].fix[0]) is ("chown" in step)
 
 
 def test_what_belongs_to_another_user_on_one_side_alone_is_squashed() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from clusterft.facts.storage import Mount, plain
 
 # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue   (proc_pid_mountinfo(5))
-_LINE = re.compile(r"\d+ \d+ (\d+:\d+) \S+ (/\S*) (\S+) (?:\S+ )*?- (\S+) (\S+) (\S+)")
+_LINE = re.compile(r"\d+ \d+ (\d+:\d+) (\S+) (/\S*) (\S+) (?:\S+ )*?- (\S+) (\S+) (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Mounted:
 
     device: str  # major:minor
     mount: Mount
+    root: str = "/"  # the directory of the filesystem that is mounted: another one of a bind, or of a subvolume
 
     def __str__(self) -> str:
         mount = self.mount
@@ -29,7 +30,7 @@ def over(lines: object) -> Mounted | None:
     for line in lines if isinstance(lines, list) else ():
         match = _LINE.match(str(line))
         if match:
-            device, target, own, fstype, source, whole = map(plain, match.groups())
+            device, root, target, own, fstype, source, whole = map(plain, match.groups())
             if nearest is None or len(target) >= len(nearest.mount.target):
-                nearest = Mounted(device, Mount(source, target, fstype, f"{own},{whole}"))
+                nearest = Mounted(device, Mount(source, target, fstype, f"{own},{whole}"), root)
     return nearest

@@ -55,11 +55,12 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="ranks other than 0 do not find files that rank 0 has written; checkpoints lie on one node alone",
         how=_PROOF + "looks for those of the others; mounts and fstab of all nodes are compared",
         mends=(
+            "where another directory of its source is mounted: sudo umount DIR, and mount what the others have",
             "mount it where it is missing, and write the mount into /etc/fstab with _netdev",
             "where nothing is shared yet: lend the head's directory by NFS, and mount it on the others",
         ),
         found=("facts", "probe", "deep", "train"),
-        cause="it is not mounted on a node, or each node has a directory of that name of its own",
+        cause="a node has not mounted it, or another level of it, or each node has one of its own",
         source="reproduced in a lab",
     ),
     Entry(
@@ -70,6 +71,7 @@ ENTRIES: tuple[Entry, ...] = (
         how=_PROOF + "into what the head has made there",
         mends=(
             "one UID:GID on all nodes (user:), which owns the directory on the server",
+            "where a group may write: user: UID:GID with that group, as a container has none of the node's others",
             "not no_root_squash, which trusts the root of every client",
         ),
         found=("facts", "probe", "deep", "up", "train"),

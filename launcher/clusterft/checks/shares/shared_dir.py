@@ -9,6 +9,7 @@ from shlex import quote
 from clusterft.checks import host
 from clusterft.checks.examination import Examination
 from clusterft.checks.shares import nfs
+from clusterft.facts.health.storage import Look
 from clusterft.facts.share import Share, Trial
 from clusterft.findings import Finding
 
@@ -51,7 +52,11 @@ def _denied(seen: Examination, node: str, trial: Trial | None) -> Finding:
     said += [f"{mount.source} on {mount.target} type {mount.fstype}"] if mount else []
     remote = nfs.is_nfs(mount)
     others = trial is not None and seen.wanted.contained and trial.way != "image" and not _as_owner(seen, trial)
-    cause, fix = _owned(seen, node, user, group, squashed=remote and user == 0)
+    shared_with = _group(look, group)
+    if shared_with is not None and user != 0:
+        cause, fix = _by_group(seen, node, f"{user}:{group}", shared_with)
+    else:
+        cause, fix = _owned(seen, node, user, group, squashed=remote and user == 0)
     return Finding(
         id="fs.squash",
         status="unknown" if others else "fail",
@@ -68,6 +73,29 @@ def _denied(seen: Examination, node: str, trial: Trial | None) -> Finding:
         needs_root=True,
         blast_radius=f"who owns {shared}, and as whom runs work",
     )
+
+
+def _group(look: Look | None, own: int | None) -> int | None:
+    """The group that may write there, and that this user is not in; None where there is none."""
+    if look is None or look.owner is None or look.owner[1] in (0, own):
+        return None
+    return look.owner[1] if look.mode[5:6] == "w" and look.mode[6:7] in ("x", "s") else None
+
+
+def _by_group(seen: Examination, node: str, who: str, group: int) -> tuple[str, tuple[str, ...]]:
+    """A directory of a group's: to join it takes nothing from the others, as a new owner would."""
+    facts, path = seen.survey.facts[node], quote(seen.wanted.shared or "")
+    uid = who.partition(":")[0]
+    chown = f"or, which takes it from them, on any node: sudo chown {who} {path}"
+    if seen.wanted.contained:
+        cause = f"group {group} may write there; a run's container has {who} alone, and none of the node's groups"
+        return cause, (
+            f"in job.yaml: user: {uid}:{group}   (its owner and its group keep it)",
+            chown,
+        )
+    named = f"$(getent group {group} | cut -d: -f1)"
+    step = f"on {node}: sudo usermod -aG {named} {facts.user or '$(id -un)'}   (counts from the next login)"
+    return f"group {group} may write there, and {who} is not in it", (step, chown)
 
 
 def taken_for(seen: Examination) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from shlex import quote
 
 from clusterft.checks.examination import Examination
@@ -15,6 +16,7 @@ from clusterft.checks.shares import nfs
 from clusterft.checks.shares.nfs import Origin
 from clusterft.facts import Mount
 from clusterft.facts.health.storage import Dialled
+from clusterft.facts.mounted import Mounted
 from clusterft.facts.share import Trial
 from clusterft.findings import Finding
 
@@ -265,16 +267,56 @@ def apart(seen: Examination) -> Iterator[Finding]:
     if len(groups) < 2:
         return
     right = max(groups, key=lambda group: (_is_right(seen, group), len(group)))
-    of = nfs.origin(seen)
+    of = nfs.origin_of(seen, right) or nfs.origin(seen)
     clear = _is_right(seen, right) or sum(len(group) == len(right) for group in groups) == 1
     odd = [node for group in groups for node in group if group is not right] if clear else able
     lines = [f"{' '.join(group)}: {_lies_on(seen, group[0])}" for group in groups]
+    told = {node: level for node in odd if clear and (level := _level(seen, node, right))}
+    for node, (cause, steps) in told.items():
+        yield replace(_elsewhere(seen, (node,), lines, steps, early=False), cause=cause)
+    odd = [node for node in odd if node not in told]
     for node in odd if clear and of else ():
         inside = share.trials[node].mount
         early = share.trials[node].way == "image" and _remote(seen, node) and not (inside and inside.shared)
         yield _elsewhere(seen, (node,), lines, tuple(nfs.bringing(seen, node, of)) if of else (), early=early)
-    if not (clear and of):
+    if odd and not (clear and of):
         yield _elsewhere(seen, tuple(odd), lines, _recipe(seen, tuple(odd)), early=False)
+
+
+def _level(seen: Examination, node: str, right: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
+    """Another directory of what the others share already: what it is, and how theirs comes there. Else None."""
+    mine = _place(seen, node)
+    whose, theirs = next(((one, place) for one in right if (place := _place(seen, one))), ("", None))
+    if mine is None or theirs is None or _directory(mine) == _directory(theirs):
+        return None
+    servers = nfs.is_nfs(mine.mount) and nfs.is_nfs(theirs.mount)
+    if servers:
+        if nfs.server_of(mine.mount) != nfs.server_of(theirs.mount):
+            return None
+    elif mine.mount.source != theirs.mount.source or not (theirs.mount.shared or _met(seen, whose)):
+        return None
+    shared = seen.wanted.shared or ""
+    steps = [f"on {node}: sudo umount {quote(mine.mount.target)}"] if mine.mount.target == shared else []
+    of = nfs.origin_of(seen, right) if servers else None
+    if of:
+        steps += [f"on {node}: {line}" for line in nfs.bringing(seen, node, of) if not line.startswith("ls -A ")]
+    else:
+        steps.append(
+            f"where that is not enough, mount there what {whose} has: {_directory(theirs)}; and correct its line "
+            f"in /etc/fstab on {node}"
+        )
+    return f"{node} has {_directory(mine)} there, and {' '.join(right)} {_directory(theirs)}", tuple(steps)
+
+
+def _place(seen: Examination, node: str) -> Mounted | None:
+    health = seen.health.get(node)
+    return health.storage.place if health else None
+
+
+def _directory(place: Mounted) -> str:
+    """What is mounted: of a server its export, else a directory of the filesystem."""
+    whole = place.root == "/"
+    return place.mount.source if whole else f"directory {place.root} of {place.mount.source}"
 
 
 def _elsewhere(
@@ -334,10 +376,11 @@ def _is_right(seen: Examination, group: tuple[str, ...]) -> bool:
 
 def _lies_on(seen: Examination, node: str) -> str:
     inside = seen.share.trials[node].mount if seen.share and node in seen.share.trials else None
-    mount = inside or nfs.mounted(seen, node)
-    return (
-        f"{mount.fstype} {mount.source}, mounted on {mount.target}" if mount else "of what filesystem is not told"
-    )
+    mount, place = inside or nfs.mounted(seen, node), _place(seen, node)
+    if mount is None:
+        return "of what filesystem is not told"
+    part = f", its directory {place.root}" if place and place.root != "/" else ""
+    return f"{mount.fstype} {mount.source}{part}, mounted on {mount.target}"
 
 
 def _useless(seen: Examination, node: str, of: Origin) -> bool:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from clusterft.facts import probe
 from clusterft.facts.frames import whole
 from clusterft.facts.health.asked import Asked
+from clusterft.facts.mounted import Mounted, over
 from clusterft.facts.storage import Mount, mounts, plain
 
 _PATIENCE = 7  # seconds for a look at the shared directory
@@ -99,6 +100,7 @@ class StorageHealth:
     served: Served | None = None  # None: no NFS server is installed
     dialled: tuple[Dialled, ...] = ()
     calls: Mapping[str, Calls] | None = None  # target of an NFS mount -> of it
+    place: Mounted | None = None  # what the shared directory lies on, and which directory of that is mounted
     mounts: tuple[Mount, ...] | None = None  # after the look: an automount is there once it has been touched
 
 
@@ -136,6 +138,8 @@ def sections(asked: Asked) -> dict[str, str]:
         # Of what is not NFS only that it is there: options of other kinds may hold a password.
         "storage.fstab": "echo seen; awk '$1 !~ /^#/ && NF >= 3 {print $1, $2, $3, ($3 ~ /^nfs/ ? $4 : \"-\")}' "
         "/etc/fstab",
+        "storage.place": f"d={shlex.quote(_escaped(asked.shared or ''))}; export d; "
+        'awk \'$5 == "/" || index(ENVIRON["d"] "/", $5 "/") == 1\' /proc/self/mountinfo',
         "storage.nfs": "[ -d /sbin ] && echo seen; command -v mount.nfs; "
         "[ -d /run/systemd/system ] && echo systemd",
         "storage.server": "command -v rpc.nfsd exportfs | head -n 1; [ -r /proc/net/rpc/nfsd ] && "
@@ -171,6 +175,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
     looked, _, table = said.get("storage.look", "").rpartition("mounts\n")
     return StorageHealth(
         look=look(looked),
+        place=over(said["storage.place"].splitlines()) if asked.shared else None,
         mounts=mounts(table) if looked else None,
         fstab=_fstab(said["storage.fstab"]),
         nfs_client=any(line.endswith("/mount.nfs") for line in nfs) if "seen" in nfs else None,
