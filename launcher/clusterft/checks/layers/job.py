@@ -103,5 +103,5 @@ CHECKS: tuple[Check, ...] = (
     Check(("data.local-cache",), local_cache, ("facts", "job")),
     Check(("data.too-small",), too_small, ("facts", "job")),
     Check(("data.differs",), differs, ("facts", "holdings", "job")),
-    Check(("run.import",), importing, ("facts", "imports", "job")),
+    Check(("run.import",), importing, ("facts", "imports", "job"), after=("os.memory-limit",)),
 )
