@@ -117,6 +117,10 @@ def one_of(what: Examination, identity: str) -> Finding:
     return found[0]
 
 
+def test_nodes_that_nobody_could_ask_share_no_network() -> None:
+    assert networks.shared((), survey()) == ()
+
+
 def test_a_port_that_our_own_program_no_longer_holds_is_no_firewall() -> None:
     """A limit on b's logins had ended it there; found with `ulimit -v` in its ~/.bashrc."""
     tried = dials(("a", "b", "connection refused", 0.001), ("c", "b", "connection refused", 0.001))

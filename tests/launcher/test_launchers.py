@@ -168,7 +168,11 @@ def _strew(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("launcher", "runtime"),
-    [*((name, "process") for name in LAUNCHERS), ("accelerate", "docker"), ("deepspeed", "docker")],
+    [
+        *((name, "process") for name in LAUNCHERS),
+        ("accelerate", "docker"),
+        pytest.param("deepspeed", "docker", marks=pytest.mark.long),
+    ],
 )
 def test_two_machine_ranks_train_and_no_stray_setting_alters_it(
     launcher: str, runtime: str, tmp_path: Path, gangs: list[Gang]

@@ -220,7 +220,7 @@ def test_diffusers_draws_the_same_from_the_file_and_from_the_folder(folder: Path
     assert all(n.startswith("text_model.") for n in names)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp16", marks=pytest.mark.long), "bf16"])
 def test_the_proof_finds_no_difference_in_a_true_export(dtype: str, parts: Parts, tmp_path: Path) -> None:
     trained = {"unet.conv_out.weight": torch.randn(4, 32, 3, 3, generator=torch.manual_seed(1))}
     path = tmp_path / "x.safetensors"

@@ -98,7 +98,7 @@ def supplied(config: TrainConfig, found: Index, parts: Parts, shared: Path) -> t
     return pictures, told
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.long), True])
 def test_cached_latents_are_those_that_the_run_would_make(
     found: Index, parts: Parts, tmp_path: Path, flip: bool
 ) -> None:

@@ -148,7 +148,7 @@ def case(engine: str, world: int, how: str, *, long: bool = True) -> Any:
         case("zero-1", 2, "sigkill"),
         case("zero-3", 2, "sigterm"),
         case("zero-3", 2, "sigkill"),
-        case("fsdp", 2, "sigkill", long=False),
+        case("fsdp", 2, "sigkill"),
         case("fsdp", 2, "sigterm"),
         case("fsdp", 2, "exception"),
     ],

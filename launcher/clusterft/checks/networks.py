@@ -83,6 +83,8 @@ def choose(survey: Survey) -> Choice:
 def shared(nodes: Iterable[Node], survey: Survey) -> tuple[Shared, ...]:
     """The networks that all these nodes share by real interfaces, the fastest first, IPv4 before IPv6."""
     names = [node.name for node in nodes]
+    if not names:
+        return ()
     by_network: dict[Network, dict[str, list[Address]]] = {}
     for name in names:
         for one in real(survey.facts[name]):
