@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -312,24 +314,32 @@ def test_a_lora_file_has_the_names_that_kohya_gave(parts: Parts, tmp_path: Path)
     assert same(load_file(path), tensors)
 
 
-def test_diffusers_applies_the_lora_as_it_was_trained(folder: Path, parts: Parts, tmp_path: Path) -> None:
-    from diffusers import StableDiffusionXLPipeline
+FUSED = """
+import sys, torch
+from diffusers import StableDiffusionXLPipeline
+folder, out = sys.argv[1:]
+pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+own = {"unet": pipeline.unet, "text_encoder_1": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
+def keep(name):
+    torch.save({part: dict(module.state_dict()) for part, module in own.items()}, f"{out}/{name}.pt")
+keep("before")
+pipeline.load_lora_weights(out, weight_name="lora.safetensors", local_files_only=True)
+pipeline.fuse_lora()
+pipeline.unload_lora_weights()
+keep("after")
+"""
 
+
+def test_diffusers_applies_the_lora_as_it_was_trained(folder: Path, parts: Parts, tmp_path: Path) -> None:
     weights = lora(parts)
     export.lora_file(parts, weights, 2.0, settings("fp32"), tmp_path / "lora.safetensors")
-    pipeline = StableDiffusionXLPipeline.from_pretrained(str(folder), local_files_only=True)
-    own = {
-        "unet": pipeline.unet,
-        "text_encoder_1": pipeline.text_encoder,
-        "text_encoder_2": pipeline.text_encoder_2,
-    }
-    before = {part: {n: t.clone() for n, t in module.state_dict().items()} for part, module in own.items()}
-    pipeline.load_lora_weights(str(tmp_path), weight_name="lora.safetensors", local_files_only=True)
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
+    # In a process of its own: here diffusers may have been imported by the trainer, which hides peft from it.
+    argv = [sys.executable, "-c", FUSED, str(folder), str(tmp_path)]
+    subprocess.run(argv, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=240)
+    before, after = (torch.load(tmp_path / f"{name}.pt") for name in ("before", "after"))
     changed = 0
-    for part, module in own.items():
-        for name, tensor in module.state_dict().items():
+    for part, module in after.items():
+        for name, tensor in module.items():
             layer = f"{part}.{name.removesuffix('.weight')}"
             if f"{layer}.lora_A.default.weight" in weights:
                 a, b = (weights[f"{layer}.lora_{side}.default.weight"] for side in "AB")
