@@ -25,7 +25,7 @@ from clusterft.board import verdict
 from clusterft.checks.check import Entry
 from clusterft.checks.report import Report
 from clusterft.cli import doctor
-from clusterft.diagnosis.diagnosis import Diagnosis, Follower
+from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Setback
 from clusterft.diagnosis.heard import Quote
 from clusterft.ui import logs, outcome, status
 from clusterft_trainer import assignment, checkpoint, progress, stream
@@ -196,6 +196,7 @@ def page() -> str:
             "`schema`, and:\n",
             table(Diagnosis),
             table(Follower),
+            table(Setback),
             table(Quote),
             "### Checks, of `doctor` and of a command that a check stopped\n",
             table(findings.Finding),

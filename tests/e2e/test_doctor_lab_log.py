@@ -41,7 +41,7 @@ class Desk:
         (root / "code").mkdir()
         shutil.copy(LOOP, root / "code" / "train.py")
 
-    def train(self, **env: str) -> str:
+    def train(self, *, restarts: int = 0, **env: str) -> str:
         """To its end, whatever that is; the run's id."""
         body = {
             "name": "own",
@@ -50,7 +50,7 @@ class Desk:
             "runtime": "process",
             "resources": {"device": "cpu", "threads": 1},
             "launcher": "torchrun",
-            "restarts": 0,
+            "restarts": restarts,
             "env": env,
             "script": {"path": "code/train.py"},
         }
@@ -104,6 +104,20 @@ def test_a_rank_that_was_killed_is_told_and_a_run_that_ended_well_is_well(desk: 
     assert said["code"] == 5 and said["id"] in ("killed", "os.oom") and (said["node"], said["rank"]) == ("n1", 0)
     good = desk.why(desk.train())
     assert (good["code"], good["verdict"], good["id"]) == (0, "ok", "")
+
+
+def test_a_run_that_went_on_after_a_kill_is_well_and_the_kill_is_told(desk: Desk) -> None:
+    run = desk.train(restarts=1, FAULT="kill", FAULT_RANK="1", FAULT_ATTEMPTS="1")
+    said = desk.why(run)
+    assert (said["code"], said["verdict"], said["id"]) == (0, "ok", ""), said
+    (before,) = said["earlier"]
+    assert (before["attempt"], before["node"], before["rank"]) == (0, "n2", 1)
+    assert before["id"] in ("killed", "os.oom") and "SIGKILL" in before["summary"]
+    assert before["after"] == "the run went on: restart 1 of 1"
+    shown = desk.run("doctor", "--run", run, "--hosts", str(desk.root / "pair"))
+    assert "ended well, in attempt 1" in shown.stdout and "! attempt 0: " in shown.stdout, shown.stdout
+    folder = json.loads(desk.run("doctor", "--log", str(desk.shared / run), "--json").stdout)
+    assert [(one["attempt"], one["node"], one["rank"]) for one in folder["earlier"]] == [(0, "n2", 1)]
 
 
 def test_a_run_or_a_file_that_is_not_there_is_a_mistake_of_the_command_line(desk: Desk) -> None:

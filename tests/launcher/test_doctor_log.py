@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 import scenes
+import spoken
 
 from clusterft.apply import collecting
 from clusterft.diagnosis import cause
 from clusterft.diagnosis.diagnosis import Diagnosis
+from clusterft.diagnosis.heard import Source
+from clusterft.diagnosis.hearing import Hearing
 from clusterft.errors import UsageError
+from clusterft.events import Event, Said
 from clusterft.ui import diagnosis as view
+from clusterft_trainer import stream
 
 BUNDLES = scenes.ROOT / "tests" / "bundles"
 NAMES = sorted(path.parent.name for path in BUNDLES.glob("*/note.json"))
@@ -224,6 +229,76 @@ def test_a_share_that_answers_again_is_a_note_and_no_cause(tmp_path: Path) -> No
 def test_logs_without_a_failure_are_said_to_have_none(tmp_path: Path) -> None:
     found = written(tmp_path, n1="step 1 loss 0.5\nstep 2 loss 0.4\n")
     assert (found.verdict, found.id, found.lines) == ("nothing", "", 2)
+
+
+# -- a run of several attempts ------------------------------------------------------------------------
+
+
+def of_a_run(folder: Path, *said: Event) -> Path:
+    """The streams of a run, as its folder has them."""
+    (folder / "events").mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    for node in spoken.NODES:
+        rows = [stream.encode(one.line) for one in said if isinstance(one, Said) and one.node == node]
+        (folder / "events" / f"{node}.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    return folder
+
+
+def test_a_run_that_ended_well_tells_of_the_attempt_that_was_killed(tmp_path: Path) -> None:
+    again = [*spoken.killed_once(), *spoken.over(1, "ok", 0, 90.0), *spoken.ended("ok", 0, 91.0)]
+    found = diagnosis(of_a_run(tmp_path, *again))
+    assert (found.verdict, found.id, found.summary) == ("ok", "", "the run ended well, in attempt 1")
+    (before,) = found.earlier
+    assert (before.attempt, before.id, before.node, before.rank) == (0, "killed", "right", 1)
+    assert before.evidence and before.fix and before.after == "the run went on: restart 1 of 3"
+    shown = "\n".join(view.lines(found))
+    assert "! attempt 0: killed" in shown and "right rank 1" in shown and "restart 1 of 3" in shown
+
+
+def test_between_two_attempts_nothing_is_the_end_of_the_run(tmp_path: Path) -> None:
+    """The gang has decided to go on, and the next attempt has not begun."""
+    upto = [one for one in spoken.killed_once() if not (isinstance(one, Said) and one.line in AFTER)]
+    found = diagnosis(of_a_run(tmp_path, *upto))
+    assert found.id == "" and [one.id for one in found.earlier] == ["killed"]
+
+
+AFTER = [one.line for one in spoken.begun(1, at=33.0) if isinstance(one, Said)]
+
+
+def test_the_last_attempts_cause_is_the_answer_and_the_first_ones_is_told_too(tmp_path: Path) -> None:
+    lines = ("Traceback (most recent call last):", '  File "/d/t.py", line 9, in g', "KeyError: 'x'")
+    raised = [spoken.log("left", 0, line, at=60.0) for line in lines]
+    end = [spoken.died("left", 0, 1, 61.0), *spoken.over(1, "failed", 1, 62.0), *spoken.ended("failed", 1, 63.0)]
+    found = diagnosis(of_a_run(tmp_path, *spoken.killed_once(), *raised, *end))
+    assert (found.verdict, found.id, found.node, found.rank) == ("failed", "exception", "left", 0)
+    assert [(one.id, one.node, one.rank) for one in found.earlier] == [("killed", "right", 1)]
+
+
+def test_a_kernels_kill_counts_for_the_attempt_in_which_it_happened(tmp_path: Path) -> None:
+    again = [*spoken.killed_once(), spoken.log("right", 1, "step", at=40.0)]
+    hearing = Hearing()
+    for node in spoken.NODES:
+        for number, one in enumerate((one for one in again if isinstance(one, Said) and one.node == node), 1):
+            hearing.events.hear(Source(f"events/{node}.jsonl", node=node), number, one.line)
+    kernel = Source("dmesg of right", node="right", booted=0.0)
+    hearing.kernel(kernel, 1, "[   29.500000] Out of memory: Killed process 4001 (python3) total-vm:1kB", 0.0)
+    heard = hearing.done()
+    assert [one.id for one in cause.diagnose(heard).earlier] == ["os.oom"] and not heard.kernel
+
+
+def test_an_attempt_that_was_stopped_and_resumed_is_no_failure(tmp_path: Path) -> None:
+    first = [*spoken.begun(0), *spoken.over(0, "stopped", 0, 20.0), *spoken.ended("stopped", 0, 21.0)]
+    parts = [Said(node, stream.Started(7, 50.0)) for node in spoken.NODES]
+    found = diagnosis(of_a_run(tmp_path, *first, *parts, *spoken.begun(1, at=51.0)))
+    assert (found.id, found.earlier) == ("", ())
+
+
+def test_a_run_that_failed_and_was_resumed_has_got_over_it(tmp_path: Path) -> None:
+    first = [*spoken.begun(0), spoken.died("right", 1, -9, 19.0), *spoken.over(0, "failed", 1, 20.0)]
+    end = [spoken.decided(0, again=False, failure="killed", cause=spoken.SIGKILLED, why="none is left")]
+    parts = [Said(node, stream.Started(7, 50.0)) for node in spoken.NODES]
+    found = diagnosis(of_a_run(tmp_path, *first, *end, *spoken.ended("failed", 1, 21.0), *parts))
+    assert found.id == "" and [one.after for one in found.earlier] == ["the run was resumed"]
 
 
 # -- what bad input gets ------------------------------------------------------------------------------

@@ -160,6 +160,7 @@ def run(name: str, hosts: Path | None, cluster: str | None, asker: Asker | None)
         offsets = reading.clock_offsets(located.fleet)
         board = reading.empty(located, offsets)
         hearing = Hearing()
+        hearing.heard.offsets, hearing.heard.compared = offsets, len(offsets) > 1
         unread: list[str] = []
         _listen(located, hearing, board, unread)
         began = float(located.record.get("began") or 0.0) or _first(hearing)
@@ -167,9 +168,8 @@ def run(name: str, hosts: Path | None, cluster: str | None, asker: Asker | None)
             unread.append(f"{part.node}: {part.words}")
         _kernels(located, hearing, began, unread)
         _containers(located, hearing, unread)
+        hearing.heard.nodes = tuple(part.node for part in located.parts)
         heard = hearing.done()
-        heard.offsets, heard.compared = offsets, len(offsets) > 1
-        heard.nodes = tuple(part.node for part in located.parts)
         heard.unread += tuple(dict.fromkeys(unread))
         heard.end = {"ok": "ok", "stopped": "stopped"}.get(located.state, "")
         over = located.state not in ("running",)

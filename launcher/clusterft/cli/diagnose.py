@@ -50,9 +50,10 @@ def settled(answer: Diagnosis, collected: Collected) -> Diagnosis:
     """With what the run itself is known to have come to."""
     answer = replace(answer, run=collected.run)
     if collected.state == "running" and not answer.id:
-        return replace(
-            answer, verdict="running", summary="the run goes on, and nothing in its logs speaks of a failure"
-        )
+        words = "the run goes on, and nothing in its logs speaks of a failure"
+        if answer.earlier:
+            words = "the run goes on, after a failure that it has got over"
+        return replace(answer, verdict="running", summary=words)
     verdict = collected.verdict
     if verdict is None or verdict.end != "failed":
         return answer

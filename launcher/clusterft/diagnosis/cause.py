@@ -13,8 +13,8 @@ from dataclasses import replace
 from clusterft.diagnosis import roll
 from clusterft.diagnosis.candidate import CODE, CONTACT, ECHO, OWN, SAID, SPECIFIC, Candidate
 from clusterft.diagnosis.candidates import gather
-from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Verdict
-from clusterft.diagnosis.heard import Heard, Quote
+from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Setback, Verdict
+from clusterft.diagnosis.heard import Course, Heard, Quote
 from clusterft.diagnosis.suspects import blame, odd_one
 
 _SLACK = 5.0  # seconds by which clocks and launchers' looks may differ
@@ -36,14 +36,15 @@ _STOPPED = "interrupted"
 
 def diagnose(heard: Heard) -> Diagnosis:
     """The whole answer."""
-    found = gather(heard)
-    notes = tuple(_notes(heard))
-    base = Diagnosis("nothing", notes=notes, unread=heard.unread, files=heard.files, lines=heard.lines)
+    earlier = tuple(_setback(one) for one in heard.earlier)
+    base = Diagnosis("nothing", earlier=earlier, notes=tuple(_notes(heard)), unread=heard.unread)
+    base = replace(base, files=heard.files, lines=heard.lines)
     if heard.end == "ok" or (heard.ended and set(heard.ended.values()) == {"ok"}):
-        return replace(base, verdict="ok", summary="the run ended well")
+        return replace(base, verdict="ok", summary=f"the run ended well{_which(heard)}")
+    found = gather(heard)
     first = roll.called(heard, first_of(heard, found))
     if first is None:
-        return replace(base, summary="no sign of a failure in what was read")
+        return replace(base, summary=f"no sign of a failure in what was read{_which(heard, 'of ')}")
     stopped = first.id == _STOPPED and "SIGINT" in first.summary + first.cause
     verdict: Verdict = "stopped" if stopped or heard.end == "stopped" else "failed"
     return replace(
@@ -59,6 +60,29 @@ def diagnose(heard: Heard) -> Diagnosis:
         fix=first.fix,
         followed=tuple(_followed(first, found)),
     )
+
+
+def _setback(heard: Heard) -> Setback:
+    """Of one attempt, by the same rules as of the run's last one."""
+    said, course = diagnose(heard), heard.courses.get(heard.attempt or 0, Course())
+    after = "the run was resumed" if course.resumed else "the run went on"
+    return Setback(
+        attempt=heard.attempt or 0,
+        id=said.id,
+        summary=said.summary if said.id else "no line that was read tells why",
+        node=said.node,
+        rank=said.rank,
+        at=said.at,
+        evidence=said.evidence,
+        cause=said.cause,
+        fix=said.fix,
+        after=f"{after}: {course.why}" if course.again and course.why else after,
+    )
+
+
+def _which(heard: Heard, word: str = "in ") -> str:
+    """The attempt that is spoken of, where one before it failed."""
+    return f", {word}attempt {heard.attempt}" if heard.earlier else ""
 
 
 def first_of(heard: Heard, found: list[Candidate]) -> Candidate | None:

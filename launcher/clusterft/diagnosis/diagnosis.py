@@ -22,6 +22,22 @@ class Follower:
 
 
 @dataclass(frozen=True, slots=True)
+class Setback:
+    """An attempt before the newest that failed: who was first, why, and that the run went on."""
+
+    attempt: int  # as it is numbered in logs/attempt-N, from 0 on
+    id: str  # as of the whole answer; empty where no line tells why
+    summary: str
+    node: str
+    rank: int | None
+    at: float | None
+    evidence: tuple[Quote, ...]
+    cause: str
+    fix: tuple[str, ...]
+    after: str  # why the run went on
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """Which rank on which node failed first, why, the lines that prove it, and what to do."""
 
@@ -35,6 +51,7 @@ class Diagnosis:
     cause: str = ""
     fix: tuple[str, ...] = ()
     followed: tuple[Follower, ...] = ()  # what came of it: what, count, first and last in seconds after it
+    earlier: tuple[Setback, ...] = ()  # the attempts before the newest that failed
     notes: tuple[str, ...] = ()  # how far it can be relied on: clocks, warnings, what has recovered
     unread: tuple[str, ...] = ()  # what could not be read, and why
     run: str = ""  # with --run

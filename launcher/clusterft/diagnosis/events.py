@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clusterft.diagnosis import lines
-from clusterft.diagnosis.heard import End, Quote, Source, Told
+from clusterft.diagnosis.heard import Course, End, Quote, Source, Told
 from clusterft_trainer import progress, stream
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ class Events:
         """One event."""
         quote = Quote(f"{source.name}:{number}", "")
         match line:
-            case stream.Attempt():
-                self._attempts[source.name] = line.attempt
-                self.attempt = max(self.attempt, line.attempt)
-                self._hearing.heard.world = line.world
             case stream.Log():
                 self._log(*self._written(source, number, line.rank), line.rank, line.text, line.at)
             case stream.Progress():
@@ -54,9 +50,6 @@ class Events:
             case stream.Hang():
                 words = f"no step for {line.seconds:.0f} s; what every rank was doing then: {line.stacks}"
                 self._tell(source, quote, Told("hang", words, "", quote, "", None, line.at, 0, gang=True))
-            case stream.Decided() if not line.again and line.failure:
-                told = Told(line.failure, line.cause, "", quote, line.node, line.rank, line.at, 0, gang=True)
-                self._tell(source, quote, told)
             case stream.Found() if line.status == "fail":
                 where = ", ".join(line.nodes)
                 words = f"{line.summary}: {line.cause}" if line.cause else line.summary
@@ -67,7 +60,32 @@ class Events:
                 if line.problem:
                     self._hearing.heard.unread += (f"{source.node}: its logs could not be kept: {line.problem}",)
             case _:
+                self._course_of(source, quote, line)
+
+    def _course_of(self, source: Source, quote: Quote, line: stream.Line) -> None:
+        """When an attempt began, how it ended, and whether another one followed."""
+        match line:
+            case stream.Attempt():
+                self._attempts[source.name] = line.attempt
+                self.attempt = max(self.attempt, line.attempt)
+                self._hearing.heard.world = line.world
+                known = self._course(line.attempt)
+                self._note(line.attempt, replace(known, began={**known.began, source.node: line.at}))
+            case stream.AttemptEnded():
+                known = self._course(line.attempt)
+                self._note(line.attempt, replace(known, ends={**known.ends, source.node: line.end}))
+            case stream.Decided():
+                self._decided(source, quote, line)
+            case stream.Started():
+                self._started(source)
+            case _:
                 return
+
+    def _course(self, attempt: int) -> Course:
+        return self._hearing.heard.courses.get(attempt, Course())
+
+    def _note(self, attempt: int, course: Course) -> None:
+        self._hearing.heard.courses[attempt] = course
 
     def _logged(self, source: Source, number: int, text: str) -> bool:
         """A line of `clusterft logs --json`."""
@@ -115,9 +133,21 @@ class Events:
             End(line.code, shown, of, source.node, rank=line.rank, pid=line.pid, at=line.at)
         )
 
-    def _tell(self, source: Source, quote: Quote, told: Told) -> None:
-        shown = quote if quote.text else Quote(quote.where, f"{told.failure}: {told.text}")
+    def _decided(self, source: Source, quote: Quote, line: stream.Decided) -> None:
+        self._note(line.attempt, replace(self._course(line.attempt), again=line.again, why=line.why))
+        if line.failure:
+            told = Told(line.failure, line.cause, "", quote, line.node, line.rank, line.at, 0, gang=True)
+            self._tell(source, quote, replace(told, again=line.again), attempt=line.attempt)
+
+    def _started(self, source: Source) -> None:
+        """Of a run that was resumed, its earlier life has said its last word before."""
         attempt = self._attempts.get(source.name)
+        if self._hearing.heard.ended.pop(source.node, None) and attempt is not None:
+            self._note(attempt, replace(self._course(attempt), resumed=True))
+
+    def _tell(self, source: Source, quote: Quote, told: Told, attempt: int | None = None) -> None:
+        shown = quote if quote.text else Quote(quote.where, f"{told.failure}: {told.text}")
+        attempt = self._attempts.get(source.name) if attempt is None else attempt
         self._hearing.heard.told.append(replace(told, quote=shown, attempt=attempt))
 
     def _of(self, source: Source, rank: int | None) -> Source:

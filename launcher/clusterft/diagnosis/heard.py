@@ -107,6 +107,7 @@ class Told:
     order: int
     gang: bool = False  # the head's own finding: it has heard all of them
     attempt: int | None = None
+    again: bool = False  # the gang did not end the run for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,17 @@ class Seat:
     option: str = "--node_rank"  # by which it was told
     quotes: tuple[Quote, ...] = ()
     waited: bool = False  # it met the others' store, and waited there in vain
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """When one attempt began and how it came to its end, as far as its supervisors have told."""
+
+    began: Mapping[str, float] = field(default_factory=dict)  # node -> unix seconds by its own clock
+    ends: Mapping[str, str] = field(default_factory=dict)  # node -> how its part ended
+    again: bool = False  # the gang decided to try once more
+    why: str = ""
+    resumed: bool = False  # it was the run's last one, and somebody resumed the run
 
 
 class Recovered(NamedTuple):
@@ -141,6 +153,9 @@ class Heard:
     )  # node -> its global ranks, where a launcher said so
     seats: dict[str, Seat] = field(default_factory=dict)  # node, or source that names none -> its launcher's
     world: int | None = None
+    attempt: int | None = None  # the one that this is of, where attempts are told apart
+    courses: dict[int, Course] = field(default_factory=dict)  # attempt -> what is known of its end
+    earlier: tuple[Heard, ...] = ()  # of the attempts before it those that failed
     end: str = ""  # what the run itself says that it came to
     ended: dict[str, str] = field(default_factory=dict)  # node -> how its part ended
     done: bool = False  # whether rank 0 said that all is trained and exported

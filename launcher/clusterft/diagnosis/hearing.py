@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from clusterft.diagnosis import known, lines, roll, signatures
+from clusterft.diagnosis import attempts, known, lines, roll, signatures
 from clusterft.diagnosis.ends import Launcher
 from clusterft.diagnosis.events import Events
 from clusterft.diagnosis.heard import Block, End, Heard, Quote, Recovered, Sighting, Source, Voice
@@ -100,11 +100,7 @@ class Hearing:
         for launcher in self._launchers.values():
             self.heard.places.update(launcher.places)
         told = [voice.source.attempt for voice in self.heard.voices if voice.source.attempt is not None]
-        newest = max([*told, self.events.attempt])
-        last = (None, newest)  # what ended the attempts before is past, and not what ended the run
-        self.heard.voices = [one for one in self.heard.voices if one.source.attempt in last]
-        self.heard.ends = [one for one in self.heard.ends if one.source.attempt in last]
-        self.heard.told = [one for one in self.heard.told if one.attempt in last]
+        self.heard = attempts.parted(self.heard, max([*told, self.events.attempt]))
         return self.heard
 
     # -- parts -----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from clusterft.diagnosis.diagnosis import Diagnosis, Follower
+from clusterft import commands
+from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Setback
 
 _MARKS = {"failed": "✗", "stopped": "·", "running": "·", "ok": "✓", "nothing": "✓"}
 _WIDTH = 160
@@ -16,21 +17,32 @@ def lines(answer: Diagnosis) -> Iterator[str]:
     mark = _MARKS[answer.verdict]
     if not answer.id:
         yield f"{mark} {answer.summary}"
-        yield from _rest(answer)
-        return
-    where = " ".join(word for word in (answer.node, "" if answer.rank is None else f"rank {answer.rank}") if word)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.at)) if answer.at is not None else ""
-    yield "   ".join(word for word in (f"{mark} {answer.id:<18}", where, when) if word.strip()).rstrip()
-    yield f"  {answer.summary}"
-    for quote in answer.evidence:
-        yield f"    {quote.where}: {_short(quote.text)}"
-    if answer.cause and answer.cause not in answer.summary:
-        yield f"  because {answer.cause}"
-    for step in answer.fix:
-        yield f"  fix:  {step}"
+    else:
+        yield from _first(mark, answer)
     for one in answer.followed:
         yield f"  then  {_follower(one)}"
+    for before in answer.earlier:
+        yield ""
+        yield from _first("!", before, f"attempt {before.attempt}")
+        yield f"  then  {before.after}"
+    if answer.earlier:
+        yield ""
     yield from _rest(answer)
+
+
+def _first(mark: str, told: Diagnosis | Setback, which: str = "") -> Iterator[str]:
+    """Who was first, of the run or of one attempt, and why."""
+    where = " ".join(word for word in (told.node, "" if told.rank is None else f"rank {told.rank}") if word)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.at)) if told.at is not None else ""
+    head = f"{mark} {which + ': ' if which else ''}{told.id:<18}"
+    yield "   ".join(word for word in (head, where, when) if word.strip()).rstrip()
+    yield f"  {told.summary}"
+    for quote in told.evidence:
+        yield f"    {quote.where}: {_short(quote.text)}"
+    if told.cause and told.cause not in told.summary:
+        yield f"  because {told.cause}"
+    for step in told.fix:
+        yield f"  fix:  {commands.shown(step)}"
 
 
 def _rest(answer: Diagnosis) -> Iterator[str]:
