@@ -26,16 +26,27 @@ class ClusterftError(Exception):
         self.where = where
         self.remedy = remedy
 
+    @property
+    def advice(self) -> str:
+        """All that would mend it, for who sees no more of the error than this."""
+        return self.remedy
+
 
 class UsageError(ClusterftError):
-    """The user's input is wrong; nothing was touched. `excerpt` shows the lines around the mistake."""
+    """The user's input is wrong; nothing was touched. `excerpt` shows the lines around it, and the hint."""
 
     exit_code = 2
     kind = "usage"
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "", excerpt: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", excerpt: str = "", hint: str = "") -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.excerpt = excerpt
+        self.hint = hint
+
+    @property
+    def advice(self) -> str:
+        """The hint too, which a person reads in the excerpt."""
+        return "; ".join(part for part in (self.hint, self.remedy) if part)
 
 
 class InvalidFile(UsageError):
@@ -43,7 +54,9 @@ class InvalidFile(UsageError):
 
     def __init__(self, problems: tuple[UsageError, ...]) -> None:
         first = problems[0]
-        super().__init__(first.what, where=first.where, remedy=first.remedy, excerpt=first.excerpt)
+        super().__init__(
+            first.what, where=first.where, remedy=first.remedy, excerpt=first.excerpt, hint=first.hint
+        )
         self.problems = problems
 
 

@@ -104,6 +104,12 @@ def test_a_command_that_does_not_exist_is_told(words: tuple[str, ...], said: str
     assert document(clusterft(workplace, *words, "--json"))["error"]["kind"] == "usage"
 
 
+def test_a_typo_is_told_with_its_correction_to_programs_too(workplace: Path) -> None:
+    edit(workplace, "job.yaml", "runtime:", "runtim: process\nruntime:")
+    (problem,) = document(clusterft(workplace, "train", "job.yaml", "--json"))["error"]["problems"]
+    assert problem["what"] == 'unknown key "runtim"' and problem["remedy"] == 'did you mean "runtime"?'
+
+
 def test_a_secret_without_a_value_stops_a_run_before_anything_is_touched(workplace: Path) -> None:
     edit(workplace, "job.yaml", "hosts:", "secrets: [HF_TOKEN]\nhosts:")
     refused(clusterft(workplace, "train", "job.yaml"), 2, "secrets without a value: HF_TOKEN")

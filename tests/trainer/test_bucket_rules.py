@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clusterft_trainer import buckets, placing
 from clusterft_trainer.buckets import Bucket
 from clusterft_trainer.config import Buckets
-from clusterft_trainer.errors import ConfigError, DataError
+from clusterft_trainer.errors import DataError
 
 sides = st.integers(1, 12_000)
 usual = st.integers(200, 4_000)
@@ -168,11 +168,6 @@ def test_pictures_too_narrow_for_any_bucket_are_counted_and_named() -> None:
     pictures = np.array([[800, 600], [2000, 40], [30, 30]], np.int32)
     with pytest.raises(DataError, match="2 of 3 pictures .* 2000x40"):
         placing.place_all(pictures, placing.rules(Buckets(upscale=False), 1024))
-
-
-def test_a_list_with_two_sizes_of_one_shape_is_refused() -> None:
-    with pytest.raises(ConfigError, match="512x512 and 1024x1024"):
-        placing.table(Buckets(sizes=("1024x1024", "512x512", "832x1216")), 1024)
 
 
 def test_no_pictures_are_no_trouble() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ranks
 from pydantic import ValidationError
 
-from clusterft_trainer.config import TrainConfig
+from clusterft_trainer.config import TrainConfig, without_gpu
 
 DDP, FSDP = {"kind": "ddp"}, {"kind": "fsdp"}
 FUSED = {"name": "adafactor", "fused_backward": True}
@@ -58,6 +62,11 @@ def built(**changes: Any) -> TrainConfig:
         ({"compute__attention": "flash"}, "compute.attention", "half precision"),
         ({"compute__compile": True, "engine__stage": 3}, "compute.compile", "hooks"),
         ({"objective__snr_of": "plain"}, "objective.snr_of", "no meaning"),
+        (
+            {"objective": {"zero_terminal_snr": True, "prediction": "epsilon"}},
+            "objective.zero_terminal_snr",
+            "pure noise",
+        ),
         (
             {"compute__text_dtype": "bf16", "learn__text_encoders": {"rate": 1e-6}},
             "compute.text_dtype",
@@ -109,11 +118,48 @@ def test_what_can_work_is_allowed(changes: dict[str, Any]) -> None:
         ({"learn__text_encoders": {"rate": 1e-6}, "learn__text_encoder_1": {"rate": 1e-6}}, "not both ways"),
         ({"data__captions": {"keep": 2}}, "no meaning without shuffle"),
         ({"checkpoints__rolling": "15 hours"}, "write it as '15min'"),
+        ({"data__buckets": {"sizes": ["512x512", "768x768"]}}, "512x512 and 768x768 have one aspect ratio"),
+        ({"data__buckets": {"step": 512}, "data__resolution": 256}, "buckets.step and resolution: 512 is more"),
+        ({"data__buckets": {"smallest": 512}, "data__resolution": 256}, "buckets.smallest and resolution"),
+        (
+            {"data__buckets": {"largest": 128}, "data__resolution": 256},
+            "buckets.largest and resolution",
+        ),
+        (
+            {"data__sources": [{"folder": "/a", "captions": "s3://b/c"}]},
+            "captions and folder lie on different storage",
+        ),
+        ({"learn__optimizer": {"name": "adamw", "betas": [0.9, 1.0]}}, "less than 1"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         built(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "begins"),
+    [
+        ({"precision": "fp16", "engine": {"kind": "zero"}}, "precision: fp16 and engine zero"),
+        ({"learn__optimizer": "paged-adamw-8bit", "engine": DDP}, "learn.optimizer: paged-adamw-8bit"),
+        ({"compute__attention": "xformers", "precision": "bf16"}, "compute.attention: xformers"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_on_cpus_alone(changes: dict[str, Any], begins: str) -> None:
+    (told,) = without_gpu(built(**changes))
+    assert told.startswith(begins) and "CPUs" in told
+    assert without_gpu(built()) == [] and without_gpu(built(precision="fp16", engine=DDP)) == []
+
+
+def test_a_node_without_a_gpu_says_it_too_before_anything_is_read(tmp_path: Path) -> None:
+    given = tmp_path / "train.json"
+    given.write_text(built(precision="fp16", engine={"kind": "zero"}).model_dump_json())
+    command = [sys.executable, "-m", "clusterft_trainer", "train", str(given), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        command, env={**os.environ, "CLUSTERFT_DEVICE": "cpu"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and '"failure": "config"' in done.stdout, done
+    assert "DeepSpeed scales no losses on CPUs" in done.stdout
 
 
 def test_settings_survive_their_own_json() -> None:

@@ -128,6 +128,8 @@ def _train(arguments: argparse.Namespace) -> object:
         raise errors.ConfigError(f"{path}: {_first(error)}", command.remedy(path)) from error
     with imports.collector_at_rest():
         place = dist.settle()
+        if place.device == "cpu" and (told := config.without_gpu(settings)):
+            raise errors.ConfigError(". ".join(told) + ".", command.remedy(path), everywhere=True)
         from clusterft_trainer import train
 
     return train.run(settings, run_dir.absolute(), place)

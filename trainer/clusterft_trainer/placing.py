@@ -45,26 +45,12 @@ def rules(settings: Buckets, resolution: int) -> Rules:
     step = settings.step or (64 if resolution >= 512 else 32)
     if settings.sizes is not None:
         listed = tuple(sorted({Bucket(*size) for size in settings.listed}))
-        _refuse_hidden(listed)
         return Rules(listed, area, step)
     if not settings.upscale:
         return Rules((), area, step, upscale=False)
     smallest = settings.smallest or max(step, resolution // 4 // step * step)
     largest = settings.largest or resolution
     return Rules(sizes_between(resolution, smallest, largest, step), area, step)
-
-
-def _refuse_hidden(listed: Sequence[Bucket]) -> None:
-    """A bucket with the shape of a smaller one would get next to nothing, and nobody would see why."""
-    shapes: dict[float, Bucket] = {}
-    for one in listed:
-        first = shapes.setdefault(one.width / one.height, one)
-        if first != one:
-            raise ConfigError(
-                f"{first.width}x{first.height} and {one.width}x{one.height} have one aspect ratio, by which "
-                "pictures are sorted: all would go to the smaller one.",
-                "Leave one of them out of data.buckets.sizes.",
-            )
 
 
 def table(settings: Buckets, resolution: int) -> tuple[Bucket, ...]:

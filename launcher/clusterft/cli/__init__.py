@@ -72,7 +72,7 @@ def _print_json(error: ClusterftError) -> None:
         "error": {
             "kind": error.kind,
             "failure": error.failure if isinstance(error, RunFailed) else None,
-            "problems": [{"what": p.what, "where": p.where, "remedy": p.remedy} for p in problems],
+            "problems": [{"what": p.what, "where": p.where, "remedy": p.advice} for p in problems],
         },
     }
     if isinstance(error, Blocked):

@@ -29,7 +29,7 @@ from clusterft.spec.amounts import Bytes, Seconds
 from clusterft.spec.image import ImageSpec
 from clusterft.spec.mounts import Mount
 from clusterft.spec.script import ScriptSpec, absolute
-from clusterft_trainer.config import Source, TrainConfig, locations
+from clusterft_trainer.config import Source, TrainConfig, locations, without_gpu
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # The launcher sets these from the plan; a second source would make a run differ from its plan.
@@ -259,6 +259,15 @@ class JobSpec(_Section):
                 why = mounts.refusal(path)
                 if why:
                     raise ValueError(f"{name}: {why}")
+        return train
+
+    @field_validator("train")
+    @classmethod
+    def _suits_its_slots(cls, train: TrainConfig | None, info: ValidationInfo) -> TrainConfig | None:
+        resources = info.data.get("resources")
+        told = without_gpu(train) if train and resources and resources.device == "cpu" else []
+        if told:
+            raise ValueError("; ".join(told))
         return train
 
     @field_validator("script")

@@ -64,7 +64,7 @@ class Document:
         ]
         shown.append(f"      | {' ' * (place.column - 1)}^ {hint}".rstrip())
         where = f"{self.path}:{place.line}:{place.column}"
-        return UsageError(what, where=where, remedy=remedy, excerpt="\n".join(shown))
+        return UsageError(what, where=where, remedy=remedy, excerpt="\n".join(shown), hint=hint)
 
 
 class _Loader(yaml.SafeLoader):

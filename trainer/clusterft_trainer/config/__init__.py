@@ -19,6 +19,7 @@ from clusterft_trainer.config.learn import PartName as PartName
 from clusterft_trainer.config.learn import UnetPart as UnetPart
 from clusterft_trainer.config.objective import Objective as Objective
 from clusterft_trainer.config.objective import Timesteps as Timesteps
+from clusterft_trainer.config.refusals import without_gpu as without_gpu
 from clusterft_trainer.config.run import Batch as Batch
 from clusterft_trainer.config.run import Checkpoints as Checkpoints
 from clusterft_trainer.config.run import Compute as Compute

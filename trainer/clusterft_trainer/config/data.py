@@ -101,7 +101,19 @@ class Buckets(Section):
                 raise ValueError(f"{one!r} is not WIDTHxHEIGHT with sides that are multiples of {_STEP}")
         if self.sizes is not None and not self.sizes:
             raise ValueError("sizes is empty")
+        self._refuse_hidden()
         return self
+
+    def _refuse_hidden(self) -> None:
+        """A bucket with the shape of a smaller one would get next to nothing, and nobody would see why."""
+        shapes: dict[float, tuple[int, int]] = {}
+        for one in sorted(self.listed):
+            first = shapes.setdefault(one[0] / one[1], one)
+            if first != one:
+                raise ValueError(
+                    f"sizes: {first[0]}x{first[1]} and {one[0]}x{one[1]} have one aspect ratio, by which pictures "
+                    "are sorted: all would go to the smaller one; leave one of them out"
+                )
 
     @property
     def listed(self) -> tuple[tuple[int, int], ...]:
@@ -153,6 +165,16 @@ class Data(Section):
     )
     problems: Problems = Problems()
     cache: Cache | None = Field(None, description="without it, latents are made again in every run")
+
+    @model_validator(mode="after")
+    def _around_the_resolution(self) -> Data:
+        sides = self.buckets
+        for name, side in (("smallest", sides.smallest), ("step", sides.step)):
+            if side is not None and side > self.resolution:
+                raise ValueError(f"buckets.{name} and resolution: {side} is more than {self.resolution}")
+        if sides.largest is not None and sides.largest < self.resolution:
+            raise ValueError(f"buckets.largest and resolution: {sides.largest} is less than {self.resolution}")
+        return self
 
     @model_validator(mode="after")
     def _still(self) -> Data:

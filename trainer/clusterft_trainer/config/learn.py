@@ -79,11 +79,14 @@ def _pair(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+
+
 class Optimizer(Section):
     """The rule by which weights move; a bare name in a job is enough."""
 
     name: OptimizerName = "adamw"
-    betas: Annotated[tuple[Fraction, Fraction], BeforeValidator(_pair)] | None = Field(
+    betas: Annotated[Betas, BeforeValidator(_pair)] | None = Field(
         None, description="decay of the running means; the library's if not given"
     )
     eps: Annotated[float, Field(gt=0)] | None = Field(None, description="the library's if not given")

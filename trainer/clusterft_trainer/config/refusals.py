@@ -20,6 +20,24 @@ def refusals(config: TrainConfig) -> list[str]:
     return [sentence for part in parts for sentence in part(config)]
 
 
+def without_gpu(config: TrainConfig) -> list[str]:
+    """What of these settings needs a GPU, for slots that are CPUs."""
+    found, kernel = [], config.compute.attention
+    if config.precision == "fp16" and isinstance(config.engine, Zero):
+        found.append(
+            "precision: fp16 and engine zero: DeepSpeed scales no losses on CPUs; use bf16 or fp32, or engine: "
+            "{kind: ddp}"
+        )
+    if config.learn.optimizer.name == "paged-adamw-8bit":
+        found.append(
+            "learn.optimizer: paged-adamw-8bit moves its state between a GPU and the host, and slots are CPUs; "
+            "use adamw-8bit"
+        )
+    if kernel in ("flash", "xformers"):
+        found.append(f"compute.attention: {kernel} needs an NVIDIA GPU, and slots are CPUs; use auto")
+    return found
+
+
 def _sharding(config: TrainConfig) -> list[str]:
     engine, name = config.engine, config.learn.optimizer.name
     found = []
@@ -131,6 +149,11 @@ def _rest(config: TrainConfig) -> list[str]:
 def _useless(config: TrainConfig) -> list[str]:
     """Settings that would be ignored."""
     found, learned = [], config.objective
+    if learned.zero_terminal_snr and learned.prediction == "epsilon":
+        found.append(
+            "objective.zero_terminal_snr and objective.prediction: the last timestep is then pure noise, which is "
+            "all that epsilon asks for; set prediction: v, or zero_terminal_snr: false"
+        )
     if learned.snr_of == "plain" and learned.min_snr is None and not learned.debiased:
         found.append("objective.snr_of: plain has no meaning without min_snr or debiased")
     if config.compute.text_dtype != "fp32" and {"text_encoder_1", "text_encoder_2"} <= config.learn.trained.keys():

@@ -30,6 +30,12 @@ class FolderSource(_Source):
         (".txt", ".caption"), description="of the text files; the first that is there counts"
     )
 
+    @model_validator(mode="after")
+    def _on_one_storage(self) -> FolderSource:
+        if self.captions is not None and ("://" in self.folder) != ("://" in self.captions):
+            raise ValueError("captions and folder lie on different storage: keep pictures and texts on one")
+        return self
+
 
 class TagRules(Section):
     """What becomes of a picture's tags and score before training; applied in the order of these settings."""

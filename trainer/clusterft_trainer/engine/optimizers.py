@@ -126,11 +126,6 @@ def _in_full(library: Any, group: dict[str, Any], target: torch.Tensor, length: 
 
 def _load(library: _Library, name: OptimizerName, device: str) -> Any:
     on_cpu = device.startswith("cpu")
-    if name == "paged-adamw-8bit" and on_cpu:
-        raise ConfigError(
-            "learn.optimizer: paged-adamw-8bit moves its state between a GPU and the host, and there is no GPU.",
-            "Use adamw-8bit.",
-        )
     if library.package == _AO and not _compiler(on_cpu):
         raise ConfigError(
             f"learn.optimizer: {name} compiles its step, and there is no C++ compiler on this node.",

@@ -19,7 +19,6 @@ from clusterft_trainer.dist import Place
 from clusterft_trainer.engine import groups, optimizers
 from clusterft_trainer.engine.base import Engine, Moved, Source
 from clusterft_trainer.engine.pieces import Piece
-from clusterft_trainer.errors import ConfigError
 
 
 class ZeroEngine(Engine):
@@ -30,11 +29,6 @@ class ZeroEngine(Engine):
     def __init__(self, config: TrainConfig, settings: Zero, place: Place, model: Any) -> None:
         deepspeed = imports.deepspeed()
         if place.device == "cpu":
-            if config.precision == "fp16":
-                raise ConfigError(
-                    "precision: fp16 under engine zero needs GPUs: DeepSpeed scales no losses on CPUs.",
-                    "Set precision: bf16 or fp32, or engine: {kind: ddp}.",
-                )
             # This op would be compiled on first use; gloo does the same work without a compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         trained = [p for p in model.parameters() if p.requires_grad]

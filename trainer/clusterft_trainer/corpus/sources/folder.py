@@ -17,16 +17,12 @@ from clusterft_trainer.corpus.chunk import Chunk
 from clusterft_trainer.corpus.faults import Fault, Report
 from clusterft_trainer.corpus.picture import SUFFIXES
 from clusterft_trainer.corpus.remote import Seen
-from clusterft_trainer.errors import ConfigError, DataError
+from clusterft_trainer.errors import DataError
 
 
 def chunks(source: FolderSource, number: int, report: Report) -> Iterator[Chunk]:
     """All pictures below the folder, sorted by name."""
     apart = source.captions is not None and source.captions != source.folder
-    if reach.is_url(source.folder) != reach.is_url(source.captions or source.folder):
-        raise ConfigError(
-            f"{source.folder} and {source.captions} lie on different storage.", "Keep pictures and texts on one."
-        )
     far = reach.is_url(source.folder)
     find: Callable[[str, Sequence[str]], Collection[str]] = stored if far else listed
     every = find(source.folder, (*SUFFIXES, *(() if apart else source.suffixes)))
