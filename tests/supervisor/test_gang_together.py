@@ -12,6 +12,7 @@ from gang_bench import GangBench, eventually
 
 from clusterft_trainer import stream
 from clusterft_trainer.assignment import Member, Survival
+from clusterft_trainer.supervisor.part import TOMBSTONE
 
 TRAIN = """
 import os, time
@@ -138,6 +139,35 @@ def test_a_stop_told_to_one_node_stops_all(gang: GangBench) -> None:
     for rank, node in enumerate(nodes):
         assert node.texts(rank) == ["ready", "saved"]
     assert nodes[0].all(stream.Decided)[-1].why == "stopped as asked"
+
+
+def test_a_stop_told_to_every_node_at_once_lets_ranks_save(gang: GangBench) -> None:
+    """Each node hears of it from itself and from the others, in any order: that is one stop, and no second one."""
+    nodes = gang.lay_out(SAVES.replace("    print", "    time.sleep(1)\n    print"), nodes=3)
+    gang.start()
+    assert eventually(lambda: all("ready" in node.texts(rank) for rank, node in enumerate(nodes)))
+    for node in nodes:  # as `stop` does, before a signal of its own comes late
+        (node.dir / TOMBSTONE).write_text("asked\n")
+    os.kill(nodes[2].supervisor(), signal.SIGTERM)
+    assert eventually(lambda: nodes[0].state()["stops"] and nodes[1].state()["stops"])
+    for node in nodes[:2]:
+        os.kill(node.supervisor(), signal.SIGTERM)
+    ends = [node.follow()[-1] for node in nodes]
+    assert [end.end for end in ends if isinstance(end, stream.Ended)] == ["stopped"] * 3
+    for rank, node in enumerate(nodes):
+        assert node.texts(rank) == ["ready", "saved"]
+
+
+def test_a_kill_by_hand_after_a_stop_is_a_second_one(gang: GangBench) -> None:
+    (node,) = gang.lay_out(SAVES.replace("signal.SIGTERM, save", "signal.SIGTERM, signal.SIG_IGN"), nodes=1)
+    gang.start()
+    assert eventually(lambda: "ready" in node.texts(0))
+    node.verb("stop")
+    assert eventually(lambda: node.state()["stops"] == 1)
+    assert node.rank_pids()
+    os.kill(node.supervisor(), signal.SIGTERM)
+    end = node.follow()[-1]
+    assert isinstance(end, stream.Ended) and end.end == "stopped" and not node.rank_pids()
 
 
 def test_a_stop_told_twice_kills_on_all_nodes(gang: GangBench) -> None:

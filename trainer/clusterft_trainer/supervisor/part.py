@@ -72,7 +72,8 @@ class Part:
         self._standby: Standby | None = None  # before the first attempt
         self._secrets = self._read_secrets()
         self._signals = 0
-        self._stops = max(self._ledger.stops, stops_asked(directory))
+        self._stones = stops_asked(directory)  # of those, how many were heeded
+        self._stops = max(self._ledger.stops, self._stones)
         self._left_before, self._ledger.left = self._ledger.left, False
         self._leaving: float | None = None
         self._look: Look | None = None
@@ -275,8 +276,11 @@ class Part:
         if not count:
             return
         asked = stops_asked(self._directory)
-        if not self._told.contained:
-            asked = max(asked, self._stops + count if asked == self._stops else asked)
+        # Whoever has left word sends a signal too, which may come after another node has passed the stop on. Only
+        # one without a word is somebody's own kill, and asks once more.
+        by_hand = asked == self._stones and not self._told.contained
+        self._stones = asked
+        asked = max(asked, self._stops + count if by_hand else 0)
         if asked:
             self._stop(asked, now)
         elif self._leaving is None:
