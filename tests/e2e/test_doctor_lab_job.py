@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from doctoring import JOB, Desk, Fault, above_info, clean, finding, on, suffers
+from PIL import Image
 
 from lab import LightLab
 
@@ -57,7 +58,7 @@ def test_pictures_that_one_node_lacks_are_counted(lab: LightLab, tmp_path: Path)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for k in range(16):
-        (pictures / f"{k:05d}.png").write_bytes(bytes(100 + k))
+        Image.new("RGB", (8 + k, 8), (k, k, k)).save(pictures / f"{k:05d}.png")
     job = JOB.format(shared=lab.shared, runtime="process").replace("{builtin: shapes}", f"{{folder: {pictures}}}")
     desk = Desk(lab, tmp_path / "desk", job=job)
     clean(desk.doctor())
@@ -71,8 +72,40 @@ def test_pictures_that_one_node_lacks_are_counted(lab: LightLab, tmp_path: Path)
     found = finding(answer, "data.differs", "n2")
     assert found["status"] == "fail" and found["summary"] == f"n2 has 4 files less in {pictures} than other nodes"
     assert found["evidence"].splitlines()[0].startswith("n1 n3: 16 files, ")
-    assert found["fix"][0].startswith(f"clusterft push {pictures}")
+    assert found["fix"][0].startswith("clusterft push ") and str(pictures) in found["fix"][0]
     assert found["fix"][1] == f"on n2: rsync -a {lab.node('n1').address}:{pictures}/ {pictures}/"
     assert [one["id"] for one in above_info(answer)] == ["data.differs"]
     clean(quick)
     clean(desk.doctor())
+
+
+def _part_of_diffusers() -> Path:
+    spec = importlib.util.find_spec("diffusers")
+    assert spec and spec.origin
+    return Path(spec.origin).parent / "models" / "unets" / "unet_2d_condition.py"
+
+
+def test_a_library_that_is_not_whole_is_found_by_a_rank_that_is_tried(lab: LightLab, tmp_path: Path) -> None:
+    """Versions are alike, and torch is well: only a rank that begins as in a run shows it."""
+    fault = Fault(
+        "an empty file of diffusers",
+        "run.rehearsal",
+        lambda lab, _: on(lab, "n2", f": >/run/empty.py; mount --bind /run/empty.py {_part_of_diffusers()}"),
+        lambda lab, _: on(lab, "n2", f"umount -l {_part_of_diffusers()}"),
+        fix=("on n2: ", "-m pip install --force-reinstall --no-deps diffusers=="),
+        evidence=("a rank fails when it imports its libraries: ImportError", "unet_2d_condition.py"),
+        options=(),
+    )
+    suffers(fault, lab, tmp_path)
+
+
+def test_a_model_that_is_a_pointer_is_told_before_a_run(lab: LightLab, tmp_path: Path) -> None:
+    model = Path(lab.shared) / "sdxl.safetensors"
+    model.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 6938078334\n")
+    job = JOB.format(shared=lab.shared, runtime="process").replace("builtin:tiny", str(model))
+    answer = Desk(lab, tmp_path, job=job).doctor()
+    model.unlink()
+    found = finding(answer, "run.rehearsal", "n1", "n2", "n3")
+    assert "is a Git LFS pointer" in found["summary"] and found["fix"] == [
+        "Fetch it with `git lfs pull`, or download it."
+    ]

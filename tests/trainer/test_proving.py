@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from ranks import TRAINER, free_port
 
 from clusterft_trainer.proving import cards, checkpointing, collective
@@ -310,3 +311,38 @@ def answer() -> cards.Question:
     while not asked.over():
         time.sleep(0.01)
     return asked
+
+
+def rehearsed(bench: Bench, folder: Path, **settings: Any) -> dict[int, list[dict[str, Any]]]:
+    """Two ranks of a small job."""
+    config = {"model": "builtin:tiny", "output": {"name": "x"}, "learn": {"unet": {"rate": 1e-3}}, "steps": 1}
+    config |= {"data": {"sources": [{"folder": str(folder)}]}} | settings
+    bench.start("rehearse", 2, config=config, modules=[])
+    return bench.ends(2)[0]
+
+
+def test_a_rehearsal_goes_as_far_as_the_first_all_reduce(bench: Bench, tmp_path: Path) -> None:
+    """A picture that is broken is the job's own affair as long as another one is well."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for said in rehearsed(bench, tmp_path).values():
+        stages = [one["stage"] for one in said if "stage" in one]
+        assert stages == ["libraries", "model", "pictures", "processes", "store", "group", "first", "done"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stage", "words", "remedy"),
+    [
+        ({"model": "/nowhere/sdxl.safetensors"}, "model", "/nowhere/sdxl.safetensors", ""),
+        ({}, "pictures", "None of the pictures", "git lfs pull"),
+        ({"data": {"sources": [{"folder": "/nowhere/at all"}]}}, "pictures", "/nowhere/at all", "job.yaml"),
+    ],
+)
+def test_a_rehearsal_ends_where_a_run_would_and_in_its_words(
+    bench: Bench, tmp_path: Path, settings: dict[str, Any], stage: str, words: str, remedy: str
+) -> None:
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for said in rehearsed(bench, tmp_path, **settings).values():
+        assert [one["stage"] for one in said if "stage" in one][-1] == stage
+        told = next(one for one in said if "error" in one)
+        assert words in told["error"] and remedy in told["remedy"]

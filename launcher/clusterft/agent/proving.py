@@ -1,6 +1,7 @@
 """Becomes the trainer's own proving program, in a Python of this node that has torch.
 
-proving [PYTHON...]    tried in that order, then the Python that runs this
+proving [env=JSON] [PYTHON...]    tried in that order, then the Python that runs this; with `env=` it gets these
+                                  variables and no others
 """
 
 from __future__ import annotations
@@ -19,26 +20,35 @@ _LOOK = (
 _SECONDS = 30  # on a cold disk
 
 
-def main(*pythons: str) -> None:
+_GIVEN = "env="
+
+
+def main(*words: str) -> None:
     """Find one, and turn into it; else say why not."""
-    os.environ["PYTHONSAFEPATH"] = "1"
-    os.environ.setdefault("HOME", "/tmp")
+    given = [json.loads(word[len(_GIVEN) :]) for word in words if word.startswith(_GIVEN)]
+    _become([word for word in words if not word.startswith(_GIVEN)], dict(given[0] if given else os.environ))
+
+
+def _become(pythons: list[str], env: dict[str, str]) -> None:
+    env["PYTHONSAFEPATH"] = "1"
+    env.setdefault("HOME", "/tmp")
     words = []
     for python in dict.fromkeys([*pythons, sys.executable]):
         path = shutil.which(python)
-        why = _lacks(path) if path else "is not there"
+        why = _lacks(path, env) if path else "is not there"
         if path and not why:
-            os.execv(path, [path, "-u", "-m", "clusterft_trainer.proving"])
+            os.execve(path, [path, "-u", "-m", "clusterft_trainer.proving"], env)
         words.append(python + ": " + why)
     sys.stdout.write(json.dumps({"broken": "; ".join(words)}) + "\n")
     sys.stdout.flush()
 
 
-def _lacks(path: str) -> str:
+def _lacks(path: str, env: dict[str, str]) -> str:
+    look = [path, "-c", _LOOK]
     try:
         null = subprocess.DEVNULL
         done = subprocess.run(
-            [path, "-c", _LOOK], stdin=null, capture_output=True, text=True, timeout=_SECONDS, check=False
+            look, stdin=null, capture_output=True, text=True, timeout=_SECONDS, check=False, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

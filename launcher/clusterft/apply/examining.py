@@ -19,9 +19,23 @@ from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.checks.work import measured
 from clusterft.errors import ClusterftError
 from clusterft.facts.deep import Deep
+from clusterft.facts.rehearsal import Rehearsal
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
-from clusterft.probing import box, client, deep, desk, health, holdings, imports, links, nearby, share, ways
+from clusterft.probing import (
+    box,
+    client,
+    deep,
+    desk,
+    health,
+    holdings,
+    imports,
+    links,
+    nearby,
+    rehearsing,
+    share,
+    ways,
+)
 from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
@@ -34,6 +48,7 @@ _DEADLINES: Mapping[Thing, float] = {
     "box": 30.0,
     "imports": 46.0,
     "holdings": 25.0,
+    "rehearsal": rehearsing.SECONDS,
     "deep": 600.0,
 }
 _QUICK = "not with --quick"
@@ -85,7 +100,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     here = own(None)["desk"]
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
     if depth == "quick":
-        unasked |= dict.fromkeys(("links", "share", "box", "imports", "holdings", "deep"), _QUICK)
+        unasked |= dict.fromkeys(("links", "share", "box", "imports", "holdings", "rehearsal", "deep"), _QUICK)
     else:
         unasked |= {} if depth == "deep" else {"deep": _DEEP}
         unasked |= {} if wanted.shared else {"share": "no shared dir is known: give --job job.yaml"}
@@ -94,6 +109,9 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         with Crew(fleet, found) as crew:
             _probe(crew, survey, wanted, unasked, gathered, show)
         gathered.left = tuple(crew.left)
+    tried: Rehearsal | None = _of(gathered, "rehearsal", None)
+    if tried is not None and tried.refused:
+        unasked |= {"rehearsal": tried.refused}
     looked: Deep | None = _of(gathered, "deep", None)
     if looked is not None:
         baseline.remember(known, looked)
@@ -108,6 +126,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         boxes=_of(gathered, "box", {}),
         imports=_of(gathered, "imports", {}),
         holdings=_of(gathered, "holdings", {}),
+        rehearsal=tried,
         deep=looked,
         nearby=near,
         absent=gathered.absent,
@@ -123,6 +142,10 @@ def _no_question(wanted: Wanted) -> dict[Thing, str]:
         found["imports"] = "only of a job with runtime: process" if job else "no job is given: --job job.yaml"
     if job is None or not job.own_paths:
         found["holdings"] = "the job reads from the shared dir alone" if job else "no job is given: --job job.yaml"
+    if job is None:
+        found["rehearsal"] = "no job is given: --job job.yaml"
+    elif wanted.contained and not wanted.tag:
+        found["rehearsal"] = "there is no image yet: clusterft up"
     return found
 
 
@@ -160,9 +183,16 @@ def _probe(
     for thing, thread in threads.items():
         thread.join(max(0.0, began + _DEADLINES[thing] * _turns(survey) - time.monotonic()))
         _lacking(gathered, survey, thing)
+    if job is not None and "rehearsal" not in unasked:
+        show("rehearsing the beginning of a run")
+        _alone(
+            "rehearsal", lambda: rehearsing.rehearse(crew, survey, wanted, job), gathered, survey, _turns(survey)
+        )
     if job is not None and "imports" not in unasked:
-        show("loading torch on every node")
-        _alone("imports", lambda: imports.look(crew.fleet, job), gathered, survey, _turns(survey))
+        show("asking every node's Python what it has")
+        tried: Rehearsal | None = _of(gathered, "rehearsal", None)
+        up = frozenset(tried.tries) if tried else frozenset()
+        _alone("imports", lambda: imports.look(crew.fleet, job, up), gathered, survey, _turns(survey))
     if "deep" not in unasked:
         show("collectives and cards at work: minutes")
         _alone("deep", lambda: deep.run(crew, survey, wanted, show, gathered.before), gathered, survey)

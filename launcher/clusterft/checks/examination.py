@@ -22,6 +22,7 @@ from clusterft.facts.image import Identity
 from clusterft.facts.imports import Imports
 from clusterft.facts.links import Links
 from clusterft.facts.nearby import Nearby
+from clusterft.facts.rehearsal import Rehearsal
 from clusterft.facts.share import Share, Trial
 from clusterft.spec import JobSpec
 
@@ -29,8 +30,9 @@ T = TypeVar("T")
 
 # facts: the probe of `up`; health: doctor's own; links: the port matrix; share: the storage proof; box: a
 # container of the run's image; imports: the job's Python where there are no containers; holdings: what nodes have
-# of the job's data; deep: collectives and cards at work; job: job.yaml, which may not be given.
-Thing = Literal["facts", "health", "links", "share", "box", "imports", "holdings", "deep", "job"]
+# of the job's data; rehearsal: a rank of the job on each; deep: collectives and cards at work; job: job.yaml,
+# which may not be given.
+Thing = Literal["facts", "health", "links", "share", "box", "imports", "holdings", "rehearsal", "deep", "job"]
 
 
 class Absence(NamedTuple):
@@ -69,6 +71,7 @@ class Examination:
     boxes: Mapping[str, Box] = field(default_factory=dict)
     imports: Mapping[str, Imports] = field(default_factory=dict)
     holdings: Mapping[str, Mapping[str, Holding]] = field(default_factory=dict)  # node -> path -> what is there
+    rehearsal: Rehearsal | None = None
     deep: Deep | None = None
     nearby: Mapping[str, Nearby | None] = field(default_factory=dict)  # where the job keeps copies on nodes
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)

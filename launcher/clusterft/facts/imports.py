@@ -19,7 +19,7 @@ _SCRIPT = """
 import json, sys
 sys.path[:] = [one for one in sys.path if one]
 from importlib import metadata, util
-names, distributions = json.loads(sys.argv[1])
+names, distributions, load = json.loads(sys.argv[1])
 absent = [name for name in names if util.find_spec(name) is None]
 versions = {}
 for name in names:
@@ -28,7 +28,7 @@ for name in names:
     except metadata.PackageNotFoundError:
         pass
 error = ""
-if "torch" not in absent:
+if load and "torch" not in absent:
     try:
         import torch
         versions["torch"] = str(torch.__version__)
@@ -53,10 +53,10 @@ class Imports:
     late: bool = False  # it was not done in time
 
 
-def argv(python: str, names: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
+def argv(python: str, names: Sequence[str], env: Mapping[str, str], *, load: bool = True) -> tuple[str, ...]:
     """The command for one node; `env` is what decides where Python and its libraries are found."""
     given = tuple(f"{name}={value}" for name, value in env.items())
-    asked = json.dumps([list(names), _DISTRIBUTIONS])
+    asked = json.dumps([list(names), _DISTRIBUTIONS, load])
     return ("timeout", "-k", "1", str(_LIMIT), "env", *given, python, "-c", _SCRIPT, asked)
 
 

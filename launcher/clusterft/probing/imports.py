@@ -20,13 +20,13 @@ def needed(job: JobSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("clusterft_trainer", "torch", *launching, *(_TRAINER if job.train else ()))))
 
 
-def look(fleet: Fleet, job: JobSpec) -> dict[str, Imports | Unreachable]:
-    """What each reached node's Python says."""
+def look(fleet: Fleet, job: JobSpec, loaded: frozenset[str] = frozenset()) -> dict[str, Imports | Unreachable]:
+    """What each reached node's Python says; on the nodes that are `loaded` torch has just come up."""
     python = job.python or sys.executable
     env = {name: value for name, value in job.env.items() if name in _FINDING}
-    command = imports.argv(python, needed(job), env)
 
-    def one(_: str, remote: Remote) -> Imports:
+    def one(name: str, remote: Remote) -> Imports:
+        command = imports.argv(python, needed(job), env, load=name not in loaded)
         done = remote.run(command, seconds=imports.SECONDS)
         return imports.parse(python, done.code, done.out, done.err)
 

@@ -25,9 +25,12 @@ echo looked
 _KEPT = 160  # characters
 
 
-def reason(crew: Crew, survey: Survey, wanted: Wanted) -> str:
-    """Why these nodes must not be loaded now, or nothing. What could not be read is no leave to load it."""
-    for node in survey.cluster.active if wanted.device == "cuda" else ():
+def reason(crew: Crew, survey: Survey, wanted: Wanted, *, cards: bool = True) -> str:
+    """Why these nodes must not be loaded now, or nothing. What could not be read is no leave to load it.
+
+    Whose program uses cards matters to those who want to use them.
+    """
+    for node in survey.cluster.active if cards and wanted.device == "cuda" else ():
         known = survey.facts.get(node.name)
         for card in used(node, known) if known else ():
             if words := _card(node.name, card):

@@ -1,10 +1,11 @@
-"""Who takes part in `doctor --deep`: nodes on which the proving program could be started as a run's ranks are.
+"""Who takes part in `doctor --deep` and in the rehearsal: nodes on which the proving program could be started.
 
 Owns the words of a node that has none. Starts no task.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from clusterft.checks.examination import Wanted
 from clusterft.checks.work import acceptance
 from clusterft.facts import deep as facts
 from clusterft.hosts import Node
+from clusterft.plan.container import Fittings
 from clusterft.plan.network import Address
 from clusterft.probing import box
 from clusterft.probing.crew import Crew, Silent, Talk
@@ -21,6 +23,14 @@ from clusterft.remote import Remote
 
 _PERSON = {"HOME": "/tmp", "USER": "clusterft"}  # a run's home is put into its container with its files
 _READY = 90.0  # torch and its libraries from a cold disk, on all nodes at once
+
+
+@dataclass(frozen=True, slots=True)
+class Dress:
+    """What a program gets of its node, and the variables that it has where these are a run's own."""
+
+    fittings: Fittings
+    env: Mapping[str, str] | None = None
 
 
 def able(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
@@ -41,21 +51,27 @@ def able(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[list[str], dict[st
     return able, missing
 
 
-def opened(crew: Crew, survey: Survey, wanted: Wanted) -> tuple[dict[str, Talk], dict[str, str]]:
+def opened(
+    crew: Crew, survey: Survey, wanted: Wanted, dressed: Mapping[str, Dress] | None = None, ready: float = _READY
+) -> tuple[dict[str, Talk], dict[str, str]]:
     """Every node's program, once it has torch; words of those that have none."""
     nodes = {node.name: node for node in survey.cluster.active}
-    pythons = ((wanted.job.python if wanted.job else None) or sys.executable,)
+    python = (wanted.job.python if wanted.job else None) or sys.executable
 
     def one(name: str, _: Remote) -> Talk | str:
         way, known = crew.ways[name], survey.facts[name]
-        inside = box.fittings(nodes[name], known, wanted)
-        arguments = () if way.kind == "image" else pythons
+        dress = dressed[name] if dressed else Dress(box.fittings(nodes[name], known, wanted))
+        told = () if dress.env is None else (f"env={json.dumps(dict(dress.env))}",)
+        arguments = () if way.kind == "image" else (*told, python)
+        variables = {**(dress.env or {}), **_PERSON}
         try:
-            talk = crew.start(name, "proving", arguments, owner=wanted.owner, fittings=inside, env=_PERSON)
+            talk = crew.start(
+                name, "proving", arguments, owner=wanted.owner, fittings=dress.fittings, env=variables
+            )
         except Silent as error:
             return str(error)
         try:
-            body = talk.hear(_READY)
+            body = talk.hear(ready)
         except Silent as error:
             talk.close()
             return f"torch did not come up: {error}"

@@ -1,4 +1,4 @@
-"""What `clusterft doctor --deep` runs on nodes, in the run's own image: collectives, cards at work, a checkpoint.
+"""What `clusterft doctor` runs on nodes, in the run's own image: how a run begins, and with --deep much more.
 
 Owns the measuring; what the figures mean is the controller's to judge. Leaves no process and no file behind.
 """

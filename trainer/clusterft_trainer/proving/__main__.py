@@ -1,4 +1,4 @@
-"""One node's part of `doctor --deep`: torch is imported once, and each task is a fork of this process.
+"""One node's part of doctor's trials: torch is imported once, and each task is a fork of this process.
 
 Speaks JSON lines: a task in, what its process says and how it ended out. A process past its deadline is killed and
 left behind if it cannot be killed. When stdin ends, all of them end.
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from clusterft_trainer.proving import cards, checkpointing, collective
+from clusterft_trainer.proving import cards, checkpointing, collective, rehearsal
 from clusterft_trainer.proving.forks import Fork
 
 TASKS = {
@@ -25,6 +25,7 @@ TASKS = {
     "card": cards.run,
     "checkpoint": checkpointing.run,
     "sweep": checkpointing.sweep,
+    "rehearse": rehearsal.run,
 }
 _LOOK = 0.2  # seconds between two looks at deadlines
 _SWEEP = 4.0  # seconds for files that an interrupted task has left

@@ -67,6 +67,20 @@ _BEFORE: tuple[Entry, ...] = (
         found=("probe",),
     ),
     Entry(
+        id="run.rehearsal",
+        layer="job",
+        title="A rank does not come as far as its first all-reduce",
+        symptom="a run that ends, or hangs, before its first step",
+        how="one rank is started on every node with the variables, limits, mounts and user of a run; it imports "
+        "the run's libraries, reads the model's headers and a few pictures, starts a helper process and meets the "
+        "others in an all-reduce over gloo. It uses no card and loads no weights. Not with --quick, nor beside a "
+        "run. What has a check of its own is told by that",
+        cause="whatever a run would meet: an install that is not whole, a model that is a Git LFS pointer, a "
+        "variable in env:, a limit",
+        mends=("as the rank's own words say, which are the evidence",),
+        found=("probe",),
+    ),
+    Entry(
         id="run.jit-lock",
         layer="job",
         title="A lock is left over from an extension that was being built",
@@ -219,7 +233,7 @@ _LOGGED: tuple[Entry, ...] = (
         "job",
         "DeepSpeed's launcher needs pdsh",
         "launcher 'pdsh' not installed",
-        "sudo apt-get install pdsh   or start it with clusterft train",
+        "sudo apt-get install pdsh   or start it with `clusterft train`",
         "DeepSpeed launcher/runner.py",
     ),
     _logged(

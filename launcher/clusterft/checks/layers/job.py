@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from clusterft.checks import holdings, imports, nearby
+from clusterft.checks import holdings, imports, nearby, rehearsal
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
 from clusterft_trainer.config import BuiltinSource
 
+# Where one of these has failed on a node, its rank fails of it, and says the same less well.
+_BEFORE_A_RANK = (
+    "ssh.",
+    "os.",
+    "dk.",
+    "net.",
+    "nccl.",
+    "rdzv.",
+    "fs.",
+    "data.",
+    "job.",
+    "run.import",
+)
 _KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -79,6 +92,12 @@ def importing(seen: Examination) -> Iterator[Finding]:
     yield from imports.found(seen.nodes, seen.imports)
 
 
+def rehearsed(seen: Examination) -> Iterator[Finding]:
+    """run.rehearsal: the beginning of a run, on all nodes at once."""
+    if seen.rehearsal is not None:
+        yield from rehearsal.found(seen.nodes, seen.rehearsal, seen.imports)
+
+
 def _figures(text: str | None) -> dict[str, int]:
     """Of a configuration that can be read; `auto` is a figure that somebody else fills in."""
     try:
@@ -104,4 +123,5 @@ CHECKS: tuple[Check, ...] = (
     Check(("data.too-small",), too_small, ("facts", "job")),
     Check(("data.differs",), differs, ("facts", "holdings", "job")),
     Check(("run.import",), importing, ("facts", "imports", "job"), after=("os.memory-limit",)),
+    Check(("run.rehearsal",), rehearsed, ("facts", "rehearsal", "job"), after=_BEFORE_A_RANK),
 )

@@ -1,0 +1,127 @@
+"""Proves what doctor makes of ranks that were tried before a run: whose fault an end is, and what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clusterft.checks import rehearsal as checks
+from clusterft.facts import rehearsal as facts
+from clusterft.facts.deep import Said
+from clusterft.facts.imports import Imports
+from clusterft.facts.rehearsal import Rehearsal, Try
+from clusterft.findings import Finding
+
+NODES = ("a", "b", "c")
+PYTHON = "/opt/venv/bin/python"
+PYTHONS = {
+    node: Imports(PYTHON, "3.11.7", versions=(("diffusers", "0.36.0"), ("torch", "2.13.0"))) for node in NODES
+}
+WELL = Rehearsal(
+    tries={node: Try(node, "done", model="sign") for node in NODES},
+    addresses={"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"},
+    pythons=dict.fromkeys(NODES, PYTHON),
+)
+WAITED = "DistStoreError: Timed out after 38 seconds waiting for clients. 2/3 clients joined."
+
+
+def found(**odd: Try) -> list[Finding]:
+    return list(checks.found(NODES, replace(WELL, tries={**WELL.tries, **odd}), PYTHONS))
+
+
+def waiting(node: str) -> Try:
+    return Try(node, "store", error=WAITED)
+
+
+def test_ranks_that_came_through_are_well() -> None:
+    assert found() == []
+
+
+def test_a_library_that_breaks_is_named_with_its_version_and_those_that_waited_are_not() -> None:
+    words = (
+        '  File "/opt/venv/lib/python3.11/site-packages/diffusers/models/unet.py", line 3, in <module>\n'
+        "ImportError: cannot import name 'UNet'"
+    )
+    broken = Try("b", "libraries", error="ImportError: cannot import name 'UNet'", words=words)
+    (one,) = found(b=broken, a=waiting("a"), c=waiting("c"))
+    assert (one.id, one.status, one.nodes) == ("run.rehearsal", "fail", ("b",))
+    assert one.summary == "a rank fails when it imports its libraries: ImportError: cannot import name 'UNet'"
+    assert one.fix[0] == f"on b: {PYTHON} -m pip install --force-reinstall --no-deps diffusers==0.36.0"
+    assert one.evidence == words, "its last line is the error, which is not said twice"
+
+
+def test_what_the_trainer_knows_comes_with_its_own_remedy_and_no_traceback() -> None:
+    told = Try(
+        "c", "model", error="/m is a Git LFS pointer.", remedy="Fetch it.", words="Traceback\nDataError: /m"
+    )
+    (one,) = found(c=told)
+    assert one.summary.endswith(": /m is a Git LFS pointer") and one.fix == ("Fetch it.",)
+    assert one.evidence == "/m is a Git LFS pointer."
+
+
+def test_words_that_the_tables_know_bring_their_own_fix() -> None:
+    line = (
+        "RuntimeError: unable to open shared memory object </torch_1_2> in read-write mode: Permission denied (13)"
+    )
+    (one,) = found(b=Try("b", "processes", error=line))
+    known = found(b=Try("b", "processes", error="OSError: [Errno 24] Too many open files"))
+    assert known[0].fix != one.fix and any("ulimit" in step for step in known[0].fix)
+
+
+def test_who_was_killed_was_most_likely_out_of_memory() -> None:
+    said = Said("b", 0, ({"stage": "libraries"},), code=-9)
+    (one,) = found(b=facts.tried(said))
+    assert one.nodes == ("b",) and "memory runs out" in one.summary
+
+
+def test_ranks_that_are_well_alone_and_do_not_meet_are_told_of_together() -> None:
+    (one,) = found(a=replace(waiting("a"), late=True), b=waiting("b"), c=waiting("c"))
+    assert one.nodes == NODES and one.summary.endswith("do not meet")
+    assert one.evidence.count("\n") == 2 and "env:" in one.fix[0]
+
+
+def test_one_that_breaks_as_they_meet_is_believed_and_those_that_lose_it_are_not() -> None:
+    broken = Try("b", "group", error="RuntimeError: Unable to find address for: eth7")
+    (one,) = found(a=Try("a", "first", error="RuntimeError: Connection reset by peer"), b=broken, c=waiting("c"))
+    assert one.nodes == ("b",) and "eth7" in one.summary
+
+
+def test_a_rank_that_is_only_slow_is_unknown_and_blames_nobody() -> None:
+    slow = Try("b", "libraries", late=True)
+    (one,) = found(b=slow, a=waiting("a"), c=waiting("c"))
+    assert (one.status, one.nodes) == ("unknown", ("b",))
+
+
+def test_torch_that_does_not_come_up_is_told_in_its_words() -> None:
+    seen = replace(WELL, tries={"a": waiting("a")}, unopened={"b": "it ended: no such file: libc10.so"})
+    (one,) = checks.found(NODES, seen, PYTHONS)
+    assert one.nodes == ("b",) and "libc10.so" in one.summary and PYTHON in one.fix[0]
+
+
+def test_a_model_that_is_another_one_is_told_of_the_node_that_has_it() -> None:
+    (one,) = found(c=Try("c", "done", model="another"))
+    assert one.nodes == ("c",) and "10.0.0.1" in one.fix[0]
+
+
+def test_a_job_that_these_nodes_cannot_run_is_told_with_its_remedy() -> None:
+    (one,) = checks.found(NODES, Rehearsal(unfit="unequal slots", remedy="launcher: torchrun"), {})
+    assert one.status == "fail" and one.fix == ("launcher: torchrun",) and "unequal slots" in one.summary
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (Said("a", 0, ({"stage": "libraries"}, {"stage": "done"}), 0), Try("a", "done")),
+        (Said("a", 0, (), None, words="gone"), Try("a", words="gone")),
+        (Said("a", 0, ({"stage": "store"},), -9, late=True), Try("a", "store", "ended by signal 9", late=True)),
+        (
+            Said(
+                "a", 0, ({"stage": "model"}, {"error": "no", "remedy": "do"}, {"error": "TrainerError: no do"}), 70
+            ),
+            Try("a", "model", "no", "do"),
+        ),
+    ],
+)
+def test_what_a_process_said_is_how_far_it_came(said: Said, expected: Try) -> None:
+    assert facts.tried(said) == expected
