@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -428,6 +429,21 @@ def test_a_supervisor_that_nobody_has_reaped_is_not_at_work(tmp_path: Path) -> N
     part = Part("n1", 0, "process", str(tmp_path), "p")
     assert not Processes().alive(part, LocalRemote())
     ended.wait()
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_what_runs_of_a_run_that_is_over_lets_go_of_its_node(tmp_path: Path, kill: bool) -> None:
+    """Found by a user: two nodes were occupied for minutes by parts that could not be told of the end."""
+    at_work = subprocess.Popen(["sleep", "600"])
+    began = Path(f"/proc/{at_work.pid}/stat").read_text().rpartition(") ")[2].split()[19]
+    (tmp_path / "supervisor.json").write_text(f'{{"pid": {at_work.pid}, "start": {began}}}')
+    part = Part("n1", 0, "process", str(tmp_path), sys.executable)
+    try:
+        assert Processes().harvest(part, LocalRemote(), "", kill=kill) == Harvest(removed=kill)
+        assert Processes().alive(part, LocalRemote()) is not kill
+    finally:
+        at_work.kill()
+        at_work.wait()
 
 
 @pytest.mark.parametrize("back", [True, False])

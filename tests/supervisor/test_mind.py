@@ -180,6 +180,34 @@ def test_out_of_reach_for_longer_than_patience_is_lost() -> None:
     assert table.decided()[-1].node == "n2" and "2 of 3 nodes are left, and the job needs 3" in over.words
 
 
+def test_who_never_came_is_not_lost_but_kept_from_the_heads_port() -> None:
+    """Found by a user: a firewall on the head was told as nodes that had rebooted, and as a reunion."""
+    table = Table()
+    table.hello(0)
+    table.hello(1)
+    table.gang.gone(1, table.now)  # it came, and went: that is another matter
+    table.tick(200)
+    (found,) = [line for line in table.said if isinstance(line, stream.Found)]
+    assert (found.id, found.status, found.nodes) == ("net.master-port", "fail", ("n0", "n2"))
+    assert "n2 never came to port 1 of n0" in found.summary
+    assert found.fix[0] == "on n0: sudo iptables -I INPUT -p tcp -s 10.0.0.2 --dport 1 -j ACCEPT"
+    assert isinstance(over := table.last(0), Over) and (over.failure, over.node) == ("net.master-port", "n0")
+    waits = [line for line in table.said if isinstance(line, stream.Waiting)]
+    assert [(line.nodes, line.lost) for line in waits] == [(("n1", "n2"), ()), ((), ("n1", "n2"))]
+
+
+def test_a_head_that_comes_back_knows_who_has_been_there() -> None:
+    table = Table()
+    table.hello(0)
+    table.hello(1)
+    table.gang.gone(1, table.now)
+    table.sit_down()
+    table.hello(0)
+    table.tick(200)
+    (found,) = [line for line in table.said if isinstance(line, stream.Found)]
+    assert found.nodes == ("n0", "n2")
+
+
 def test_enough_nodes_go_on_without_the_lost_one_and_take_it_back_next_time() -> None:
     table = Table(survival=replace(SURVIVAL, min_nodes=2))
     table.gather()

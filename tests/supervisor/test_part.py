@@ -336,6 +336,27 @@ def test_stop_of_a_finished_run_harms_nobody(bench: Bench) -> None:
     assert eventually(lambda: json.loads(bench.verb("stop").stdout) == {"told": False})
 
 
+def test_a_part_that_nobody_needs_is_ended_at_once_and_holds_its_node_no_more(bench: Bench) -> None:
+    bench.write("import time; print('here', flush=True); time.sleep(600)")
+    pid = bench.start()
+    assert eventually(lambda: "here" in bench.said())
+    (rank,) = bench.rank_pids()
+    assert json.loads(bench.verb("end").stdout) == {"ended": True}
+    assert start_time(pid) is None and start_time(rank) is None
+    assert '"ended"' not in bench.said(), "the run has had its last word from somebody else"
+    assert json.loads(bench.verb("end").stdout) == {"ended": False}
+    (bench.dir / "stopped").unlink()
+    bench.start()  # the lock is free
+
+
+def test_a_part_that_says_its_last_words_may_finish_them(bench: Bench) -> None:
+    bench.write("pass")
+    bench.start()
+    assert eventually(lambda: '"ended"' in bench.said())
+    bench.verb("end")
+    assert eventually(lambda: '"ended"' in (bench.shared / "events" / "n0.jsonl").read_text())
+
+
 def test_an_assignment_of_another_schema_is_refused() -> None:
     with pytest.raises(ValueError, match="schema"):
         parse('{"schema": 1}')

@@ -108,9 +108,10 @@ class Waiting:
     """Said by the head: some members are out of reach, and until when they are waited for."""
 
     kind: ClassVar[str] = "waiting"
-    nodes: tuple[str, ...]  # none: all are there again
+    nodes: tuple[str, ...]  # none: nobody is waited for any more
     until: float
     at: float
+    lost: tuple[str, ...] = ()  # nodes that were waited for, and are given up now
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class Gang:
             return
         for node in self.parts.keys() - self._over:
             self._over.add(node)
-            words = "no last word; what is left there is cleared away by"
+            words = "no last word; what is left there is cleared away now, or by"
             yield Gone(node, f"{words}: clusterft status {self.run}")
 
     # -- end -----------------------------------------------------------------------------

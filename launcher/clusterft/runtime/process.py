@@ -86,10 +86,11 @@ class Processes:
         """
         if part.node not in self._made:
             return
-        remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
-        remote.run(part.supervisor("stop"), seconds=_STOP_SECONDS)
         secrets = PurePosixPath(part.directory) / "secrets.json"
-        remote.run(("rm", "-f", "--", str(secrets)), seconds=_STOP_SECONDS)
+        try:
+            _end(part, remote)
+        finally:
+            remote.run(("rm", "-f", "--", str(secrets)), seconds=_STOP_SECONDS)
 
     def follow(self, part: Part, remote: Remote, skip: int) -> Lines:
         """What the supervisor says from that line on."""
@@ -114,8 +115,22 @@ class Processes:
         return remote.run(("sh", "-c", '[ ! -e "$1" ] || cat -- "$1"', "sh", path), seconds=_STOP_SECONDS).out
 
     def harvest(self, part: Part, remote: Remote, keep: str, *, kill: bool) -> Harvest:
-        """The files of a run stay: they are a few, and the node's own copy of the logs."""
-        return Harvest(removed=False)
+        """End a supervisor that nobody can tell that the run is over: it would hold the node for its patience.
+
+        The files of a run stay: they are a few, and the node's own copy of the logs.
+        """
+        if not kill or not self.alive(part, remote):
+            return Harvest(removed=False)
+        _end(part, remote)
+        return Harvest(removed=True)
+
+
+def _end(part: Part, remote: Remote) -> None:
+    """Without a word; one that says its last words is waited for."""
+    done = remote.run(part.supervisor("end"), seconds=_STOP_SECONDS)
+    if "ended" not in answer(done.out):
+        words = (done.err or done.out).strip()[-300:]
+        raise Unreachable("run.unreadable", f"what is left of the run there cannot be ended: {words}")
 
 
 def told(remote: Remote, argv: tuple[str, ...]) -> bool:

@@ -101,8 +101,10 @@ def _of_the_gang(line: stream.Line) -> tuple[None, str, float] | None:
         return None, f"{line.failure}: {line.cause}; {after}", line.at
     if isinstance(line, stream.Hang):
         return None, f"no step for {line.seconds:.0f} s; stacks of all ranks: {line.stacks}", line.at
-    if isinstance(line, stream.Waiting) and line.nodes:
-        return None, f"out of reach: {', '.join(line.nodes)}; waited for {line.until - line.at:.0f} s", line.at
+    if isinstance(line, stream.Waiting) and (line.nodes or line.lost):
+        given_up = f"given up: {', '.join(line.lost)}" if line.lost else ""
+        away = f"out of reach: {', '.join(line.nodes)}; waited for, {line.until - line.at:.0f} s more"
+        return None, "; ".join(filter(None, (given_up, away if line.nodes else ""))), line.at
     return None
 
 

@@ -25,6 +25,9 @@ from clusterft_trainer.supervisor.tails import Tail
 
 _TICK = 0.05
 _HEARTBEAT = 10.0  # seconds; a blank line, so that a follower whose reader is gone notices and ends
+_DIES = 5.0  # seconds from SIGKILL to the end
+_PARTS = 12.0  # from a part's last word to its end, while its logs are copied
+_LINE = 1 << 16  # bytes that hold a last word
 BUSY = 3
 _ENDED = stream.encode(stream.Ended("ok", 0, 0.0)).partition(', "end"')[0]
 
@@ -87,15 +90,56 @@ def stop(directory: Path) -> int:
 
     The tombstone comes first: a start that is still under way (its caller gave up on it) finds it and ends.
     """
-    if directory.is_dir():
-        with (directory / TOMBSTONE).open("a", encoding="ascii") as stone:
-            stone.write("asked\n")
+    _leave_word(directory)
     pid, began = processes.read_note(directory / "supervisor.json")
     alive = bool(pid) and start_time(pid) == began
     if alive:
         os.kill(pid, signal.SIGTERM)
     _print({"told": alive})
     return 0
+
+
+def end(directory: Path) -> int:
+    """End a part of a run that is over, or that never began: at once, and without a word of its own.
+
+    One that waits for a head which it cannot reach would hold its node for as long as its patience lasts.
+    """
+    _leave_word(directory)  # a start that is still under way ends by itself
+    pid, began = processes.read_note(directory / "supervisor.json")
+    alive = bool(pid) and start_time(pid) == began
+    if alive and not _saying_farewell(directory, pid, began):
+        os.kill(pid, signal.SIGKILL)
+    for logs in (directory / "logs").glob("attempt-*"):
+        processes.signal_ranks(logs, signal.SIGKILL)
+    _await_end(pid, began, _DIES)
+    _print({"ended": alive})
+    return 0
+
+
+def _saying_farewell(directory: Path, pid: int, began: int | None) -> bool:
+    """Whether it has said its last word, and ends by itself once the shared dir has all of it."""
+    try:
+        with (directory / "stream.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE))
+            last = file.read().rstrip(b"\n").rpartition(b"\n")[2]
+    except FileNotFoundError:
+        return False
+    return last.startswith(_ENDED.encode()) and _await_end(pid, began, _PARTS)
+
+
+def _await_end(pid: int, began: int | None, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while pid and start_time(pid) == began:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_TICK)
+    return True
+
+
+def _leave_word(directory: Path) -> None:
+    if directory.is_dir():
+        with (directory / TOMBSTONE).open("a", encoding="ascii") as stone:
+            stone.write("asked\n")
 
 
 def note_process(directory: Path) -> None:

@@ -51,7 +51,7 @@ def _news(line: stream.Line) -> str:
         case stream.Found():
             return f"{line.id}: {line.status}: {line.summary}"
         case stream.Waiting():
-            return f"waiting for {', '.join(line.nodes)}" if line.nodes else "all members are in reach"
+            return _waiting(line)
         case stream.Hang():
             return f"hang: no step for {line.seconds:.0f} s; stacks in {line.stacks}"
         case stream.Decided():
@@ -60,6 +60,13 @@ def _news(line: stream.Line) -> str:
         case stream.Ended():
             return f"over: {line.end}" + _because(line.why) + (f" [{line.problem}]" if line.problem else "")
     return ""
+
+
+def _waiting(line: stream.Waiting) -> str:
+    given_up = f"{', '.join(line.lost)} given up; " if line.lost else ""
+    if line.nodes:
+        return f"{given_up}waiting for {', '.join(line.nodes)}"
+    return f"{given_up}nobody is waited for" if given_up else "all members are in reach"
 
 
 def _because(why: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from clusterft_trainer import stream
 from clusterft_trainer.assignment import Assignment
-from clusterft_trainer.supervisor import cause, messages, policy
+from clusterft_trainer.supervisor import cause, meeting, messages, policy
 from clusterft_trainer.supervisor.actions import Action, Keep, Part, Say, Send, World
 from clusterft_trainer.supervisor.cause import Cause
 from clusterft_trainer.supervisor.course import Course
@@ -216,12 +216,13 @@ class Gang:
         return min(self._survival.patience, _FIRST_PATIENCE) if first else self._survival.patience
 
     def _tell_of_absence(self, now: float) -> None:
-        absent = self.roster.absent(now)
-        if absent != self.roster.said:
+        absent, before = self.roster.absent(now), self.roster.said
+        if absent != before:
             self.roster.said = absent
+            lost = tuple(node for node in self.roster.lost() if node in before)
             at = self._world.wall()
             until = at + self.roster.until(self._patience()) - now if absent else 0.0
-            self._say(stream.Waiting(absent, until, at))
+            self._say(stream.Waiting(absent, until, at, lost))
 
     # --- the order of things
 
@@ -233,6 +234,11 @@ class Gang:
             return
         able, least = self.roster.able(), self._survival.min_nodes or len(self.roster.seats)
         if 0 not in able or len(able) < least:
+            if strangers := self.roster.strangers():
+                found = meeting.unmet(self._told, strangers, self._patience(), self._world.wall())
+                self._say(found)
+                self._refuse(found, now)
+                return
             lost = [self.roster.node(rank) for rank in self.roster.seats if rank not in able]
             text = f"{', '.join(lost)} {were(lost)} out of reach for {self._patience():.0f} s"
             short = f"{len(able)} of {len(self.roster.seats)} nodes are left, and the job needs {least}"
@@ -255,11 +261,14 @@ class Gang:
             self._say(line)
         failed = next((line for line in found if line.status == "fail"), None)
         if failed:
-            self._close("failed", Cause(failed.id, failed.summary, failed.nodes[0]), "nothing was started", now)
+            self._refuse(failed, now)
             return
         self._ledger.looked = True
         self.phase = "gathering"
         self._out.append(Keep())
+
+    def _refuse(self, failed: stream.Found, now: float) -> None:
+        self._close("failed", Cause(failed.id, failed.summary, failed.nodes[0]), "nothing was started", now)
 
     def _start(self, now: float) -> None:
         port = self._world.pick(self._ledger.port)

@@ -63,6 +63,28 @@ class Meeting:
         return judge(answers(roster), self._run_dir, at)
 
 
+def unmet(told: Assignment, nodes: tuple[str, ...], seconds: float, at: float) -> Found:
+    """Nodes that have never come, though they were started: all that they need to reach for it is the head's port.
+
+    Their own dials tell the same, but only to those who can hear them; the head cannot.
+    """
+    head, port = told.members[0], told.gang_port
+    addresses = ",".join(one.address for one in told.members if one.node in nodes)
+    return Found(
+        "net.master-port",
+        "fail",
+        (head.node, *nodes),
+        f"{_names(nodes)} never came to port {port} of {head.node}, where supervisors meet",
+        f"{head.address} port {port}: nothing from them for {seconds:.0f} s",
+        "a firewall that lets only some ports through, or a node that went down after it was started",
+        (
+            f"on {head.node}: sudo iptables -I INPUT -p tcp -s {addresses} --dport {port} -j ACCEPT",
+            "clusterft doctor   tries all ports of all nodes, and has the line for what manages a node's firewall",
+        ),
+        at,
+    )
+
+
 def answers(roster: Roster) -> list[Answer]:
     """Of all who take part."""
     seats = [roster.seats[rank] for rank in roster.able()]

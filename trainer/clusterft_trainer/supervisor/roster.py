@@ -74,6 +74,15 @@ class Roster:
             if not seat.here and not seat.lost and now - seat.since > _NOTED
         )
 
+    def lost(self) -> tuple[str, ...]:
+        """Nodes that are given up."""
+        return tuple(seat.member.node for seat in self.seats.values() if seat.lost)
+
+    def strangers(self) -> tuple[str, ...]:
+        """Of those, the nodes that have never come since the run was started, to any life of this head."""
+        seats = self.seats.values()
+        return tuple(seat.member.node for seat in seats if seat.lost and seat.incarnation < 0 and not seat.boot)
+
     def until(self, patience: float) -> float:
         """When the first of those in waiting is given up, on the clock of `since`."""
         waited = [seat.since for seat in self.seats.values() if not seat.here and not seat.lost]
