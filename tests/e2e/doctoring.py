@@ -44,6 +44,24 @@ train:
 """
 
 
+# The same in containers of a small image that has a python and no torch, which a script need not have.
+SCRIPT_JOB = """\
+name: tiny
+shared: {shared}
+resources: {{device: cpu}}
+image: {{dockerfile: image/Dockerfile}}
+launcher: torchrun
+script: {{path: code/hello.py}}
+"""
+
+
+def beside(root: Path, dockerfile: str) -> None:
+    """What SCRIPT_JOB names, in the folder of the job."""
+    for name, text in (("image/Dockerfile", dockerfile), ("code/hello.py", "print('hello')\n")):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+
+
 class Desk:
     """A person's home with a hostfile, a job and the lab's host keys among known_hosts, for many calls.
 

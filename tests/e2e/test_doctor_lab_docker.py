@@ -18,7 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doctoring import Answer, AnyLab, Desk, Fault, above_info, clean, finding, node_of, on, statuses, told
+from doctoring import (
+    JOB,
+    SCRIPT_JOB,
+    Answer,
+    AnyLab,
+    Desk,
+    Fault,
+    above_info,
+    beside,
+    clean,
+    finding,
+    node_of,
+    on,
+    statuses,
+    told,
+)
 
 from e2e.smi import Smi
 from lab import FullLab
@@ -30,18 +45,6 @@ DOCKERFILE = """\
 FROM debian:bookworm-slim
 RUN apt-get -q update && apt-get -q install -y --no-install-recommends python3 openssh-server openssh-client \\
  && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
-"""
-JOB = """\
-name: tiny
-shared: /shared
-resources: {device: cpu}
-image: {dockerfile: image/Dockerfile}
-train:
-  model: builtin:tiny
-  output: {name: tiny}
-  data: {sources: [{builtin: shapes}]}
-  learn: {unet: {rate: 1e-3}}
-  steps: 3
 """
 QUIET = ("--quick",)
 RUN = "docker run -d --network=host"  # not every engine can make a network within a container
@@ -71,9 +74,10 @@ def module_rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Full
     """Brought up once."""
     with FullLab.up(3, engine=("20.10", "26.1", "28.5")) as lab:
         on(lab, "n1", f"chmod 1777 {lab.shared}")
-        rack = Rack(lab, tmp_path_factory.mktemp("doctor"), hosts=_hosts(lab), job=JOB)
-        (rack.root / "image").mkdir()
-        (rack.root / "image" / "Dockerfile").write_text(DOCKERFILE)
+        rack = Rack(
+            lab, tmp_path_factory.mktemp("doctor"), hosts=_hosts(lab), job=SCRIPT_JOB.format(shared="/shared")
+        )
+        beside(rack.root, DOCKERFILE)
         yield lab, rack, rack.up()
 
 
@@ -381,8 +385,12 @@ def test_a_doctor_that_is_interrupted_leaves_no_container(rack: Rack, lab: FullL
 
 def test_the_answer_is_the_same_whoever_asks(lab: FullLab, tmp_path: Path) -> None:
     """`sudoer` reaches the engine by sudo alone."""
-    desk = Desk(lab, tmp_path, hosts=lab.access.hostfile_for("sudoer").read_text(), job=JOB.split("image:")[0] +
-                "train:" + JOB.split("train:")[1])  # fmt: skip
+    desk = Desk(
+        lab,
+        tmp_path,
+        hosts=lab.access.hostfile_for("sudoer").read_text(),
+        job=JOB.format(shared="/shared", runtime="docker"),
+    )
     on(lab, "n2", f"{RUN} --name old --label clusterft.run=tiny-0 "
        "--entrypoint true $(docker images -q | head -n 1); sleep 62", timeout=90)  # fmt: skip
     try:

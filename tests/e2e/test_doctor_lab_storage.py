@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doctoring import JOB, Answer, Desk, above_info, clean, finding, on, statuses
+from doctoring import JOB, SCRIPT_JOB, Answer, Desk, above_info, beside, clean, finding, on, statuses
 
 from e2e.upping import DOCKERFILE
 from lab import FullLab, LightLab
@@ -323,18 +323,7 @@ def test_a_share_that_belongs_to_another_user(small: FullLab, tmp_path: Path) ->
         on(small, "n1", f"chown root:root {small.shared}; chmod 1777 {small.shared}")
 
 
-CONTAINED = """\
-name: tiny
-shared: /shared
-resources: {device: cpu}
-image: {dockerfile: image/Dockerfile}
-train:
-  model: builtin:tiny
-  output: {name: tiny}
-  data: {sources: [{builtin: shapes}]}
-  learn: {unet: {rate: 1e-3}}
-  steps: 3
-"""
+CONTAINED = SCRIPT_JOB.format(shared="/shared")
 USED = ("--only", "fs.hung,fs.squash,fs.not-shared,fs.not-writable,fs.attrcache")
 
 
@@ -344,9 +333,10 @@ def contained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with FullLab.up(count=2, engine="26.1", hangs=True) as lab:
         on(lab, "n1", f"chmod 1777 {lab.shared}")
         hosts = lab.access.hostfile_for("worker").read_text()
-        desk = Desk(lab, tmp_path_factory.mktemp("contained"), hosts=hosts, job=CONTAINED)
-        (desk.root / "image").mkdir()
-        (desk.root / "image" / "Dockerfile").write_text(DOCKERFILE)
+        desk = Desk(
+            lab, tmp_path_factory.mktemp("contained"), hosts=hosts, job=SCRIPT_JOB.format(shared="/shared")
+        )
+        beside(desk.root, DOCKERFILE)
         words = ("up", "--hosts", str(desk.hosts), "--job", str(desk.job), "--accept-new-host-keys")
         done = desk.run(*words, seconds=400)
         assert done.returncode == 0, done.stdout + done.stderr

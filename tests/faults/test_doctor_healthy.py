@@ -7,25 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from e2e.doctoring import Desk, clean
+from e2e.doctoring import SCRIPT_JOB, Desk, beside, clean
+from e2e.upping import DOCKERFILE
 from e2e.upping import Desk as UpDesk
 from lab import FullLab, LightLab
 
 pytestmark = [pytest.mark.long]
 
 TIMES = 20
-CONTAINED = """\
-name: tiny
-shared: {shared}
-image: {{dockerfile: image/Dockerfile}}
-resources: {{device: cpu}}
-train:
-  model: builtin:tiny
-  output: {{name: tiny}}
-  data: {{sources: [{{builtin: shapes}}]}}
-  learn: {{unet: {{rate: 1e-3}}}}
-  steps: 3
-"""
 
 
 @pytest.mark.lab_full
@@ -36,7 +25,8 @@ def test_three_full_nodes_that_are_up(tmp_path: Path, tell: Callable[[str], None
         hosts = lab.access.hostfile_for("worker").read_text()
         desk = UpDesk(tmp_path / "desk", hosts)
         job = desk.root / "job.yaml"
-        job.write_text(CONTAINED.format(shared=lab.shared))
+        job.write_text(SCRIPT_JOB.format(shared=lab.shared))
+        beside(desk.root, DOCKERFILE)
         desk.up()
         seconds = []
         for _ in range(TIMES):

@@ -30,6 +30,7 @@ _READY = 40.0  # torch from a cold disk
 _TASK = 25.0
 _EACH = 0.6  # seconds more for each rank: many of them may share a machine's cores
 _PATIENCE = 12.0  # seconds after which torch itself gives up, and says for whom it waited
+NO_TORCH = "it has no torch"  # as the program says that looks for it
 _PORT = 95  # of the range that a run may use: none that --deep comes to
 
 
@@ -54,6 +55,8 @@ def rehearse(crew: Crew, survey: Survey, wanted: Wanted, job: JobSpec) -> Rehear
     ready = _READY + _EACH * len(nodes)
     talks, unopened = site.opened(crew, some, wanted, _dressed(planned), ready)
     try:
+        if job.script and (words := _torchless(unopened)):
+            return Rehearsal(refused=words)
         said = Bench(talks).run([_task(planned, job, set(talks))]) if talks else []
     finally:
         for talk in talks.values():
@@ -65,6 +68,11 @@ def rehearse(crew: Crew, survey: Survey, wanted: Wanted, job: JobSpec) -> Rehear
         pythons={node.node.name: node.python for node in planned.nodes},
         missing={**missing, **stuck, **{name: words for name, words in unopened.items() if facts.late(words)}},
     )
+
+
+def _torchless(unopened: Mapping[str, str]) -> str:
+    """A script need not have torch; what has none on one node has none on the others."""
+    return next((f"a script without torch: {words}" for words in unopened.values() if NO_TORCH in words), "")
 
 
 def _answering(able: list[str], survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:

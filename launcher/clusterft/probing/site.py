@@ -78,7 +78,7 @@ def opened(
         if "ready" in body:
             return talk
         talk.close()
-        return f"no torch to work with on {known.node}: {str(body.get('broken', body))[:400]}"
+        return f"no torch to work with: {str(body.get('broken', body))[:400]}"
 
     found = crew.fleet.each(lambda name, remote: one(name, remote) if name in nodes else "")
     talks = {name: found[name] for name in nodes if isinstance(found.get(name), Talk)}
