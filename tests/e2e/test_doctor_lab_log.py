@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,14 @@ class Desk:
         self.root, self.lab = root, lab
         (root / "pair").write_text(lab.hostfile.read_text())
         pins = home / "pair" / "known_hosts"
-        pins.parent.mkdir(parents=True)
+        pins.parent.mkdir(parents=True, mode=0o700)
         shutil.copy(lab.known_hosts, pins)
         self.shared = Path(lab.shared, root.name)
         (root / "code").mkdir()
         shutil.copy(LOOP, root / "code" / "train.py")
 
-    def train(self, *, restarts: int = 0, **env: str) -> str:
-        """To its end, whatever that is; the run's id."""
+    def job(self, *, restarts: int = 0, **env: str) -> None:
+        """Write it anew."""
         body = {
             "name": "own",
             "hosts": str(self.root / "pair"),
@@ -55,10 +57,31 @@ class Desk:
             "script": {"path": "code/train.py"},
         }
         (self.root / "job.yaml").write_text(json.dumps(body))
+
+    def train(self, *, restarts: int = 0, **env: str) -> str:
+        """To its end, whatever that is; the run's id."""
+        self.job(restarts=restarts, **env)
         before = set(self.shared.glob("*/run.json"))
         self.run("train", str(self.root / "job.yaml"), "--hosts", str(self.root / "pair"), seconds=240)
         (found,) = set(self.shared.glob("*/run.json")) - before
         return found.parent.name
+
+    @contextmanager
+    def training(self) -> Iterator[str]:
+        """While a run goes on that ends when it is told to; its id."""
+        self.job(STEPS="100000")
+        argv = [sys.executable, "-m", "clusterft", "train", "job.yaml", "--hosts", str(self.root / "pair")]
+        before, run = set(self.shared.glob("*/run.json")), ""
+        with subprocess.Popen(argv, cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as train:
+            try:
+                until = time.monotonic() + 120
+                while not (found := set(self.shared.glob("*/logs/attempt-0/*/rank1.log"))) - before:
+                    assert time.monotonic() < until and train.poll() is None, "it did not begin"
+                    time.sleep(0.2)
+                run = found.pop().parents[3].name
+                yield run
+            finally:
+                self.run("stop", run, "--hosts", str(self.root / "pair"), "--now")
 
     def run(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """Any command."""
@@ -118,6 +141,18 @@ def test_a_run_that_went_on_after_a_kill_is_well_and_the_kill_is_told(desk: Desk
     assert "ended well, in attempt 1" in shown.stdout and "! attempt 0: " in shown.stdout, shown.stdout
     folder = json.loads(desk.run("doctor", "--log", str(desk.shared / run), "--json").stdout)
     assert [(one["attempt"], one["node"], one["rank"]) for one in folder["earlier"]] == [(0, "n2", 1)]
+
+
+def test_nodes_that_a_run_holds_are_told_and_not_called_ready(desk: Desk) -> None:
+    desk.job()
+    asked = ("doctor", "--hosts", str(desk.root / "pair"), "--job", str(desk.root / "job.yaml"), "--quick")
+    with desk.training() as run:
+        shown, said = desk.run(*asked), json.loads(desk.run(*asked, "--json").stdout)
+    assert said["busy"] == [{"run": run, "nodes": ["n1", "n2"], "cluster": ""}]
+    assert said["verdict"] == "ok", [one for one in said["checks"] if one["status"] in ("warn", "fail")]
+    assert shown.returncode == 0 and f"run {run} holds n1 n2" in shown.stdout, shown.stdout
+    assert f"clusterft stop {run}" in shown.stdout and f"; busy with run {run}, and " in shown.stdout
+    assert json.loads(desk.run(*asked, "--json").stdout)["busy"] == []
 
 
 def test_a_run_or_a_file_that_is_not_there_is_a_mistake_of_the_command_line(desk: Desk) -> None:

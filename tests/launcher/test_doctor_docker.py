@@ -16,9 +16,10 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterft.checks import report, suite
+from clusterft.checks import occupants, report, suite
 from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.occupants import Occupant
 from clusterft.facts import DockerGroup, Mount, box, health
 from clusterft.facts.box import Box, Torch
 from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth
@@ -140,7 +141,7 @@ def test_behind_an_engine_that_is_down_nothing_is_said_of_it() -> None:
 def test_an_image_that_lacks_or_differs_is_named_with_the_command_that_brings_it() -> None:
     missing = only(seen(engine(image=None, missing=True)))
     assert (missing.id, missing.status, missing.nodes) == ("dk.image-missing", "fail", ("b",))
-    assert missing.fix == ("clusterft up --hosts rack --cluster rack",)
+    assert missing.fix == ("clusterft up",)
     other = replace(IMAGE, layers=("sha256:1", "sha256:3"))
     drift = only(seen(engine(image=other)))
     assert (drift.id, drift.nodes, drift.evidence) == ("dk.image-drift", ("b",), "layer 2 of 2 differs")
@@ -587,3 +588,10 @@ def test_a_hostile_answer_of_the_engine_is_left_out() -> None:
     said = {"docker.now": "5", "docker.containers": "\n".join(lines), "docker.image": '{"Architecture": 1}'}
     found = docker_health.parse(said, health.Asked(WORD, tag="x:1"))
     assert found.containers == () and found.missing is None
+
+
+def test_a_run_in_containers_holds_its_nodes_and_one_that_was_left_behind_holds_none() -> None:
+    assert occupants.found(seen(engine(containers=(container(),)))) == (Occupant("moon-1", ("b",)),)
+    assert occupants.found(seen(engine(containers=(container(state="exited"),)))) == ()
+    over = engine(containers=(container(),), ended={"moon-1": NOW - 3600})
+    assert [one.id for one in judged(seen(over))] == ["dk.leftover"] and occupants.found(seen(over)) == ()

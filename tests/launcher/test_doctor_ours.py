@@ -10,10 +10,11 @@ import pytest
 import scenes
 
 from clusterft import fleet
-from clusterft.checks import Survey, Unreached, docker, report
+from clusterft.checks import Survey, Unreached, docker, occupants, report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import ours
 from clusterft.checks.layers.ssh import unreached
+from clusterft.checks.occupants import Occupant
 from clusterft.facts import Limits, health
 from clusterft.facts.frames import framed
 from clusterft.findings import Finding
@@ -96,6 +97,46 @@ def test_the_script_itself_on_this_machine(tmp_path: Path) -> None:
     found = look()
     assert found.open_keys == (".clusterft/rack/nodes/b/relay_ed25519",)
     assert found.open_places == (".clusterft/rack/nodes/b",)
+
+
+def test_a_run_holds_a_node_while_a_process_holds_its_lock(tmp_path: Path) -> None:
+    """A lock that nobody holds was left by a run that is over."""
+    asked = health.Asked("w", cluster="rack")
+    home = tmp_path / "a home"
+    locks = [home / ".clusterft" / cluster / "nodes" / "b" / "active.lock" for cluster in ("rack", "other")]
+    for lock, run in zip(locks, ("moon-1", "sun-2"), strict=True):
+        lock.parent.mkdir(parents=True)
+        lock.write_text(run + "\n")
+
+    def look() -> tuple[health.ours.Held, ...] | None:
+        done = subprocess.run(["sh"], input=health.script(asked), env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+                              text=True, capture_output=True, timeout=60)  # fmt: skip
+        return health.parse("b", done.stdout, asked).ours.runs
+
+    assert look() == ()
+    with locks[0].open("a"), locks[1].open("a"):
+        assert look() == (health.ours.Held("other", "b", "sun-2"), health.ours.Held("rack", "b", "moon-1"))
+    assert look() == ()
+
+
+def holding(**runs: tuple[health.ours.Held, ...]) -> Examination:
+    """Nodes whose locks are held."""
+    of = seen()
+    known = {
+        name: replace(one, ours=health.OursHealth(runs=runs.get(name, ()))) for name, one in of.health.items()
+    }
+    return replace(of, health=known)
+
+
+def test_a_lock_counts_for_its_own_node_where_nodes_share_a_home() -> None:
+    both = tuple(health.ours.Held("rack", name, "moon-1") for name in ("a", "b"))
+    assert occupants.found(holding(a=both, b=both[1:])) == (Occupant("moon-1", ("a", "b")),)
+    assert occupants.found(holding(a=both[1:])) == ()
+
+
+def test_a_run_of_another_cluster_is_told_with_its_clusters_name() -> None:
+    foreign = health.ours.Held("other", "x", "sun-2")
+    assert occupants.found(holding(b=(foreign,))) == (Occupant("sun-2", ("b",), "other"),)
 
 
 CLOUD = 'Please login as the user "ubuntu" rather than the user "root".'

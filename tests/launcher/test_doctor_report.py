@@ -14,6 +14,7 @@ import scenes
 from clusterft.checks import Unreached, catalogue, report, suite
 from clusterft.checks.check import Check, Entry
 from clusterft.checks.examination import Absence, Examination, Wanted
+from clusterft.checks.occupants import Occupant
 from clusterft.checks.report import Report
 from clusterft.checks.work import saved
 from clusterft.facts.desk import Desk
@@ -200,6 +201,57 @@ def test_the_screen_never_says_ready_while_something_blocks() -> None:
     assert any("Ready to train" in line for line in view.lines(well))
     shown = "\n".join(view.lines(ill))
     assert "Ready" not in shown and "1 blocks" in shown and "mend it" in shown and re.search(r"x\.one +b ", shown)
+
+
+def last(**changes: Any) -> str:
+    """What the screen ends with, of a cluster that is well but for this."""
+    of = the_report(report.judge(seen(**changes.pop("seen", {})), [saying(ids=("x.one", "x.two"))]))
+    return list(view.lines(replace(of, **changes)))[-1]
+
+
+def test_nodes_that_a_run_holds_are_healthy_and_not_ready() -> None:
+    run = Occupant("moon-1", NAMES)
+    assert last() == "Ready to train. 2 checks."
+    assert last(busy=(run,)) == "Healthy; busy with run moon-1. 2 checks."
+    assert last(busy=(replace(run, nodes=("a", "c")),)) == "Healthy; busy with run moon-1 on a c. 2 checks."
+    shown = "\n".join(view.lines(replace(the_report(()), busy=(run,))))
+    assert "run moon-1 holds a b c" in shown
+    assert "clusterft attach moon-1" in shown and "clusterft stop moon-1" in shown
+    foreign = "\n".join(view.lines(replace(the_report(()), busy=(Occupant("sun-2", ("a",), "other"),))))
+    assert "run sun-2 of cluster other holds a" in foreign and "clusterft stop" not in foreign
+    ill = last(busy=(run,), findings=(Finding("x.one", "warn", ("b",), "bad"),))
+    assert ill.startswith("0 block, 1 warns"), "what is wrong comes first"
+
+
+def test_whoever_left_something_out_does_not_call_it_ready(tmp_path: Path) -> None:
+    quick = dict.fromkeys(("links", "share", "box", "deep"), "not with --quick")
+    job = scenes.job(scenes.JOB, tmp_path)
+    known = seen(wanted=Wanted("cpu", contained=False, job=job))
+    assert report.untried(known, None) == ()
+    assert report.untried(replace(known, unasked={"deep": "only with --deep"}), None) == ()
+    assert report.untried(replace(known, unasked=quick), None) == ("the active probes were left out (--quick)",)
+    assert report.untried(seen(), None) == ("no job was looked at (--job job.yaml)",)
+    assert report.untried(known, frozenset({"os.shm"})) == ("all but what was asked for was left out (--only)",)
+    both = report.untried(seen(unasked=quick), None)
+    words = "the active probes were left out (--quick), and no job was looked at (--job job.yaml)"
+    assert last(untried=both) == f"Nothing wrong found; {words}. 2 checks."
+
+
+def test_the_counts_of_the_last_line_are_those_of_the_lines_above() -> None:
+    checks = [
+        saying(ids=("x.one", "x.two"), reads=("facts",)),
+        saying(ids=("x.two", "x.three"), reads=("links",)),  # of x.two, one look was left out
+        saying(ids=("x.three",), reads=("deep",)),  # for another reason, and it is one check
+    ]
+    left = {"links": "not with --quick", "deep": "only with --deep"}
+    shown = list(view.lines(the_report(report.judge(seen(unasked=left), checks))))
+    assert shown[-1].endswith(". 1 check, 2 skipped.")
+    assert [line.split()[1:3] for line in shown if line.startswith("·")] == [["2", "checks"]]
+
+
+def test_a_layer_is_headed_once() -> None:
+    heads = [line for line in view.catalogue() if not line.startswith(" ")]
+    assert len(heads) == len(set(heads)) == len({one.layer for one in catalogue.ALL})
 
 
 def test_what_a_node_says_cannot_move_the_terminals_cursor() -> None:

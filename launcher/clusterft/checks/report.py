@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from clusterft.checks import catalogue
 from clusterft.checks.check import LAYERS, Check, Layer
 from clusterft.checks.examination import Examination
 from clusterft.checks.gathering import gathered
+from clusterft.checks.occupants import Occupant
 from clusterft.facts.health.confines import STOPPED
 from clusterft.findings import Finding
 
@@ -37,6 +38,8 @@ class Report:
     notes: tuple[str, ...] = ()
     highlights: Mapping[Layer, str] = field(default_factory=dict)
     broken: bool = False  # a check of ours broke
+    busy: tuple[Occupant, ...] = ()  # runs that hold nodes now
+    untried: tuple[str, ...] = ()  # what was left out, without which nobody can say that training is ready
 
     def to_dict(self) -> dict[str, Any]:
         """The document of `doctor --json`."""
@@ -45,6 +48,8 @@ class Report:
             "cluster": self.cluster,  # its name
             "verdict": self.verdict,  # ok, warn, fail, or unknown where something vital could not be read
             "checks": [finding.to_dict() for finding in self.findings],  # of every id asked about, the ok ones too
+            "busy": [asdict(one) for one in self.busy],  # runs that hold nodes: run, nodes, another cluster's name
+            "untried": list(self.untried),  # what was left out, without which nobody can say: ready to train
             "seconds": round(self.seconds, 3),  # that looking took
             "notes": list(self.notes),  # what was sampled, judged another way, or measured
         }
@@ -52,6 +57,21 @@ class Report:
     def above_info(self) -> tuple[Finding, ...]:
         """What blocks or warns."""
         return tuple(finding for finding in self.findings if finding.status in ("fail", "warn"))
+
+    def unjudged(self) -> tuple[Finding, ...]:
+        """What got no answer. Of an id that was left out for several reasons, the first."""
+        whole: dict[str, Finding] = {}
+        each = []
+        for one in self.findings:
+            if one.status in ("skipped", "unknown"):
+                kept = one if one.nodes else whole.setdefault(one.id, one)
+                each += [one] if kept is one else []
+        return tuple(each)
+
+    def counts(self) -> tuple[int, int]:
+        """How many ids were judged, and how many were not, or only in part: no id counts twice."""
+        quiet = {one.id for one in self.unjudged()}
+        return len({one.id for one in self.findings} - quiet), len(quiet)
 
 
 def judge(seen: Examination, checks: Iterable[Check], only: Container[str] | None = None) -> tuple[Finding, ...]:
@@ -78,6 +98,22 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     # What failed first may be no part of what was asked for (--only): then nobody has judged the rest.
     moot = any(one.status == "skipped" and one.nodes and one.summary.startswith("(") for one in found)
     return "unknown" if blind or moot else "ok"
+
+
+def untried(seen: Examination, only: Container[str] | None) -> tuple[str, ...]:
+    """What was left out of this look, though a run would meet it; the words go on from "Nothing wrong found"."""
+    left = []
+    if "links" in seen.unasked:
+        left.append("the active probes were left out (--quick)")
+    if seen.wanted.job is None:
+        left.append("no job was looked at (--job job.yaml)")
+    if "links" not in seen.unasked and "share" in seen.unasked:
+        left.append("no shared dir is known")
+    if "links" not in seen.unasked and "box" in seen.unasked and seen.wanted.contained:
+        left.append("nothing was tried in a container, as there is no image yet (clusterft up)")
+    if only is not None:
+        left.append("all but what was asked for was left out (--only)")
+    return tuple(left)
 
 
 def broke(findings: Iterable[Finding]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from clusterft import spec
 from clusterft.apply import examining, fixing, sameness, settings
 from clusterft.apply.settings import Settings
-from clusterft.checks import catalogue, highlights, report, suite
+from clusterft.checks import catalogue, highlights, occupants, report, suite
 from clusterft.checks.check import LAYERS, Entry
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.mends import mends
@@ -184,6 +184,8 @@ def _report(cluster: Cluster, done: examining.Examined, only: frozenset[str] | N
         notes=done.notes,
         highlights=highlights.of(done.seen),
         broken=done.broken or report.broke(findings),
+        busy=occupants.found(done.seen),
+        untried=report.untried(done.seen, only),
     )
 
 

@@ -29,10 +29,12 @@ def lines(report: Report) -> Iterator[str]:
     for one in _sorted(report.above_info()):
         yield ""
         yield from _finding(one, report)
-    quiet = [one for one in report.findings if one.status in ("unknown", "skipped")]
-    if quiet:
+    if quiet := report.unjudged():
         yield ""
         yield from _unjudged(quiet, report)
+    if report.busy:
+        yield ""
+        yield from _busy(report)
     yield ""
     for note in report.notes:
         yield f"{note}"
@@ -41,12 +43,12 @@ def lines(report: Report) -> Iterator[str]:
 
 def catalogue(known: Iterable[Entry] = ALL) -> Iterator[str]:
     """`--list-checks`."""
-    layer = ""
+    by_layer: dict[str, list[Entry]] = {}
     for one in known:
-        if one.layer != layer:
-            layer = one.layer
-            yield layer
-        yield f"  {one.id:<22} {one.title}"
+        by_layer.setdefault(one.layer, []).append(one)
+    for layer, ones in by_layer.items():
+        yield layer
+        yield from (f"  {one.id:<22} {one.title}" for one in ones)
 
 
 def offered(chosen: Iterable[Mend]) -> Iterator[str]:
@@ -131,7 +133,17 @@ def names(nodes: tuple[str, ...], whole: tuple[str, ...]) -> str:
     return f"{len(nodes)} of {len(whole)} nodes: {' '.join(nodes[:3])} ... {nodes[-1]}"
 
 
-def _unjudged(quiet: list[Finding], report: Report) -> Iterator[str]:
+def _busy(report: Report) -> Iterator[str]:
+    """Who works there, and how it is followed or ended."""
+    for one in report.busy:
+        of = f" of cluster {one.cluster}" if one.cluster else ""
+        yield f"· run {one.run}{of} holds {' '.join(one.nodes)}"
+        if not one.cluster:
+            yield f"    follow it:  clusterft attach {one.run}"
+            yield f"    end it:     clusterft stop {one.run}"
+
+
+def _unjudged(quiet: tuple[Finding, ...], report: Report) -> Iterator[str]:
     """What got no answer, gathered by reason: many ids on a node that is off are one line."""
     reasons: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
     for one in quiet:
@@ -148,17 +160,30 @@ def _unjudged(quiet: list[Finding], report: Report) -> Iterator[str]:
 def _last(report: Report) -> str:
     blocking = sum(one.status == "fail" for one in report.findings)
     warning = sum(one.status == "warn" for one in report.findings)
-    judged = len({one.id for one in report.findings if one.status in ("ok", "warn", "fail")})
     if blocking or warning:
         first = next(one for one in _sorted(report.above_info()))
         told = f"{blocking} block{'s' * (blocking == 1)}, {warning} warn{'s' * (warning == 1)}."
         more = f"   clusterft doctor --explain {first.id} tells more." if entry(first.id) else ""
         return told + more
-    left = len({one.id for one in report.findings}) - judged
+    judged, left = report.counts()
     rest = f", {left} skipped" if left else ""
+    return f"{_verdict(report)}. {judged} check{'s' * (judged != 1)}{rest}."
+
+
+def _verdict(report: Report) -> str:
+    """Where nothing blocks and nothing warns."""
     if report.verdict == "unknown":
-        return f"Not known whether it is ready to train. {judged} checks{rest}."
-    return f"Ready to train. {judged} checks{rest}."
+        return "Not known whether it is ready to train"
+    words = []
+    if report.busy:
+        runs = " and ".join(f"run {one.run}" for one in report.busy)
+        held = tuple(node for node in report.nodes if any(node in one.nodes for one in report.busy))
+        where = "" if held == report.nodes else f" on {names(held, report.nodes)}"
+        words.append(f"busy with {runs}{where}")
+    words += list(report.untried)
+    if not words:
+        return "Ready to train"
+    return f"{'Nothing wrong found' if report.untried else 'Healthy'}; {', and '.join(words)}"
 
 
 def _sorted(found: Iterable[Finding]) -> list[Finding]:
