@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from clusterft import commands
+
 # Escape sequences, and all control characters but tab and newline.
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -39,7 +41,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `--json`."""
-        return asdict(self)
+        return asdict(self) | {"fix": tuple(commands.shown(step) for step in self.fix)}
 
 
 def plain(text: str) -> str:

@@ -208,7 +208,7 @@ SSH: tuple[Fault, ...] = (
         "ssh.hostkey-changed",
         lambda lab, desk: node_of(lab, "n2").swap_host_key(),
         _met,
-        ("compare on the console of n2", "ssh-keygen -R"),
+        ("on the console of n2: ssh-keygen -lf /etc/ssh/ssh_host_", "if it does: ssh-keygen -R"),
         evidence=("SHA256:",),
     ),
     Fault(
@@ -216,7 +216,7 @@ SSH: tuple[Fault, ...] = (
         "ssh.hostkey-unknown",
         _stranger,
         _met,
-        ("compare the fingerprint", "clusterft up"),
+        ("on the console of n2: ssh-keygen -lf /etc/ssh/ssh_host_", "if it does: clusterft up --hosts "),
         evidence=("SHA256:",),
     ),
     Fault(

@@ -259,10 +259,7 @@ def _brought_up(cluster: Cluster) -> Settings:
     lacking = [node.name for node in cluster.active if known is None or node.name not in known.nodes]
     if known is None or known.tag is None or lacking:
         what = f"{', '.join(lacking)} not up" if known and known.tag else "no image yet"
-        raise UsageError(
-            f"cluster {cluster.name}: {what}",
-            remedy=f"run: clusterft up --hosts {cluster.path} --cluster {cluster.name}",
-        )
+        raise UsageError(f"cluster {cluster.name}: {what}", remedy="run: clusterft up")
     return known
 
 

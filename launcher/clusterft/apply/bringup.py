@@ -167,7 +167,7 @@ class Bringup:
                 "warn",
                 gone,
                 "was up and is no longer in the hostfile; its keys and its image stay there",
-                fix=("clusterft down, with the line back in the hostfile, takes them away",),
+                fix=("put its line back, then: clusterft down", "take the line out again, then: clusterft up"),
             )
 
     def _demand(self) -> UpDemand:

@@ -32,8 +32,8 @@ class Pushing:
         self._asker = asker
         self._where = settings.cluster_places(cluster.name)
         if settings.load(self._where) is None:
-            remedy = f"run: clusterft up --hosts {cluster.path} --cluster {cluster.name}"
-            raise UsageError(f"cluster {cluster.name} was not brought up from here", remedy=remedy)
+            what = f"cluster {cluster.name} was not brought up from here"
+            raise UsageError(what, remedy="run: clusterft up")
         self._turn = threading.RLock()
         self.roster = Roster(tuple(node.name for node in cluster.nodes), STAGES)
 

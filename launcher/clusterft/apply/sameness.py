@@ -34,8 +34,7 @@ def gate(survey: Survey, fleet: Fleet, tag: str, known: Settings | None) -> tupl
 
     found = fleet.each(one)
     seen = {name: found[name] for name in found if name in names}
-    up = f"clusterft up --hosts {survey.cluster.path} --cluster {survey.cluster.name}"
-    return judge(tag, wanted, seen, up)
+    return judge(tag, wanted, seen, "clusterft up")
 
 
 def judge(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clusterft import hosts, places
+from clusterft import commands, hosts, places
 from clusterft.errors import UsageError
 from clusterft.hosts import Cluster
 from clusterft.places import ClusterPlaces
@@ -98,6 +98,7 @@ def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
 
 def find(path: Path | None, name: str | None) -> Cluster:
     """The cluster that a command means: a hostfile, a name that `up` knows, or the one of the last `up`."""
+    commands.meant(path, name)
     if path is not None:
         return _pinned(hosts.load(path, name=name))
     chosen = name or _default()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 from clusterft.checks.survey import Survey, Unreached
 from clusterft.facts import NodeFacts
@@ -25,8 +25,14 @@ def unreached(survey: Survey) -> Iterator[Finding]:
             summary="cannot be asked over SSH",
             evidence="\n".join(f"{miss.node}: {miss.words}" for miss in misses),
             cause=cause,
-            fix=tuple(dict.fromkeys(step for miss in misses for step in miss.fix)),
+            fix=_steps(misses),
         )
+
+
+def _steps(misses: list[Unreached]) -> tuple[str, ...]:
+    """What comes first for each of them, before what comes next for any."""
+    in_turn = zip_longest(*(miss.fix for miss in misses), fillvalue="")
+    return tuple(dict.fromkeys(step for steps in in_turn for step in steps if step))
 
 
 def same_host_twice(survey: Survey, *, share_cards: bool) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from clusterft import commands
 from clusterft.errors import ClusterftError, Interrupted
 
 BROKE, USAGE = 1, 2
@@ -30,8 +31,13 @@ def run(arguments: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a latin-1 terminal gets a ? for a tick, not a traceback
     debug, as_json = "--debug" in arguments, "--json" in arguments
+    with commands.called(sys.argv[0], _noted):
+        return _served(command(), arguments, debug=debug, as_json=as_json)
+
+
+def _served(command: Any, arguments: list[str], *, debug: bool, as_json: bool) -> int:
     try:
-        outcome = command().main(arguments, prog_name="clusterft", standalone_mode=False)
+        outcome = command.main(arguments, prog_name="clusterft", standalone_mode=False)
     except ClusterftError as error:
         return _report(error, debug=debug, as_json=as_json)
     except typer.Exit as error:
@@ -48,6 +54,13 @@ def run(arguments: list[str]) -> int:
     except Exception:  # noqa: BLE001 - the last line of defence: a bug becomes one message and a saved traceback
         return _bug(debug=debug, as_json=as_json)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _noted(run: str) -> bool:
+    """Whether this controller finds the run's cluster by its id alone."""
+    from clusterft.apply import record
+
+    return record.find(run) is not None
 
 
 def _report(error: ClusterftError, *, debug: bool, as_json: bool) -> int:
@@ -72,7 +85,7 @@ def _print_json(error: ClusterftError) -> None:
         "error": {
             "kind": error.kind,
             "failure": error.failure if isinstance(error, RunFailed) else None,
-            "problems": [{"what": p.what, "where": p.where, "remedy": p.advice} for p in problems],
+            "problems": [{"what": p.what, "where": p.where, "remedy": commands.shown(p.advice)} for p in problems],
         },
     }
     if isinstance(error, Blocked):
@@ -85,7 +98,7 @@ def _usage(error: Any, *, as_json: bool) -> int:
         sys.stderr.write(error.format_message() + "\n")
         return USAGE
     context = getattr(error, "ctx", None)
-    remedy = f"{context.command_path} --help tells more" if context else ""
+    remedy = f"{context.command_path} --help   tells more" if context else ""
     problem = ClusterftError(error.format_message(), remedy=remedy)
     problem.kind = "usage"
     _report(problem, debug=False, as_json=as_json)

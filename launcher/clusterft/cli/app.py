@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from clusterft import commands
 
 _app = typer.Typer(
     rich_markup_mode=None,
@@ -18,6 +21,14 @@ _app = typer.Typer(
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 _Hosts = Annotated[Path | None, typer.Option("--hosts", help="Hostfile; wins over hosts: in the job.")]
+
+
+class _Verb(TyperCommand):
+    """A verb that says how it was called, for the commands that are printed while it is at work."""
+
+    def invoke(self, ctx: Any) -> Any:
+        commands.asked(ctx.params)
+        return super().invoke(ctx)
 
 
 def command() -> Any:
@@ -47,7 +58,7 @@ _LastHosts = Annotated[Path | None, typer.Option("--hosts", help="Hostfile; defa
 _Cluster = Annotated[str | None, typer.Option(help="Cluster name; default: the hostfile's stem.")]
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def up(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -84,7 +95,7 @@ def up(
     )
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def down(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -97,7 +108,7 @@ def down(
     return verb.run(hosts, cluster, now=now, as_json=as_json)
 
 
-@_app.command("open")
+@_app.command("open", cls=_Verb)
 def open_(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -112,7 +123,7 @@ def open_(
     return verb.run(hosts, cluster, tuple(mount or ()), as_json=as_json)
 
 
-@_app.command(context_settings={"ignore_unknown_options": True})
+@_app.command(cls=_Verb, context_settings={"ignore_unknown_options": True})
 def ssh(
     node: Annotated[str, typer.Argument(help="node of the cluster")],
     command: Annotated[
@@ -129,7 +140,7 @@ def ssh(
     return verb.run(node, tuple(command or ()), container=container, hosts=hosts, cluster=cluster)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def push(
     path: Annotated[Path, typer.Argument(help="file or directory of this machine")],
     to: Annotated[str | None, typer.Option("--to", help="Path on the nodes; default: the same one.")] = None,
@@ -144,9 +155,9 @@ def push(
     return verb.run(path, to, full=full, hosts=hosts, cluster=cluster, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def train(
-    job: Annotated[Path, typer.Argument(help="job.yaml; clusterft init writes one")],
+    job: Annotated[Path, typer.Argument(help="job.yaml; `clusterft init` writes one")],
     hosts: _Hosts = None,
     cluster: _Cluster = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; touch nothing.")] = False,
@@ -163,7 +174,7 @@ def train(
     return verb.run(options)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def prep(
     job: Annotated[Path, typer.Argument(help="job.yaml with a train: block")],
     hosts: _Hosts = None,
@@ -191,7 +202,7 @@ def prep(
     )
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def resume(
     run: Annotated[str, typer.Argument(help="run id")],
     job: Annotated[
@@ -213,7 +224,7 @@ def resume(
     return verb.run(verb.Options(run, job, hosts, cluster, changed, not no_preflight, as_json, new_data))
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def attach(
     run: Annotated[str | None, typer.Argument(help="run id; default: the one under way")] = None,
     hosts: _LastHosts = None,
@@ -226,7 +237,7 @@ def attach(
     return verb.run(run, hosts, cluster, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def stop(
     run: Annotated[str, typer.Argument(help="run id")],
     now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
@@ -240,7 +251,7 @@ def stop(
     return verb.run(run, hosts, cluster, now=now, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def status(
     run: Annotated[str | None, typer.Argument(help="run id; default: all runs that are alive")] = None,
     hosts: _LastHosts = None,
@@ -253,7 +264,7 @@ def status(
     return verb.run(run, hosts, cluster, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def logs(
     run: Annotated[str | None, typer.Argument(help="run id; default: the one under way, else the newest")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run is over.")] = False,
@@ -272,7 +283,7 @@ def logs(
     return verb.run(verb.Options(run, hosts, cluster, follow, node, rank, attempt, grep, since, as_json))
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def runs(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -284,7 +295,7 @@ def runs(
     return verb.run(hosts, cluster, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def doctor(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
@@ -327,7 +338,7 @@ def doctor(
     return verb.run(verb.Options(hosts, cluster, job, words, depth, strict=strict, as_json=as_json, fix=fix))
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def init(
     path: Annotated[Path, typer.Argument(help="file to write")] = Path("job.yaml"),
 ) -> int:
@@ -337,7 +348,7 @@ def init(
     return verb.run(path)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def migrate(
     file: Annotated[Path, typer.Argument(help="shell script or text with the command, TOML, accelerate's YAML")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="job.yaml to write; default: stdout.")] = None,
@@ -349,7 +360,7 @@ def migrate(
     return verb.run(file, out, as_json=as_json)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def settings(
     job: Annotated[Path, typer.Argument(help="job.yaml")],
 ) -> int:
@@ -359,7 +370,7 @@ def settings(
     return verb.run(job)
 
 
-@_app.command()
+@_app.command(cls=_Verb)
 def schema() -> int:
     """Print the JSON Schema of job.yaml, for editors."""
     import json

@@ -202,7 +202,7 @@ def _cluster(options: Options, job: JobSpec | None) -> Cluster:
     if path is None and options.cluster is None and not settings.any_default():
         raise UsageError(
             "there is no cluster yet to look at",
-            remedy="clusterft doctor --hosts hostfile   (one line a node, such as: gpu0 slots=8)",
+            remedy="clusterft doctor --hosts FILE   (one line a node, such as: gpu0 slots=8)",
         )
     return settings.find(path, options.cluster)
 

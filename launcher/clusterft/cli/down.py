@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from clusterft import commands
 from clusterft.apply import settings
 from clusterft.apply.teardown import Teardown
 from clusterft.board import Roster
@@ -36,7 +37,10 @@ def _lines(cluster: str, roster: Roster, own: tuple[str, ...]) -> list[str]:
     left = len(roster.rows) - len(roster.up)
     lines = list(text.findings(roster.failures, effect="keeps what it has"))
     if left:
-        lines.append(f"cluster {cluster}: {left} of {len(roster.rows)} nodes still have it; clusterft down again")
+        lines.append(
+            f"cluster {cluster}: {left} of {len(roster.rows)} nodes still have it; "
+            + commands.shown("again: clusterft down")
+        )
     elif any(row.changes for row in roster.rows.values()) or own:
         lines.append(f"cluster {cluster} is down; its host keys stay pinned on this machine")
     else:

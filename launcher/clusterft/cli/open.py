@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from clusterft import commands
 from clusterft.apply import settings
 from clusterft.apply.box import Opened, Opening
 from clusterft.cli.ask import Terminal
@@ -39,7 +40,9 @@ def _lines(opened: Opened) -> tuple[str, ...]:
     other = opened.nodes[-1]
     return (
         f"✓ {opened.run} is open on {' '.join(opened.nodes)}",
-        f"  clusterft ssh {head} --container {opened.run}   a shell in it; from there: ssh {other}",
+        commands.shown(
+            f"  clusterft ssh {head} --container {opened.run}   a shell in it; from there: ssh {other}"
+        ),
         "  deepspeed --hostfile /run/clusterft/hostfile ...   in that shell, starts on all nodes",
-        f"  clusterft stop {opened.run}   ends it",
+        commands.shown(f"  clusterft stop {opened.run}   ends it"),
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clusterft import spec
+from clusterft import commands, spec
 from clusterft.apply import Gang, planning, preparing, record, settings
 from clusterft.apply.mending import Means
 from clusterft.apply.planning import Prepared, Wanted
@@ -105,10 +105,11 @@ def before_training(
     first = StageDone(f"{len(ready.plan.nodes)} nodes ready to prepare", time.monotonic() - began)
     code, tended = _tended(source, ready, fleet, first, as_json=as_json, sequel=True)
     if code != 0:
-        out(f"training was not started; once the data is prepared: clusterft train {source.path}")
+        out(commands.shown(f"training was not started; once the data is prepared: clusterft train {source.path}"))
         return code
     if not tended.board.over:  # the user has left it to itself
-        out(f"training does not follow by itself; once the data is prepared: clusterft train {source.path}")
+        later = f"training does not follow by itself; once the data is prepared: clusterft train {source.path}"
+        out(commands.shown(later))
         return 0
     _await_end(tended.gang)
     return None
@@ -118,7 +119,9 @@ def _suits(job: JobSpec, options: Options) -> None:
     where = str(options.job)
     if job.train is None:
         raise UsageError(
-            "a script prepares its own data", where=where, remedy="clusterft train   starts it; prep is for train:"
+            "a script prepares its own data",
+            where=where,
+            remedy=f"clusterft train {where}   starts it; prep is for train:",
         )
     if options.only is not None and options.only not in STAGES:
         raise UsageError(f'there is no stage "{options.only}"', remedy=f"--only is one of: {', '.join(STAGES)}")

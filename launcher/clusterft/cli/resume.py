@@ -6,6 +6,7 @@ unless that is meant: a changed batch or seed makes another course of what was h
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -203,10 +204,12 @@ def _refuse_alive(found: Located) -> None:
 def _same(before: JobSpec, given: JobSpec, options: Options) -> None:
     told = differences(before.model_dump(mode="json"), given.model_dump(mode="json"))
     if told and not options.changed:
+        again = f"clusterft resume {options.run}"
         raise UsageError(
             f"the settings of {options.run} have changed: " + "; ".join(told),
             where=str(options.job),
-            remedy="clusterft resume --changed goes on with the new ones; without --job, with the old ones",
+            remedy=f"{again} --job {shlex.quote(str(options.job))} --changed   goes on with the new ones;  "
+            f"{again}   with the old ones",
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clusterft import board as boards
+from clusterft import commands
 from clusterft import hosts as hostfiles
 from clusterft.apply import Gang, box, harvest, record, runs
 from clusterft.apply.runs import Located
@@ -154,7 +155,7 @@ def _print(told: _Told, *, as_json: bool) -> None:
     if told.idle:
         say(sys.stdout, f"not running: {', '.join(told.idle)}")
     for node in told.waiting:
-        say(sys.stdout, f"! {node} is still at it; at once: clusterft stop {told.run} --now")
+        say(sys.stdout, commands.shown(f"! {node} is still at it; at once: clusterft stop {told.run} --now"))
     for line in told.left:
         say(sys.stdout, f"! {line}")
     for node, words in told.missed.items():

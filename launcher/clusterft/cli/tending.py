@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 
 from clusterft import board as boards
+from clusterft import commands
 from clusterft.apply import Gang, harvest, record
 from clusterft.apply.mending import Mender
 from clusterft.apply.record import Entry
@@ -64,7 +65,8 @@ def tend(run: Tended, opening: Iterable[Event] = ()) -> int:
         except Exception:
             # A bug of ours while watching is no reason to end a run that may be well.
             if not run.mender.failed:
-                watch.say(sys.stderr, f"! the run goes on unwatched; to end it: clusterft stop {run.entry.run}")
+                words = f"! the run goes on unwatched; to end it: clusterft stop {run.entry.run}"
+                watch.say(sys.stderr, commands.shown(words))
             raise
     if detached:
         return _detach(run)
@@ -180,8 +182,9 @@ def _detach(run: Tended) -> int:
         watch.say(sys.stdout, json.dumps(body))
         return 0
     watch.say(sys.stdout, f"{name} goes on by itself")
-    watch.say(sys.stdout, f"  clusterft attach {name}   watches it again")
-    watch.say(sys.stdout, f"  clusterft stop {name}   ends it" + " after a checkpoint" * (not run.board.prep))
+    watch.say(sys.stdout, "  " + commands.shown(f"clusterft attach {name}   watches it again"))
+    ends = f"clusterft stop {name}   ends it" + " after a checkpoint" * (not run.board.prep)
+    watch.say(sys.stdout, "  " + commands.shown(ends))
     return 0
 
 

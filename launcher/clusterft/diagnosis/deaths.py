@@ -65,7 +65,7 @@ def of_end(heard: Heard, end: End) -> Iterator[Candidate]:
         yield replace(
             base, strength=SPECIFIC, id="ctl.sighup",
             cause="the terminal or SSH session that started the ranks was closed, and took them along",
-            fix=("start them detached: clusterft train does; by hand: nohup, tmux, or docker run -d",),
+            fix=("start them detached: `clusterft train` does; by hand: nohup, tmux, or docker run -d",),
         )  # fmt: skip
     elif code in (-signal.SIGINT, -signal.SIGTERM):
         if end.local is None and end.rank is None:  # the launcher's own; it ends its ranks with SIGTERM itself

@@ -269,10 +269,7 @@ def _suits(spec: JobSpec, survey: Survey, request: Request) -> None:
             remedy=f"min_nodes: {len(nodes)}   or fewer",
         )
     if spec.runtime == "docker" and request.tag is None:
-        raise UsageError(
-            f"cluster {survey.cluster.name} has no image yet",
-            remedy=f"run: clusterft up --hosts {where} --cluster {survey.cluster.name}",
-        )
+        raise UsageError(f"cluster {survey.cluster.name} has no image yet", remedy="run: clusterft up")
 
 
 def _node_plan(gang: _Gang, rank: int) -> NodePlan:

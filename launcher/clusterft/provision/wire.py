@@ -130,7 +130,7 @@ def _finding(node: str, error: Exception) -> Finding:
         fix = ("make room in the home directory: du -xh ~ | sort -h | tail",)
         return Finding("os.disk-full", "fail", (node,), f"{node}: the home directory is full", words, fix=fix)
     if _DAMAGED in words:
-        fix = (f"remove the file on {node}, then clusterft up: a new key is made",)
+        fix = (f"remove the file on {node}, then: clusterft up   (a new key is made)",)
         return Finding("ssh.relay", "fail", (node,), f"{node}: its relay key cannot be used", words, fix=fix)
     summary = f"{node}: the files under ~/.clusterft and ~/.ssh/authorized_keys cannot be written"
     fix = ("ls -ld ~ ~/.ssh ~/.ssh/authorized_keys ~/.clusterft   (on the node)",)

@@ -41,6 +41,12 @@ class HostKey:
         """As known_hosts has it, after the name."""
         return f"{self.kind} {self.base64}"
 
+    @property
+    def file(self) -> str:
+        """Where sshd of that host has it, unless it was told otherwise."""
+        kind = "ecdsa" if self.kind.startswith("ecdsa-") else self.kind.removeprefix("ssh-")
+        return f"/etc/ssh/ssh_host_{kind}_key.pub"
+
     @staticmethod
     def of(key: paramiko.PKey) -> HostKey:
         """What paramiko holds."""
@@ -167,9 +173,10 @@ def changed(connection: fabric.Connection, error: BadHostKeyException, source: S
         f"{'pinned' if source == 'pins' else 'in your known_hosts'} is "
         f"{error.expected_key.get_name()} {error.expected_key.fingerprint}"
     )
-    look = f"compare on the console of {name}: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+    key = HostKey.of(error.key)
+    look = f"on the console of {name}: ssh-keygen -lf {key.file}   must show {key.fingerprint}"
     drop = f"clusterft up --forget-host-key {name}" if source == "pins" else f"ssh-keygen -R '{at}'"
-    return Unreachable("ssh.hostkey-changed", words, fix=(look, f"if it is right: {drop}"))
+    return Unreachable("ssh.hostkey-changed", words, fix=(look, f"if it does: {drop}"))
 
 
 def pin(pins: Path, entries: Iterable[tuple[str, HostKey]]) -> bool:

@@ -34,11 +34,10 @@ class Strange(Unreachable):
     """A host whose key nobody has pinned; `stranger` is what it presented."""
 
     def __init__(self, words: str, stranger: hostkeys.Stranger) -> None:
-        fix = (
-            "compare the fingerprint with the one on its console, then pin it: clusterft up asks at a terminal, "
-            "and takes --accept-new-host-keys"
-        )
-        super().__init__("ssh.hostkey-unknown", words, fix=(fix,))
+        key, who = stranger.key, stranger.name if stranger.bastion else " ".join(stranger.nodes)
+        look = f"on the console of {who}: ssh-keygen -lf {key.file}   must show {key.fingerprint}"
+        pin = "if it does: clusterft up   (it asks; with --accept-new-host-keys it does not)"
+        super().__init__("ssh.hostkey-unknown", words, fix=(look, pin))
         self.stranger = stranger
 
 

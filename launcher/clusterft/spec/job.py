@@ -312,7 +312,7 @@ def load(path: Path) -> JobSpec:
     raw = document.value
     if not isinstance(raw, dict):
         place = document.where(())
-        raise document.problem(place, "a job file is a mapping of keys", "", "clusterft init writes one")
+        raise document.problem(place, "a job file is a mapping of keys", "", "clusterft init   writes one")
     if isinstance(raw.get("image"), str):
         raw = {**raw, "image": {"use": raw["image"]}}
     base = path.resolve().parent

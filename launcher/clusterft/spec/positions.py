@@ -97,7 +97,7 @@ def read(path: Path) -> Document:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError(
-            "the job file does not exist", where=str(path), remedy="clusterft init writes a commented one"
+            "the job file does not exist", where=str(path), remedy="clusterft init   writes a commented one"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the job file cannot be read: {error}", where=str(path)) from None

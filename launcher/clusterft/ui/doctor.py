@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator
 
+from clusterft import commands
 from clusterft.checks.catalogue import ALL, entry
 from clusterft.checks.check import LAYERS, Entry
 from clusterft.checks.mends import Mend, Mended
@@ -101,7 +102,7 @@ def _finding(one: Finding, report: Report) -> Iterator[str]:
     for line in one.evidence.splitlines():
         yield f"    {line}"
     for step in one.fix:
-        yield f"  fix:  {step}"
+        yield f"  fix:  {commands.shown(step)}"
     if one.fix and one.blast_radius:
         root = ", needs root" if one.needs_root else ""
         yield f"        (touches {one.blast_radius}{root})"
@@ -139,8 +140,8 @@ def _busy(report: Report) -> Iterator[str]:
         of = f" of cluster {one.cluster}" if one.cluster else ""
         yield f"· run {one.run}{of} holds {' '.join(one.nodes)}"
         if not one.cluster:
-            yield f"    follow it:  clusterft attach {one.run}"
-            yield f"    end it:     clusterft stop {one.run}"
+            yield commands.shown(f"    follow it:  clusterft attach {one.run}")
+            yield commands.shown(f"    end it:     clusterft stop {one.run}")
 
 
 def _unjudged(quiet: tuple[Finding, ...], report: Report) -> Iterator[str]:
@@ -151,8 +152,8 @@ def _unjudged(quiet: tuple[Finding, ...], report: Report) -> Iterator[str]:
     rows = list(reasons.items())
     for (status, nodes, summary), ids in rows[:_QUIET]:
         what = ids[0] if len(ids) == 1 else f"{len(ids)} checks"
-        verb = "not readable" if status == "unknown" else "skipped"
-        yield f"{_MARKS[status]} {what:<22} {names(nodes, report.nodes):<24} {verb}  {summary}".rstrip()
+        verb, why = "not readable" if status == "unknown" else "skipped", commands.shown(summary)
+        yield f"{_MARKS[status]} {what:<22} {names(nodes, report.nodes):<24} {verb}  {why}".rstrip()
     if len(rows) > _QUIET:
         yield f"  and {len(rows) - _QUIET} more; --json has them all"
 
@@ -163,7 +164,8 @@ def _last(report: Report) -> str:
     if blocking or warning:
         first = next(one for one in _sorted(report.above_info()))
         told = f"{blocking} block{'s' * (blocking == 1)}, {warning} warn{'s' * (warning == 1)}."
-        more = f"   clusterft doctor --explain {first.id} tells more." if entry(first.id) else ""
+        explain = commands.shown(f"clusterft doctor --explain {first.id}")
+        more = f"   {explain}   tells more" if entry(first.id) else ""
         return told + more
     judged, left = report.counts()
     rest = f", {left} skipped" if left else ""
@@ -180,7 +182,7 @@ def _verdict(report: Report) -> str:
         held = tuple(node for node in report.nodes if any(node in one.nodes for one in report.busy))
         where = "" if held == report.nodes else f" on {names(held, report.nodes)}"
         words.append(f"busy with {runs}{where}")
-    words += list(report.untried)
+    words += [commands.shown(one) for one in report.untried]
     if not words:
         return "Ready to train"
     return f"{'Nothing wrong found' if report.untried else 'Healthy'}; {', and '.join(words)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from clusterft import commands
 from clusterft.board import Board
 from clusterft.events import (
     Event,
@@ -124,7 +125,7 @@ def _of_the_gang(event: Event) -> str | None:
     if isinstance(event, HeardAgain):
         return f"✓ {event.node} is heard again"
     if isinstance(event, Gone):
-        return f"✗ {event.node} is gone: {event.words}"
+        return f"✗ {event.node} is gone: {commands.shown(event.words)}"
     if isinstance(event, Replaced):
         return f"! {event.by} takes the place of {event.node}"
     if isinstance(event, Replanned):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from clusterft import commands
 from clusterft.board import Attempt, Board, Verdict
 from clusterft.ui import sparkline
 from clusterft_trainer import stream
@@ -61,7 +62,7 @@ def _success(board: Board, verdict: Verdict) -> Iterator[str]:
         yield f"  {'prepared in':<12} {PurePosixPath(board.run_dir).parent}/.clusterft"
     yield f"  {'all of it':<12} {board.run_dir}"
     if verdict.end == "stopped" and ("checkpoint" in board.saved or board.prep):
-        yield f"  to go on:    clusterft resume {board.run}"
+        yield "  to go on:    " + commands.shown(f"clusterft resume {board.run}")
 
 
 def _blocked(board: Board, verdict: Verdict) -> Iterator[str]:
@@ -71,7 +72,7 @@ def _blocked(board: Board, verdict: Verdict) -> Iterator[str]:
     for line in verdict.evidence:
         yield f"    {line}"
     if verdict.remedy:
-        yield f"  {verdict.remedy}"
+        yield f"  {commands.shown(verdict.remedy)}"
     if verdict.why:
         yield f"  {verdict.why}"
 
@@ -86,7 +87,7 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
     for line in verdict.evidence:
         yield f"    {line}"
     if verdict.remedy:
-        yield f"  {verdict.remedy}"
+        yield f"  {commands.shown(verdict.remedy)}"
     if verdict.why:
         yield f"  no other attempt: {verdict.why}"
     yield from _history(a for a in board.attempts.values() if a is not attempt)
@@ -97,7 +98,7 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
     if report(board):
         yield f"  report: {report(board)}"
     again = f"clusterft resume {board.run}   or   " if saved or board.prep else ""
-    yield f"  next: {again}clusterft logs {board.run}{_of_whom(verdict)}"
+    yield "  next: " + commands.shown(f"{again}clusterft logs {board.run}{_of_whom(verdict)}")
 
 
 def _counted(board: Board) -> str:

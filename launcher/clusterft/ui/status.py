@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from clusterft import commands
 from clusterft.board import Board, judge
 from clusterft.ui import figures, live, nodes, outcome
 
@@ -116,10 +117,10 @@ def overview(cluster: str, alive: Sequence[Glance], left: Sequence[LeftBehind]) 
     if left:
         yield ""
         for box in left:
-            yield f"  {box.node}: container of {box.run}, {box.state}: {box.words}"
+            yield f"  {box.node}: container of {box.run}, {box.state}: {commands.shown(box.words)}"
     if len(alive) == 1 and alive[0].state not in ("ok", "stopped", "failed"):
         yield ""
-        yield f"clusterft attach {alive[0].run}   watches it"
+        yield commands.shown(f"clusterft attach {alive[0].run}   watches it")
 
 
 def _cells(one: Glance) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from clusterft import commands
 from clusterft.errors import Blocked, ClusterftError, InvalidFile, RunFailed, UsageError
 from clusterft.findings import Finding
 from clusterft.plan import LaunchPlan, NodePlan
@@ -31,7 +32,7 @@ def error(problem: ClusterftError) -> Iterator[str]:
     label = f" ({problem.failure})" if isinstance(problem, RunFailed) else ""
     yield f"✗ {where}{problem.what}{label}"
     if problem.remedy:
-        yield f"  {problem.remedy}"
+        yield f"  {commands.shown(problem.remedy)}"
 
 
 def _mistake(problem: UsageError) -> Iterator[str]:
@@ -39,7 +40,7 @@ def _mistake(problem: UsageError) -> Iterator[str]:
     if problem.excerpt:
         yield problem.excerpt
     if problem.remedy:
-        yield f"  {problem.remedy}"
+        yield f"  {commands.shown(problem.remedy)}"
 
 
 def findings(found: tuple[Finding, ...], *, effect: str = "blocks training") -> Iterator[str]:
@@ -55,7 +56,7 @@ def findings(found: tuple[Finding, ...], *, effect: str = "blocks training") -> 
         if finding.cause:
             yield f"  because {finding.cause}"
         for step in finding.fix:
-            yield f"  fix:  {step}"
+            yield f"  fix:  {commands.shown(step)}"
 
 
 def plan(planned: LaunchPlan) -> Iterator[str]:

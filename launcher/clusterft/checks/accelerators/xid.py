@@ -24,7 +24,7 @@ _RESET = (
     "for a day even so)"
 )
 _REPLACE = "sudo reboot; if it comes back: seat the card anew, check its power, and replace it"
-_LOOK = "clusterft stop and resume the run on that card; if it comes back: sudo reboot"
+_LOOK = "move the run off it and on: clusterft stop RUN, clusterft resume RUN; if it comes back: sudo reboot"
 # 13, 31, 43 and 45 are mostly the program's own, 63 is a repair that has worked: nothing is said of them.
 _KNOWN = {
     48: _Meaning("memory error that cannot be corrected", True, _RESET),

@@ -43,7 +43,7 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="`Received 1 death signal`, on all ranks at once",
         how="all ranks ended on SIGHUP within a moment; runs of `clusterft train` outlive their terminal",
         cause="ranks were started by hand, in a login that was closed",
-        mends=("clusterft train: its runs go on without the controller; clusterft logs --follow shows them",),
+        mends=("`clusterft train`: its runs go on without the controller; clusterft logs --follow   shows them",),
         found=("log",),
         source="ms-swift#5884",
     ),

@@ -17,10 +17,26 @@ ENTRIES: tuple[Entry, ...] = (
         "node for one that all see",
         mends=(
             "on the node: sudo mkdir -p FOLDER && sudo chown UID:GID FOLDER",
-            "put a cache that all ranks read into the shared dir; clusterft prep does",
+            "put a cache that all ranks read into the shared dir; `clusterft prep` does",
         ),
         found=("facts", "train", "log"),
         source="SimpleTuner#1446",
+    ),
+    Entry(
+        id="data.missing",
+        layer="data",
+        title="What a job reads is not there",
+        symptom="a run or a `prep` that ends with `The folder ... cannot be listed` or `named, but not there`",
+        how="on every node each path that the job reads: pictures, captions, tables, the model; a folder of pictures "
+        "holds one at least. Of a table in CSV or JSON lines the first 200 files that it names are looked for. What "
+        "the SSH user may not look into is not judged",
+        cause="a path of another machine, a share that is not mounted, or pictures that have been moved",
+        mends=(
+            "clusterft push PATH   where the controller has all of it",
+            "put it into the shared dir, or name another path in job.yaml",
+            "problems: {broken: skip} under train.data leaves out single pictures that a table names",
+        ),
+        found=("train",),
     ),
     Entry(
         id="data.differs",
@@ -57,7 +73,7 @@ ENTRIES: tuple[Entry, ...] = (
         how="",
         why_not="before a run there is nothing to see; afterwards it is told as run.watchdog, with rank 0 as the "
         "one that the others waited for, and its stack says what it did",
-        mends=("make the cache before: clusterft prep; or a longer timeout in init_process_group",),
+        mends=("make the cache before: clusterft prep job.yaml; or a longer timeout in init_process_group",),
         found=("never",),
         source="kohya-ss/sd-scripts#971",
     ),

@@ -41,7 +41,7 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="in a container of `clusterft open`, ssh NODE hangs or is refused; DeepSpeed's launcher with it",
         how="plain `ssh NODE` from each container to all others, when `clusterft open` starts them",
         cause="a firewall between the nodes, most likely: these containers listen on a port of their own",
-        mends=("open the nodes' network for each other; clusterft doctor names the node and the command",),
+        mends=("open the nodes' network for each other; `clusterft doctor` names the node and the command",),
         found=("up",),
     ),
 )

@@ -68,7 +68,10 @@ ENTRIES: tuple[Entry, ...] = (
         symptom="`Host key verification failed.`",
         how="neither the cluster's pins nor known_hosts hold a key of it",
         cause="nobody has logged in to it from here",
-        mends=("compare the fingerprint on its console, then pin it: clusterft up asks",),
+        mends=(
+            "on its console: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+            "if that is the one which it presents: clusterft up",
+        ),
         found=("facts", "up"),
         source="lab",
     ),

@@ -135,14 +135,9 @@ def nccl(seen: Examination) -> Iterator[Finding]:
         summary=f"has another NCCL in its image than the rest, which have {usual}",
         evidence="\n".join(f"{name}: NCCL {version}" for name, version in known.items()),
         cause="one tag, and different images under it",
-        fix=(up(seen),),
+        fix=("clusterft up",),
         blast_radius="the image",
     )
-
-
-def up(seen: Examination) -> str:
-    """The command that brings the one image to every node."""
-    return f"clusterft up --hosts {seen.survey.cluster.path} --cluster {seen.survey.cluster.name}"
 
 
 def _torch_counts(seen: Examination) -> bool:

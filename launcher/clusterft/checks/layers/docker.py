@@ -48,7 +48,7 @@ def same_image(seen: Examination) -> Iterator[Finding]:
     told = {name: one.image for name, one in known.items() if one.missing is not None}
     for name in known.keys() - told.keys():
         yield Finding("dk.image-drift", "unknown", (name,), "the image could not be looked at")
-    yield from image.same(tag, seen.wanted.image, told, boxes.up(seen))
+    yield from image.same(tag, seen.wanted.image, told, "clusterft up")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -19,7 +19,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Received 1 death signal|Received Signals\.SIGHUP|got signal: 1\b|died with <Signals\.SIGHUP|"
         r"Received death signal SIGHUP",
         "the terminal or SSH session that started the ranks was closed, and took them along",
-        "start them detached: clusterft train does; by hand: nohup, tmux, or docker run -d",
+        "start them detached: `clusterft train` does; by hand: nohup, tmux, or docker run -d",
     ),
     known(
         0,
@@ -87,7 +87,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "job.pdsh",
         r"launcher 'pdsh' not installed",
         "DeepSpeed starts other nodes with pdsh, which is not installed here",
-        "on {node}: sudo apt-get install pdsh   or start it with --launcher openmpi, or with clusterft train",
+        "on {node}: sudo apt-get install pdsh   or start it with --launcher openmpi, or with `clusterft train`",
     ),
     known(
         48,

@@ -222,6 +222,6 @@ SIGNATURES: tuple[Signature, ...] = (
         "dk.ratelimit",
         r"toomanyrequests",
         "the registry limits pulls from this address",
-        "docker login   or pull once and pass it on: clusterft up does",
+        "docker login   or pull once and pass it on: `clusterft up` does",
     ),
 )
