@@ -217,6 +217,9 @@ def test_plain_lines_tell_each_restart_with_its_cause_once(monkeypatch: pytest.M
         Said("left", stream.Waiting(("right",), 360.0, 60.0)),
         HeardAgain("right"),
         Said("left", stream.Waiting((), 0.0, 61.0)),
+        Said("left", stream.Waiting(("right",), 360.0, 60.0)),
+        Said("left", stream.Waiting((), 0.0, 360.0, ("right",))),
+        Said("left", stream.Waiting(("right",), 460.0, 400.0, ("other",))),
         Said("left", stream.Hang(1, 600.0, "/out/stacks/attempt-1", 800.0)),
         decided(
             1,
@@ -238,9 +241,13 @@ def test_plain_lines_tell_each_restart_with_its_cause_once(monkeypatch: pytest.M
         "another attempt follows: restart 1 of 3",
         "attempt 1 starts: 2 nodes, 2 ranks",
         "! right is back: its supervisor was started again",
-        "! right out of the head's reach: waited for 5 m 00 s",
+        "! right out of the head's reach: waited for, 5 m 00 s more",
         "✓ right is heard again",
         "✓ all nodes are within reach of each other again",
+        "! right out of the head's reach: waited for, 5 m 00 s more",
+        "! right given up: out of the head's reach for too long",
+        "! other given up: out of the head's reach for too long; right out of the head's reach: "
+        "waited for, 1 m 00 s more",
         "! no step for 10 m 00 s; what every rank was doing: /out/stacks/attempt-1",
         "! attempt 1 ended at step 43 (interrupted): the engine of right was shut down; "
         "another attempt follows: an interruption does not count as a restart",

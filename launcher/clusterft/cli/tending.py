@@ -33,6 +33,7 @@ from clusterft.ui import outcome, watch
 _QUESTION = "[d]etach and let it run   [s]top after a checkpoint   stop [n]ow   any other key: go on"
 _PREPARING = "[d]etach and let it run   [s]top   stop [n]ow   any other key: go on"
 _REPEAT = 5.0  # seconds between two requests that nobody has taken
+_SAME = 1.0  # seconds
 _CODES = {"ok": 0, "stopped": Interrupted.exit_code, "failed": RunFailed.exit_code}
 
 
@@ -100,7 +101,7 @@ def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> 
             if asked == "detach":
                 return True
             if asked:
-                _take(Stopping("asked" if asked == "stop" else "asked: now"), run.board, watcher)
+                _take(Stopping(_asked(run, asked)), run.board, watcher)
                 request.ask(asked)
             request.pass_on(run.gang)
         _leave_what_is_not_heard(run)
@@ -115,6 +116,14 @@ def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> 
         if run.mender.gang is run.gang:
             return False
         run.gang = run.mender.gang
+
+
+def _asked(run: Tended, what: str) -> str:
+    """What a stop will do, and how it is hurried; the Board knows it by its first word."""
+    if what == "now":
+        return "asked, at once"
+    saves = not run.board.prep and run.entry.job.get("train") is not None
+    return f"asked{', after a checkpoint' if saves else ''} (asked again: at once)"
 
 
 def _leave_what_is_not_heard(run: Tended) -> None:
@@ -219,14 +228,15 @@ class Interrupts:
     """Counts Ctrl-C and SIGTERM instead of raising in the middle of something, and asks what is meant.
 
     On a terminal a Ctrl-C asks; a second one means the checkpoint, a third one now. Elsewhere, and for SIGTERM,
-    the first means the checkpoint and the second now.
+    the first means the checkpoint and the second now. `timeout` and the like tell a process, and then its group:
+    a SIGTERM close behind another is the same one.
     """
 
     def __init__(self, question: str = _QUESTION) -> None:
         self._question = question
         self._count = 0
         self._heeded = 0
-        self._term = False
+        self._term: float | None = None  # when one came last
         self._asks = sys.stdin.isatty() and sys.stdout.isatty()
         self._before_keys: list[object] | None = None
         self._told = 0  # how much of an end was asked for: 1 after a checkpoint, 2 now
@@ -247,7 +257,7 @@ class Interrupts:
         asking = self._before_keys is not None
         if self._count > self._heeded:
             self._heeded += 1
-            if self._asks and not (self._term or self._told or asking):
+            if self._asks and not (self._term is not None or self._told or asking):
                 self._grab_keys()
                 watcher.ask(self._question)
                 return ""
@@ -272,8 +282,11 @@ class Interrupts:
             watcher.ask("")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            before, self._term = self._term, time.monotonic()
+            if before is not None and self._term - before < _SAME:
+                return
         self._count += 1
-        self._term = self._term or number == signal.SIGTERM
 
     def _grab_keys(self) -> None:
         """A key counts without Enter, and is not shown."""

@@ -92,14 +92,19 @@ def _said(node: str, line: stream.Line, board: Board) -> str | None:
         stacks = f"; what every rank was doing: {line.stacks}" if line.stacks else ""
         return f"! no step for {figures.span(line.seconds)}{stacks}"
     if isinstance(line, stream.Waiting):
-        if not line.nodes:
-            return "✓ all nodes are within reach of each other again"
-        return (
-            f"! {', '.join(line.nodes)} out of the head's reach: waited for {figures.span(line.until - line.at)}"
-        )
+        return _waiting(line)
     if isinstance(line, stream.Started) and line.incarnation:
         return f"! {node} is back: its supervisor was started again"
     return None
+
+
+def _waiting(line: stream.Waiting) -> str:
+    """`until` is when the first of them is given up: what is left of their time, and not what has passed."""
+    told = [f"{', '.join(line.lost)} given up: out of the head's reach for too long"] if line.lost else []
+    if line.nodes:
+        left = f"waited for, {figures.span(line.until - line.at)} more"
+        told.append(f"{', '.join(line.nodes)} out of the head's reach: {left}")
+    return f"! {'; '.join(told)}" if told else "✓ all nodes are within reach of each other again"
 
 
 def _decision(line: stream.Decided, board: Board) -> str | None:

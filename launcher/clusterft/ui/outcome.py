@@ -94,7 +94,10 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
     saved = board.saved.get("checkpoint")
     if saved:
         yield f"  newest checkpoint: {saved.path}"
-    yield f"  logs: {log_path(board, verdict, local_logs)}"
+    if board.attempts:
+        yield f"  logs: {log_path(board, verdict, local_logs)}"
+    else:
+        yield f"  no attempt began, so there are no logs; what each supervisor said: {board.run_dir}/events"
     if report(board):
         yield f"  report: {report(board)}"
     again = f"clusterft resume {board.run}   or   " if saved or board.prep else ""
