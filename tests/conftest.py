@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".test-state" / "passed.json"
 WRITTEN = "tests/FAULTS.md"  # by make test-all itself: no change of the tree that it tests
-SHARES = 12  # every long test comes up once in this many days of `make test`
+SHARES = 20  # every long test comes up once in this many days of `make test`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -282,6 +282,7 @@ SSH: tuple[Fault, ...] = (
         _freed("memory"),
         ("sudo tee /sys/fs/cgroup", "MemoryMax=infinity"),
         evidence=("may use 400 MiB of its memory", "clusterft-lab-confined"),
+        options=(),
     ),
     Fault(
         "few processes for logins",
@@ -290,6 +291,7 @@ SSH: tuple[Fault, ...] = (
         _freed("pids"),
         ("sudo tee /sys/fs/cgroup", "TasksMax=infinity"),
         evidence=("may have 100 processes", "clusterft-lab-confined"),
+        options=(),
     ),
     Fault(
         "few addresses for logins",
@@ -299,6 +301,15 @@ SSH: tuple[Fault, ...] = (
         ("grep -n 'ulimit.*-v' ~/.bashrc",),
         evidence=("Max address space (ulimit -v) of a login: 488 MiB",),
         also=("run.import",),  # of the job's Python, which finds no memory
+        options=(),
+    ),
+    Fault(
+        "small files alone for logins",
+        "fs.file-size",
+        shell("n2", "echo 'ulimit -f 1000000' >~/.bashrc"),
+        shell("n2", "rm ~/.bashrc"),
+        ("on n2: ulimit -f   must say unlimited", "grep -n 'ulimit.*-f' ~/.bashrc"),
+        evidence=("File too large", "no file of 7 GiB, as a model is"),
         options=(),
     ),
     Fault(

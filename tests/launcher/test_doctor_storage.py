@@ -573,6 +573,16 @@ def test_only_an_absurd_speed_is_slow_and_each_had_a_part_of_it() -> None:
     )
 
 
+def test_a_file_as_large_as_a_model_may_not_be_made() -> None:
+    share = {name: trial(name, too_large=7 << 30) for name in ("b",)}
+    one = only(seen(share=proof(**share)), "fs.file-size", "b")
+    assert one.status == "fail" and "7 GiB" in one.summary and "ulimit -f" in one.fix[0]
+    stick = Mount("/dev/sdb1", "/mnt/out", "vfat", "rw,relatime")
+    whole = with_facts(seen(share=proof(**share)), facts("b", stick))
+    told = [one for one in judged(whole) if one.id == "fs.file-size"]
+    assert told[0].cause == "vfat has no files of 4 GiB and more" and "shared:" in told[0].fix[0]
+
+
 def test_errors_of_the_filesystem_itself() -> None:
     lent = {
         name: trial(name, trouble=Trouble("make", 30, "Read-only file system"), wanted=()) for name in ("b", "c")

@@ -75,6 +75,8 @@ class Proof:
         os.replace(fresh, target)
         kept = os.stat(target)
         answer: Body = {"owner": [kept.st_uid, kept.st_gid]}
+        if asked.get("large"):
+            answer["too_large"] = self._refused(int(asked["large"]))
         if asked.get("bytes"):
             rates = []
             for _ in range(_PIECES):
@@ -101,6 +103,18 @@ class Proof:
             sync = _took(lambda: os.fsync(file.fileno()))
         os.unlink(path)
         return seconds, sync
+
+    def _refused(self, count: int) -> bool:
+        """Whether no file of that many bytes may be; one without a byte in it takes no room."""
+        path = os.path.join(self.place, self.name + ".large")
+        with open(path, "wb") as file:
+            try:
+                os.ftruncate(file.fileno(), count)
+            except OSError as error:  # that there is no room for it, or that holes are not to be had, is not it
+                return error.errno == errno.EFBIG
+            finally:
+                os.unlink(path)
+        return False
 
     def see(self, asked: Body) -> Body:
         """How long until each other's nonce is read; after a while, the directory is listed before each try."""

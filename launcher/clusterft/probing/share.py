@@ -28,6 +28,7 @@ _STEP = 5.0
 _LOCK = 3.0
 _WITHIN = 6.0  # seconds for a file to be seen
 _BYTES = 8 << 20  # written by a node whose speed is measured
+_LARGE = 7 << 30  # SDXL as it is exported; a checkpoint has files of that size too
 _TIMED = 4  # of them: they stand for the others, and many syncs at once would be slow on any disk
 _EVERYBODY = 32  # above so many nodes each looks for some of the others alone
 _LOOK = 5
@@ -214,12 +215,15 @@ class _Proof:
         self._change(name, free_bytes=None if free is None else int(free))
 
     def _write_words(self, name: str) -> dict[str, object]:
-        return {"nonce": self._nonces[name]}
+        large = {} if self._trials[name].owner else {"large": _LARGE}
+        return {"nonce": self._nonces[name], **large}
 
     def _write_told(self, name: str, said: Mapping[str, Any]) -> None:
         owner = said.get("owner")
         if isinstance(owner, list) and len(owner) == 2:
             self._change(name, owner=(int(owner[0]), int(owner[1])))
+        if said.get("too_large") is True:
+            self._change(name, too_large=_LARGE)
 
     def _see_words(self, name: str) -> dict[str, object]:
         """In the second round, nobody waits again for what was not seen in the first."""

@@ -136,6 +136,16 @@ ENTRIES: tuple[Entry, ...] = (
         source="own thresholds, far below a single disk or 1 GbE",
     ),
     Entry(
+        id="fs.file-size",
+        layer="storage",
+        title="Files as large as a model cannot be made",
+        symptom="`File too large` (errno 27), or `File size limit exceeded`, at the first checkpoint or export",
+        how="each node makes an empty file of 7 GiB there, which takes no room, and removes it",
+        mends=("a directory on ext4, xfs or NFS for shared:", "ulimit -f unlimited: fsize in limits.d"),
+        found=("probe",),
+        cause="FAT has no files of 4 GiB; or a limit on the size of files of a login",
+    ),
+    Entry(
         id="fs.retrans",
         layer="storage",
         title="Calls to the NFS server have to be sent again and again",

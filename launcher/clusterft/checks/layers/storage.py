@@ -26,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.disk-full",), shared_dir.quota, reads=("facts",), after=_GONE),
     Check(("fs.attrcache",), shared_dir.attrcache, reads=_PROOF, after=_GONE),
     Check(("fs.attrcache",), shared_dir.cached_long, reads=_BOTH, after=_GONE),
+    Check(("fs.file-size",), shared_dir.file_size, reads=_PROOF, after=_STOPPED),
     Check(("fs.lock",), shared_dir.lock, reads=_PROOF, after=_GONE),
     Check(("fs.slow",), shared_dir.slow, reads=_PROOF, after=_GONE),
     Check(("fs.retrans",), shared_dir.retrans, reads=_BOTH, after=_GONE),

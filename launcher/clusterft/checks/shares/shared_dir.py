@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from shlex import quote
 
@@ -24,6 +25,7 @@ _ASKED = {
     "lock": ("fs.lock",),
     "speed": ("fs.slow",),
 }
+_FAT = ("vfat", "msdos", "fat")
 _LATE = 2.0  # seconds until a file is seen, its directory listed
 _SLOW_RATE, _SLOW_SYNC = 10e6, 1.0  # bytes and seconds; far below what any disk or link gives that is well
 _ENOUGH_CALLS, _RESENT = 1000, 0.01  # over TCP a call is sent again after a minute, or a broken connection
@@ -213,6 +215,34 @@ def quota(seen: Examination) -> Iterator[Finding]:
             cause="a quota, or blocks that are kept for root",
             fix=(f"quota -s -u {trial.uid}   tells the limits; remove files, or have the limit raised",),
             blast_radius=seen.wanted.shared or "",
+        )
+
+
+def file_size(seen: Examination) -> Iterator[Finding]:
+    """fs.file-size: a file as large as a model may not be made there."""
+    for node, trial in _trials(seen):
+        if not trial.too_large:
+            continue
+        mount = nfs.mounted(seen, node)
+        small = mount is not None and mount.fstype in _FAT
+        yield Finding(
+            id="fs.file-size",
+            status="fail",
+            nodes=(node,),
+            summary=f"no file of {trial.too_large >> 30} GiB, as a model is, may be made in {seen.wanted.shared}",
+            evidence=f"ftruncate to {trial.too_large} bytes: {os.strerror(errno.EFBIG)}"
+            + (f"\n{mount.source} on {mount.target} type {mount.fstype}" if mount else ""),
+            cause=f"{mount.fstype} has no files of 4 GiB and more"
+            if mount and small
+            else "a limit on the size of files of that login, or of its filesystem",
+            fix=("choose a directory on ext4, xfs or NFS for shared:",)
+            if small
+            else (
+                f"on {node}: ulimit -f   must say unlimited; else find it: grep -rn fsize "
+                "/etc/security/limits.conf /etc/security/limits.d; grep -n 'ulimit.*-f' ~/.bashrc ~/.profile",
+                "remove that line, and log in again",
+            ),
+            blast_radius="limits of every login, or the filesystem",
         )
 
 
