@@ -70,7 +70,7 @@ def test_a_key_that_others_may_read_is_named_and_mended_after_a_yes(desk: Desk) 
 
     agreed = fix(desk, "y\n")
     before, after = agreed.stdout.split("✓ chmod 600", 1)
-    assert "✗ ctl.modes" in before and "ctl.modes" not in after and "Ready to train" in after, agreed.stdout
+    assert "✗ ctl.modes" in before and "ctl.modes" not in after and "Nothing wrong found" in after, agreed.stdout
     assert agreed.returncode == 0 and mode(desk, KEY) == "600"
     assert mode(desk, "~/.clusterft/rack/nodes/n2") == "700"
     clean(desk.doctor("--quick"))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,13 @@ from typing import Any
 import pytest
 import scenes
 
-from clusterft import fleet
+from clusterft import agent, fleet
 from clusterft.checks import report
 from clusterft.checks.examination import Absence, Examination, Wanted
 from clusterft.checks.layers import host, network
 from clusterft.facts.health import Asked, confines
 from clusterft.facts.health.confines import Confines, Limit
+from clusterft.facts.links import Dial, Links
 from clusterft.findings import Finding
 from clusterft.remote import Completed
 from clusterft.remote.account import Login
@@ -96,6 +101,34 @@ def test_a_program_of_ours_that_a_limit_stopped_is_told_as_the_limit() -> None:
     quiet = [one for one in found if "b" in one.nodes and one.id == "net.high-ports"]
     assert [(one.status, one.summary) for one in quiet] == [("skipped", "(os.memory-limit)")]
     assert confines.stopped("ModuleNotFoundError: No module named 'json'") == ""
+
+
+def test_what_a_limit_has_not_stopped_is_judged_all_the_same() -> None:
+    """A limit that is too low for torch is enough for ports: all of a node's network was skipped for it."""
+    of = seen(Confines((Limit("memory.max", 400 << 20, "/x", "/sys/fs/cgroup"),), ()))
+    shut = Dial("a", "b", "10.0.0.2", 40000, "high", error="timed out", seconds=3.0)
+    links = Links({"a": "10.0.0.1", "b": "10.0.0.2"}, (shut, Dial("b", "a", "10.0.0.1", 40000, "high")))
+    found = report.judge(replace(of, links=links), (*host.CHECKS, *network.CHECKS))
+    told = {one.id: one.status for one in found if "b" in one.nodes}
+    assert told["os.memory-limit"] == "fail" and told["net.high-ports"] == "fail"
+    assert "(os.memory-limit)" not in {one.summary for one in found}
+
+
+def test_a_conversation_that_a_limit_stops_ends_the_program_that_listens() -> None:
+    """Silence would be taken for a firewall's. A real limit, set once it listens."""
+    argv = [sys.executable, "-c", agent.text("ports")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, text=True, **pipes) as program:  # type: ignore[call-overload]
+        assert "boot" in json.loads(program.stdout.readline())
+        asked = {"do": "listen", "name": "b", "word": "w", "ports": [], "high": [0], "wide": False}
+        program.stdin.write(json.dumps(asked) + "\n")
+        program.stdin.flush()
+        port = json.loads(program.stdout.readline())["high"]
+        used = int(Path(f"/proc/{program.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(program.pid, resource.RLIMIT_AS, (used, used))
+        with socket.create_connection(("127.0.0.1", port), 5):
+            assert program.wait(20) == 1
+        assert confines.stopped(program.stderr.read())
 
 
 def test_a_shell_that_cannot_fork_is_no_noisy_one() -> None:

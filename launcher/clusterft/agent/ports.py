@@ -29,6 +29,7 @@ _ECHO = 2.0  # seconds for an echo; a lost segment is sent again within that
 _LIFE = 20.0  # seconds of any conversation
 _GUESTS = threading.BoundedSemaphore(200)  # conversations at one time
 _NARROW = (1500, 1450, 1400, 1280)  # MTUs that are tried where large packets are lost
+_COMPLAIN = threading.excepthook
 _HEADERS = {socket.AF_INET: 40, socket.AF_INET6: 60}  # bytes of IP and TCP in each packet
 
 
@@ -347,8 +348,16 @@ def _tell(body: Body) -> None:
     sys.stdout.flush()
 
 
+def _ended(error: threading.ExceptHookArgs) -> None:
+    """A conversation that a limit of this node stopped is no answer: the others would take it for a firewall's."""
+    _COMPLAIN(error)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main() -> None:
     """Answer until stdin ends."""
+    threading.excepthook = _ended
     steps = {"listen": listen, "dial": dial, "measure": measure}
     ME.boot = _read("/proc/sys/kernel/random/boot_id")
     _tell({"boot": ME.boot, "range": _read("/proc/sys/net/ipv4/ip_local_port_range").split()})

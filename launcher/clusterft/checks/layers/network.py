@@ -5,8 +5,8 @@ from __future__ import annotations
 from clusterft.checks.check import Check
 from clusterft.checks.ways import addresses, paths, reach, routes, untried
 
-# What then fails is not the node's firewall: it is dialled elsewhere, or a limit stops the program that listens.
-_AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet", "os.memory-limit", "os.nproc")
+# What then fails is not the node's firewall: it is dialled elsewhere.
+_AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")
 
 CHECKS: tuple[Check, ...] = (
     Check(("net.dup-ip",), addresses.dup_ip),
