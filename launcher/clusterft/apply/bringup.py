@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
@@ -59,6 +59,7 @@ class Wants:
     device: Literal["cpu", "cuda"] = "cuda"
     shared: str | None = None
     forget: tuple[str, ...] = ()  # nodes whose pinned host key is given up
+    with_image: bool = True  # what the next `up` without a job is to do; --no-image is for this one alone
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class Bringup:
         began = time.monotonic()
         wanted = (self._wants.shared,) if self._wants.shared else ()
         survey = fleet.survey(lambda node: (*wanted, facts.HOME))
-        found = checks.judge_up(survey, self._demand())
+        found = tuple(_or_without(finding) for finding in checks.judge_up(survey, self._demand()))
         self._found.survey, self._found.findings = survey, (*found, *self._left_behind())
         worst = {node: finding for finding in reversed(blockers(found)) for node in finding.nodes}
         for name in self.roster.up:
@@ -296,6 +297,7 @@ class Bringup:
             device=self._wants.device,
             shared=self._wants.shared or before.shared,
             nodes=self.roster.up,
+            with_image=self._wants.with_image,
         )
         found.changes += settings.remember(self._where, self._given)
         if settings.save(self._where, now) and "settings kept" not in found.changes:
@@ -334,6 +336,17 @@ class Bringup:
 
 def _unreached(cluster: Cluster, fleet: Fleet) -> Iterable[Finding]:
     return controller.unreached(Survey(cluster, {}, tuple(fleet.unreached), {}))
+
+
+def _or_without(finding: Finding) -> Finding:
+    """Docker is what one kind of run needs: where it does not work, the other kind is named too."""
+    if finding.status != "fail" or not finding.id.startswith("dk."):
+        return finding
+    step = (
+        "or train without Docker: runtime: process in the job, and a Python with clusterft[trainer] at one path "
+        "on all nodes; then: clusterft up --job job.yaml"
+    )
+    return replace(finding, fix=(*finding.fix, step))
 
 
 def _homeless(name: str) -> Finding:

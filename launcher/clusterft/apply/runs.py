@@ -16,8 +16,6 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from clusterft import commands
-from clusterft import hosts as hostfiles
 from clusterft.apply import record, settings
 from clusterft.apply.record import Entry, Note
 from clusterft.engine import Engine, NoEngine
@@ -149,15 +147,8 @@ def surroundings(
 
 
 def _cluster(note: Note | None, hosts: Path | None, cluster: str | None) -> Cluster:
-    if note is None and hosts is None and cluster is None and not settings.any_default():
-        note = next(
-            iter(record.notes()), None
-        )  # without `up`, the cluster of the last run is the one that is meant
     if note and hosts is None and cluster in (None, note.cluster):
-        path = Path(note.hostfile)
-        commands.meant(path, None if note.cluster == path.stem else note.cluster)
-        # The file may have gone since; `up` keeps a copy.
-        return hostfiles.load(path, name=note.cluster) if path.is_file() else settings.find(None, note.cluster)
+        return settings.of_run(note)
     return settings.find(hosts, cluster)
 
 

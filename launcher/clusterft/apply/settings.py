@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterft import commands, hosts, places
+from clusterft.apply import record
+from clusterft.apply.record import Note
 from clusterft.errors import UsageError
 from clusterft.hosts import Cluster
 from clusterft.places import ClusterPlaces
@@ -33,6 +35,7 @@ class Settings:
     device: Literal["cuda", "cpu"] = "cuda"
     shared: str | None = None
     nodes: tuple[str, ...] = ()  # up at last sight
+    with_image: bool = True  # False: its job runs processes, and describes no image
 
 
 def cluster_places(cluster: str) -> ClusterPlaces:
@@ -57,6 +60,7 @@ def load(where: ClusterPlaces) -> Settings | None:
         return Settings(
             **{name: body[name] for name in ("id", "image", "tag", "tried", "device", "shared")},
             nodes=tuple(body["nodes"]),
+            with_image=bool(body.get("with_image", True)),  # versions before this one brought it always
             parts=parts and ImageParts.from_dict(parts),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -97,11 +101,13 @@ def remember(where: ClusterPlaces, cluster: Cluster) -> tuple[str, ...]:
 
 
 def find(path: Path | None, name: str | None) -> Cluster:
-    """The cluster that a command means: a hostfile, a name that `up` knows, or the one of the last `up`."""
+    """The cluster that a command means: a hostfile, a name that `up` knows, the one of the last `up` or run."""
     commands.meant(path, name)
     if path is not None:
         return _pinned(hosts.load(path, name=name))
     chosen = name or _default()
+    if chosen is None and (note := _last_run()):
+        return of_run(note)
     if chosen is None:
         raise UsageError("no cluster is named", remedy="give --hosts FILE, or run: clusterft up --hosts FILE")
     where = cluster_places(chosen)
@@ -110,6 +116,15 @@ def find(path: Path | None, name: str | None) -> Cluster:
         remedy = f"known: {', '.join(known)}" if known else "run: clusterft up --hosts FILE"
         raise UsageError(f'no cluster "{chosen}" was brought up from here', remedy=remedy)
     return _pinned(hosts.load(where.hostfile, name=chosen))
+
+
+def of_run(note: Note) -> Cluster:
+    """The cluster of a run that was started from here."""
+    path = Path(note.hostfile)
+    if not path.is_file():  # it may have gone since; `up` keeps a copy
+        return find(None, note.cluster)
+    commands.meant(path, None if note.cluster == path.stem else note.cluster)
+    return _pinned(hosts.load(path, name=note.cluster))
 
 
 def forget(where: ClusterPlaces) -> tuple[str, ...]:
@@ -143,7 +158,7 @@ def write(path: Path, text: str) -> bool:
 
 def any_default() -> bool:
     """Whether a command may leave the cluster out."""
-    return _default() is not None
+    return _default() is not None or _last_run() is not None
 
 
 def _pinned(cluster: Cluster) -> Cluster:
@@ -165,6 +180,11 @@ def _addresses(where: ClusterPlaces) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = f"rm {where.addresses}   and let doctor --fix settle them anew"
         raise UsageError(f"cannot be read: {error!r}", where=str(where.addresses), remedy=remedy) from None
+
+
+def _last_run() -> Note | None:
+    """Without an `up`, the cluster of the newest run is the last one."""
+    return next(iter(record.notes()), None)
 
 
 def _default() -> str | None:

@@ -139,7 +139,13 @@ def wanted(job: JobSpec | None, known: Settings | None) -> Wanted:
     """From the job; without one, what the last `up` was told."""
     if job is None:
         known = known or Settings()
-        return Wanted(device=known.device, shared=known.shared, tag=known.tag, image=_brought(known))
+        return Wanted(
+            device=known.device,
+            contained=known.with_image,
+            shared=known.shared,
+            tag=known.tag,
+            image=_brought(known),
+        )
     owner = tuple(int(part) for part in job.user.split(":")) if job.user else None
     return Wanted(
         device=job.resources.device,

@@ -39,6 +39,8 @@ def run(options: Options) -> int:
     cluster = settings.find(options.hosts or (job.hosts if job else None), options.cluster)
     wants = _wants(options, job, cluster)
     note = notes(quiet=options.as_json)
+    if not wants.with_image and not options.no_image:
+        note("no image is brought: the job runs processes, and Docker is not asked for (runtime: process)")
     for line in cluster.notes:
         note(line)
     person = Terminal(accept_host_keys=options.accept_host_keys, accept_nat=options.accept_nat)
@@ -53,13 +55,20 @@ def _wants(options: Options, job: JobSpec | None, cluster: Cluster) -> Wants:
     """What the job says; without one, what the last `up` was told; at first, the image for CUDA."""
     if job:
         image = job.image.model_dump(mode="json")
-        told = settings.Settings(image=image, device=job.resources.device, shared=str(job.shared))
+        device, shared = job.resources.device, str(job.shared)
+        told = settings.Settings(image=image, device=device, shared=shared, with_image=_needs_image(job))
     else:
         told = settings.load_if_sound(settings.cluster_places(cluster.name)) or settings.Settings()
-    wanted = None if options.no_image else ImageSpec.model_validate(told.image or {})
+    leave_out = options.no_image or not told.with_image
+    wanted = None if leave_out else ImageSpec.model_validate(told.image or {})
     if wanted:
         _there(wanted)
-    return Wants(wanted, told.device, told.shared, options.forget)
+    return Wants(wanted, told.device, told.shared, options.forget, told.with_image)
+
+
+def _needs_image(job: JobSpec) -> bool:
+    """Processes need none; one that is described all the same is meant for something else, such as `open`."""
+    return job.runtime == "docker" or bool(job.image.model_fields_set - {"variant"})
 
 
 def _there(image: ImageSpec) -> None:
@@ -79,7 +88,9 @@ def _print(muster: Muster, wants: Wants, options: Options) -> None:
     for line in view.lines(muster):
         say(sys.stdout, line)
     if muster.complete:
-        say(sys.stdout, f"next: clusterft open, or clusterft train {options.job or 'job.yaml'}")
+        # This is the last cluster now: what comes next need not name it.
+        train = f"clusterft train {options.job or 'job.yaml'}"
+        say(sys.stdout, f"next: clusterft open, or {train}" if muster.tag else f"next: {train}")
     elif muster.roster.up:
         say(sys.stdout, f"next: mend what is named above, then the same command again; {_kept(muster)}")
 
