@@ -21,6 +21,7 @@ from plans import BOXED, build, three_ssh, two_local
 
 from clusterft.apply import preparing
 from clusterft.apply.preparing import Standing
+from clusterft.board import Verdict
 from clusterft.cli import prep
 from clusterft.errors import ClusterftError
 from clusterft.plan.container import ContainerPlan
@@ -307,9 +308,13 @@ class Before:
         self.missing: int | None = 3
         self.job = scenes.job(CACHED.replace("shared: out", "shared: /mnt/out"), tmp_path)
         patch.setattr(prep, "_missing", lambda *_: self.missing)
-        patch.setattr(prep, "_prepared", lambda *_: type("Ready", (), {"plan": type("Plan", (), {"nodes": ()})}))
+        patch.setattr(
+            prep, "_prepared", lambda *_, **__: type("Ready", (), {"plan": type("Plan", (), {"nodes": ()})})
+        )
         patch.setattr(prep, "_tended", self._tend)
         patch.setattr(prep, "_await_end", lambda gang: None)
+        self.verdict = Verdict("failed", "no step for 600 s", failure="hang")
+        patch.setattr(prep.boards, "judge", lambda board: self.verdict)
 
     def _tend(self, *_: object, **options: Any) -> tuple[int, _Tended]:
         assert options["sequel"]
@@ -350,7 +355,16 @@ def test_what_nobody_can_count_is_left_to_the_run_that_prepares(before: Before) 
 def test_training_does_not_follow_a_run_that_failed_or_was_left(code: int, over: bool, before: Before) -> None:
     before.code, before.over = code, over
     assert before.run() == code
-    assert "clusterft train job.yaml" in before.said[-1]
+    assert "once the data is prepared: clusterft train job.yaml" in before.said[-1]
+
+
+def test_what_is_wrong_with_the_data_is_told_with_its_line_and_what_mends_it(before: Before) -> None:
+    before.code = 5
+    before.verdict = Verdict("failed", "1 x no whole picture: a.png (data.sources[0]).", failure="data")
+    assert before.run() == 5
+    line = 1 + CACHED.splitlines().index("    sources: [{builtin: shapes}]")
+    assert before.said[-2].endswith(f"job.yaml:{line}:15")
+    assert "once that is mended: clusterft train job.yaml" in before.said[-1]
 
 
 def test_a_job_without_a_cache_has_nothing_to_wait_for(tmp_path: Path) -> None:
@@ -366,5 +380,23 @@ def test_errors_of_the_count_do_not_keep_a_run_from_preparing(monkeypatch: pytes
     said: list[str] = []
     monkeypatch.setattr(prep.preparing, "look", broken)
     plan = type("Plan", (), {"head": None, "places": type("Places", (), {"shared": "/mnt"})})
-    assert prep._missing(type("Ready", (), {"plan": plan}), None, {}, said.append) is None  # type: ignore[arg-type]
+    ready: Any = type("Ready", (), {"plan": plan})
+    nowhere: Any = None
+    assert prep._missing(nowhere, ready, nowhere, {}, said.append) is None
     assert said == ["! the engine is away"]
+
+
+def test_data_that_the_trainer_refuses_is_not_prepared_only_to_be_refused_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> None:
+        raise preparing.Refused("1 x no caption: a.png (data.sources[0])", remedy="Mend it.")
+
+    monkeypatch.setattr(prep.preparing, "look", refused)
+    plan = type("Plan", (), {"head": None, "places": type("Places", (), {"shared": "/mnt"})})
+    ready: Any = type("Ready", (), {"plan": plan})
+    nowhere: Any = None
+    job = scenes.job(CACHED.replace("shared: out", "shared: /mnt/out"), tmp_path)
+    with pytest.raises(preparing.Refused) as error:
+        prep._missing(job, ready, nowhere, {}, pytest.fail)
+    assert error.value.where.startswith(f"{tmp_path}/job.yaml:") and error.value.exit_code == 3

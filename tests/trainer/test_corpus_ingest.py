@@ -206,8 +206,26 @@ def test_no_pictures_and_no_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(DataError, match="no picture in"):
         indexed(tmp_path / "out", FolderSource(folder=str(tmp_path / "in")))
-    with pytest.raises(DataError, match="cannot be listed"):
+    with pytest.raises(DataError, match=r"data.sources\[0\]: .*cannot be listed"):
         indexed(tmp_path / "out", FolderSource(folder=str(tmp_path / "gone")))
+
+
+def test_what_is_missing_on_one_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERFT_NODE", "gpu7")
+    with pytest.raises(DataError, match=r"data.sources\[0\]: .*gone.json is not there on gpu7\."):
+        indexed(tmp_path / "out", KohyaSource(kohya=str(tmp_path / "gone.json")))
+    with pytest.raises(DataError, match=r"cannot be listed on gpu7 \(No such file"):
+        indexed(tmp_path / "out", FolderSource(folder=str(tmp_path / "gone")))
+
+
+def test_problems_are_refused_with_the_setting_that_leaves_them_out(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "in", 3)
+    (root / "bad.png").write_bytes(b"none")
+    (root / "bad.txt").write_text("a")
+    (root / "0000.txt").unlink()
+    with pytest.raises(DataError, match=r"1 x no caption: 0000.png \(data.sources\[0\]\)") as caught:
+        indexed(tmp_path / "out", FolderSource(folder=str(root)))
+    assert "`problems: {broken: skip, no_caption: skip}` under train.data" in caught.value.remedy
 
 
 def test_a_second_run_opens_only_what_changed(tmp_path: Path, opened: list[str]) -> None:

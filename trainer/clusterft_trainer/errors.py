@@ -40,8 +40,8 @@ class TrainerError(Exception):
     def __init__(self, failure: str, message: str, remedy: str, *, everywhere: bool = False) -> None:
         super().__init__(message)
         self.failure = failure
-        self.message = message
-        self.remedy = remedy
+        self.message = _placed(message)
+        self.remedy = _placed(remedy)
         self.everywhere = everywhere
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -50,6 +50,12 @@ class TrainerError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
+
+
+def _placed(words: str) -> str:
+    """What is wrong here alone is told with the node's name, where the launcher has given one."""
+    node = os.environ.get("CLUSTERFT_NODE")
+    return words.replace("on this node", f"on {node}") if node else words
 
 
 class ConfigError(TrainerError):

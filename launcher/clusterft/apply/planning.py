@@ -24,7 +24,7 @@ from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan, Prep, container
-from clusterft.probing import nearby
+from clusterft.probing import nearby, sources
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
 from clusterft_trainer.config import TrainConfig
@@ -129,6 +129,11 @@ def _judged(
         user = container.person(survey.facts[survey.cluster.active[0].name], job.user) if contained else None
         owner = (user.uid, user.gid) if user else None
         found += checks.judge_nearby(job, survey, nearby.look(fleet, job), owner)
+        _stop_at(found, survey, preflight=wanted.preflight)
+    # A run that goes on has its pictures' names in its own index, and perhaps all of them in a cache.
+    if wanted.preflight and (wanted.prep or not wanted.first_attempt):
+        named = sources.named(fleet, job, survey.cluster.active[0].name)
+        found += checks.judge_sources(job, survey, sources.look(fleet, job), named)
         _stop_at(found, survey, preflight=wanted.preflight)
     return found, writing
 

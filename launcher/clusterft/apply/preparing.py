@@ -43,6 +43,7 @@ _ASK = (
 _WITH_SECRETS = (
     "import json, os, sys; os.environ.update(json.load(open(sys.argv[1]))); os.execvp(sys.argv[2], sys.argv[2:])"
 )
+_NODE = "CLUSTERFT_NODE"  # by which the trainer names the node in what it says
 _MASK = "***"
 _TELLING = 4  # letters of a secret that may be hidden without tearing other words
 # Where nothing was ever read there is nothing to count. What is read again is not lost if that takes too long.
@@ -50,6 +51,10 @@ _AFRESH = (
     'index=$1; shift; [ -d "$index" ] || { echo "{\\"missing\\": null}"; exit 0; }; '
     '"$@" --only ingest >&2 && exec "$@" --status --json'
 )
+
+
+class Refused(CannotStart):
+    """The trainer looked at the data and will not take it: a run would end by the same words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,8 @@ def look(node: NodePlan, shared: str, fleet: Fleet, secrets: Mapping[str, str] |
         asking = ("sh", "-c", _AFRESH, "sh", f"{shared}/.clusterft/index", *prep)
     if secrets:
         asking = (node.python, "-P", "-c", _WITH_SECRETS, str(_SECRETS), *asking)
-    env = {name: value for name, value in node.env.items() if not name.startswith("CLUSTERFT_")}
+    ours = {name for name in node.env if name.startswith("CLUSTERFT_")} - {_NODE}
+    env = {name: value for name, value in node.env.items() if name not in ours}
     remote, hidden = fleet.remotes[node.node.name], dict(secrets or {})
     try:
         if node.container is None:
@@ -78,7 +84,7 @@ def look(node: NodePlan, shared: str, fleet: Fleet, secrets: Mapping[str, str] |
             said = _of_container(remote, replace(node.container, command=asking), env, config, hidden)
         return _read(said, node.node.name)
     except CannotStart as error:
-        raise CannotStart(_masked(error.what, hidden), remedy=_masked(error.remedy, hidden)) from None
+        raise type(error)(_masked(error.what, hidden), remedy=_masked(error.remedy, hidden)) from None
 
 
 def _masked(words: str, secrets: Mapping[str, str]) -> str:
@@ -133,7 +139,7 @@ def _too_long() -> CannotStart:
 def _complaint(code: int, said: str) -> CannotStart:
     lines = said.strip().splitlines()
     if code == _REFUSED and len(lines) > 1 and not lines[-1].startswith(_NO_SUCH_COMMAND):
-        return CannotStart(lines[-2][-_WORDS:], remedy=lines[-1][-_WORDS:])
+        return Refused(lines[-2][-_WORDS:], remedy=lines[-1][-_WORDS:])
     return CannotStart(f"what is prepared could not be counted: {said.strip()[-_WORDS:] or f'exit code {code}'}")
 
 

@@ -4,6 +4,17 @@ from clusterft.board.attempt import Attempt
 from clusterft.board.evidence import Verdict
 from clusterft.board.roster import Muster, Roster, Row, Standing
 from clusterft.board.state import Board, Remarkable
-from clusterft.board.verdict import judge
+from clusterft.board.verdict import MENDED_FIRST, judge
 
-__all__ = ["Attempt", "Board", "Muster", "Remarkable", "Roster", "Row", "Standing", "Verdict", "judge"]
+__all__ = [
+    "MENDED_FIRST",
+    "Attempt",
+    "Board",
+    "Muster",
+    "Remarkable",
+    "Roster",
+    "Row",
+    "Standing",
+    "Verdict",
+    "judge",
+]

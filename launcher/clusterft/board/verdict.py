@@ -22,8 +22,10 @@ _NAMES = {int(number): number.name for number in signal.Signals}
 _OF_THE_GANG = frozenset({"node-lost", "head-lost", "container", "interrupted"})
 _BY_THE_KERNEL = "host-oom"  # of a SIGKILL: the head's node has seen the kernel's own count
 _VAGUE = frozenset({evidence.ECHOED, "launcher"})  # the head found nothing better than this
+# What the trainer refuses: the same job with the same data ends by it again.
+MENDED_FIRST = frozenset({"config", "data"})
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["MENDED_FIRST", "Verdict", "judge"]
 
 
 def judge(board: Board) -> Verdict:

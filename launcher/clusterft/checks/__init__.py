@@ -10,6 +10,7 @@ from clusterft.checks.judge import (
     judge_nearby,
     judge_room,
     judge_run_room,
+    judge_sources,
     judge_up,
 )
 from clusterft.checks.run_room import RunRoom
@@ -30,5 +31,6 @@ __all__ = [
     "judge_nearby",
     "judge_room",
     "judge_run_room",
+    "judge_sources",
     "judge_up",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clusterft.checks import controller, docker, docker_room, gpu, host, job, nearby, run_room
+from clusterft.checks import controller, docker, docker_room, gpu, host, job, nearby, run_room, sources
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
+from clusterft.checks.sources import Named
 from clusterft.checks.survey import Survey
 from clusterft.facts.nearby import Nearby
+from clusterft.facts.sources import State
 from clusterft.findings import Finding
 from clusterft.spec import JobSpec
 
@@ -69,6 +71,14 @@ def judge_nearby(
 ) -> tuple[Finding, ...]:
     """The folder on each node's own disk in which copies of the cache are kept, for a job that asks for that."""
     return gathered(nearby.found(job, survey, seen, owner))
+
+
+def judge_sources(
+    job: JobSpec, survey: Survey, seen: Mapping[str, Sequence[State]], named: Iterable[Named]
+) -> tuple[Finding, ...]:
+    """What the job reads on each node."""
+    there = sources.found(job, survey, seen)
+    return gathered((*there, *(finding for one in named for finding in sources.unnamed(job, one))))
 
 
 def _cards(survey: Survey) -> Iterator[Finding]:

@@ -7,12 +7,14 @@ claimed: a run that was stopped, or lost a node, has lost nothing. `train` calls
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clusterft import board as boards
 from clusterft import commands, spec
 from clusterft.apply import Gang, planning, preparing, record, settings
 from clusterft.apply.mending import Means
@@ -30,6 +32,7 @@ from clusterft.spec import JobSpec
 from clusterft.ui import prepared as view
 from clusterft.ui import text, watch
 
+_SOURCE = re.compile(r"\bdata\.sources\[(\d{1,4})\]")
 _SETTLES = 20.0  # seconds from the last word of a part to its end
 
 
@@ -82,7 +85,10 @@ def run(options: Options) -> int:
             starting.print_plan(ready.plan, as_json=options.as_json)
             return 0
         first = StageDone(f"{len(cluster.active)} nodes checked", time.monotonic() - began)
-        return _tended(source, ready, fleet, first, as_json=options.as_json)[0]
+        code, tended = _tended(source, ready, fleet, first, as_json=options.as_json)
+        if _to_be_mended(source, tended, out):
+            out(commands.shown(f"once that is mended: clusterft prep {options.job}"))
+        return code
 
 
 def is_wanted(job: JobSpec) -> bool:
@@ -95,7 +101,7 @@ def before_training(
 ) -> int | None:
     """What is missing, as a run before the one that is planned; an exit code where that one is not to follow."""
     began = time.monotonic()
-    missing = _missing(prepared, fleet, source.values, out)
+    missing = _missing(source.job, prepared, fleet, source.values, out)
     if missing == 0:
         out(f"✓ all data is prepared  {time.monotonic() - began:.1f} s")
         return None
@@ -105,7 +111,8 @@ def before_training(
     first = StageDone(f"{len(ready.plan.nodes)} nodes ready to prepare", time.monotonic() - began)
     code, tended = _tended(source, ready, fleet, first, as_json=as_json, sequel=True)
     if code != 0:
-        out(commands.shown(f"training was not started; once the data is prepared: clusterft train {source.path}"))
+        when = "that is mended" if _to_be_mended(source, tended, out) else "the data is prepared"
+        out(commands.shown(f"training was not started; once {when}: clusterft train {source.path}"))
         return code
     if not tended.board.over:  # the user has left it to itself
         later = f"training does not follow by itself; once the data is prepared: clusterft train {source.path}"
@@ -156,16 +163,40 @@ def _tended(
     return tending.tend(tended, tending.begin(tended, opening)), tended
 
 
+def _to_be_mended(source: Source, tended: Tended, out: Callable[[str], None]) -> bool:
+    """Whether the run has ended by what is wrong with job or data, which the same again would end by, too."""
+    if not tended.board.over:
+        return False
+    verdict = boards.judge(tended.board)
+    if verdict.end != "failed" or verdict.failure not in boards.MENDED_FIRST:
+        return False
+    place = _place(source.job, verdict.summary)
+    if place:
+        out(f"  in the job: {place}")
+    return True
+
+
+def _place(job: JobSpec, words: str) -> str:
+    """Where the source that the trainer complains of stands in the job."""
+    found = _SOURCE.search(words)
+    return job.where("train", "data", "sources", int(found[1])) if found else ""
+
+
 def _words(missing: int | None) -> str:
     if missing is None:
         return "the data is not prepared yet"
     return "1 entry of the cache is missing" if missing == 1 else f"{missing} entries of the cache are missing"
 
 
-def _missing(prepared: Prepared, fleet: Fleet, secrets: dict[str, str], out: Callable[[str], None]) -> int | None:
+def _missing(
+    job: JobSpec, prepared: Prepared, fleet: Fleet, secrets: dict[str, str], out: Callable[[str], None]
+) -> int | None:
     """Pieces of work; None where nobody can say: the run that prepares finds out, and says what is wrong."""
     try:
         return preparing.look(prepared.plan.head, str(prepared.plan.places.shared), fleet, secrets).missing
+    except preparing.Refused as error:
+        error.where = _place(job, error.what)
+        raise
     except ClusterftError as error:
         out(f"! {error.what}")
         return None

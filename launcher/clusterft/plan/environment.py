@@ -40,6 +40,7 @@ def ranks(spec: JobSpec, survey: Survey, site: Site) -> dict[str, str]:
         "MASTER_PORT": "@MASTER_PORT@",
         "CLUSTERFT_RUN": site.run.run,
         "CLUSTERFT_RUN_DIR": str(site.run.dir),
+        "CLUSTERFT_NODE": node.name,
         "CLUSTERFT_MACHINE_RANK": str(survey.cluster.active.index(node)),
         "CLUSTERFT_DEVICE": spec.resources.device,
         **engine.environment(spec, node.slots),

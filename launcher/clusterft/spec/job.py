@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -142,6 +143,8 @@ class JobSpec(_Section):
         None, validate_default=True, description="a training program of your own; this or train"
     )
 
+    _document: positions.Document | None = PrivateAttr(None)  # what it was read from
+
     @property
     def binds(self) -> tuple[Mount, ...]:
         """What a container sees of its node: the shared dir, the job's mounts, and what is read where it lies."""
@@ -165,6 +168,13 @@ class JobSpec(_Section):
         """What the trainer reads on each node outside the shared dir: most likely from the node's own disk."""
         read = sorted({path for _, path in _train_paths(self.train)}) if self.train else []
         return tuple(path for path in read if not mounts.covered(path, [Mount(str(self.shared))]))
+
+    def where(self, *steps: str | int) -> str:
+        """FILE:LINE:COLUMN of a setting, or of the nearest above it; nothing of a job that came from no file."""
+        if self._document is None:
+            return ""
+        place = self._document.where(steps)
+        return f"{self._document.path}:{place.line}:{place.column}"
 
     @field_validator("shared")
     @classmethod
@@ -321,7 +331,9 @@ def load(path: Path) -> JobSpec:
         spec = JobSpec.model_validate_json(json.dumps(raw), strict=True, context={"base": base})
     except ValidationError as error:
         raise InvalidFile(refusal.explain(document, error, JobSpec)) from None
-    return _with_absolute_paths(_with_variant(spec), base)
+    whole = _with_absolute_paths(_with_variant(spec), base)
+    whole._document = document
+    return whole
 
 
 def json_schema() -> dict[str, Any]:

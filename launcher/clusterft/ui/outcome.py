@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from clusterft import commands
-from clusterft.board import Attempt, Board, Verdict
+from clusterft.board import MENDED_FIRST, Attempt, Board, Verdict
 from clusterft.ui import sparkline
 from clusterft_trainer import stream
 
@@ -100,7 +100,8 @@ def _failure(board: Board, verdict: Verdict, local_logs: Mapping[str, str]) -> I
         yield f"  no attempt began, so there are no logs; what each supervisor said: {board.run_dir}/events"
     if report(board):
         yield f"  report: {report(board)}"
-    again = f"clusterft resume {board.run}   or   " if saved or board.prep else ""
+    goes_on = saved or (board.prep and verdict.failure not in MENDED_FIRST)
+    again = f"clusterft resume {board.run}   or   " if goes_on else ""
     yield "  next: " + commands.shown(f"{again}clusterft logs {board.run}{_of_whom(verdict)}")
 
 

@@ -30,6 +30,8 @@ from clusterft_trainer.config.run import Output as Output
 from clusterft_trainer.config.run import Samples as Samples
 from clusterft_trainer.config.run import Wandb as Wandb
 from clusterft_trainer.config.run import Zero as Zero
+from clusterft_trainer.config.sources import PICTURES as PICTURES
+from clusterft_trainer.config.sources import TABLES as TABLES
 from clusterft_trainer.config.sources import BuiltinSource as BuiltinSource
 from clusterft_trainer.config.sources import Columns as Columns
 from clusterft_trainer.config.sources import FolderSource as FolderSource

@@ -12,6 +12,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from clusterft_trainer.config.base import PositiveInt, Section
 
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif"})  # how their files end
+TABLES = (".parquet", ".csv", ".jsonl")
 Location = Annotated[str, Field(min_length=1)]
 
 

@@ -136,12 +136,25 @@ class Report:
         parts = []
         for fault in refused:
             first = ", ".join(_printable(entry["name"]) for entry in self.names[fault][:3])
+            of = ", ".join(
+                f"data.sources[{number}]" for number in sorted({e["source"] for e in self.names[fault]})
+            )
             more = f" and {self.counts[fault] - 3} more" if self.counts[fault] > 3 else ""
-            parts.append(f"{self.counts[fault]} x {WORDS[fault]}: {first}{more}")
+            parts.append(f"{self.counts[fault]} x {WORDS[fault]}: {first}{more} ({of})")
         raise DataError(
             f"The pictures have problems. {'; '.join(parts)}. All of them: {folder / 'report.json'}.",
-            "Mend them, or set data.problems to skip them; what is sound is not read again.",
+            f"Mend them, or leave them out: put `problems: {{{_skipping(refused)}}}` under train.data in "
+            "job.yaml; what is sound is not read again.",
         )
+
+
+def _skipping(refused: list[Fault]) -> str:
+    """The settings that leave out what is refused now."""
+    keys = {
+        "broken" if fault in _OF_PICTURE else "no_caption" if fault in _OF_TEXT else "duplicate": "skip"
+        for fault in refused
+    }
+    return ", ".join(f"{key}: {word}" for key, word in keys.items())
 
 
 _DONE = {"keep": "kept", "skip": "skipped", "refuse": "refused"}

@@ -12,9 +12,10 @@ import warnings
 import zlib
 from io import BytesIO
 
+from clusterft_trainer.config.sources import PICTURES
 from clusterft_trainer.corpus.headers import SIDEWAYS, Bytes, Size, shown
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif"})
+SUFFIXES = PICTURES
 MOST_PIXELS = 2 * (1024 * 1024 * 1024 // 4 // 3)  # Pillow refuses to decode more
 _ORIENTATION = 274
 # What Pillow raises over a file that is not as it should be

@@ -27,9 +27,9 @@ ENTRIES: tuple[Entry, ...] = (
         layer="data",
         title="What a job reads is not there",
         symptom="a run or a `prep` that ends with `The folder ... cannot be listed` or `named, but not there`",
-        how="on every node each path that the job reads: pictures, captions, tables, the model; a folder of pictures "
-        "holds one at least. Of a table in CSV or JSON lines the first 200 files that it names are looked for. What "
-        "the SSH user may not look into is not judged",
+        how="on every node each path that the job reads: pictures, captions, tables, the model; a folder of "
+        "pictures holds one at least. Of a table in CSV or JSON lines the first 200 files that it names are "
+        "looked for. What the SSH user may not look into is not judged",
         cause="a path of another machine, a share that is not mounted, or pictures that have been moved",
         mends=(
             "clusterft push PATH   where the controller has all of it",

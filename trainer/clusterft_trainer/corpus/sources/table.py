@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from csv import reader
 from typing import Any
 
-from clusterft_trainer.config.sources import Columns, TableSource
+from clusterft_trainer.config.sources import TABLES, Columns, TableSource
 from clusterft_trainer.corpus import look, reach, streamed
 from clusterft_trainer.corpus.chunk import Chunk
 from clusterft_trainer.corpus.faults import Report
@@ -19,16 +19,15 @@ from clusterft_trainer.corpus.sources.entries import Entry
 from clusterft_trainer.errors import DataError
 
 _ROWS = 16_384
-_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def chunks(source: TableSource, number: int, report: Report) -> Iterator[Chunk]:
     """The pictures of all files of the table."""
-    files = [name for suffix in _SUFFIXES for name in reach.matching(source.table, suffix)]
-    files = sorted({name for name in files if name.endswith(_SUFFIXES)})
+    files = [name for suffix in TABLES for name in reach.matching(source.table, suffix)]
+    files = sorted({name for name in files if name.endswith(TABLES)})
     if not files:
         raise DataError(
-            f"{source.table} is no table: no file there ends in {', '.join(_SUFFIXES)}.",
+            f"{source.table} is no table: no file there ends in {', '.join(TABLES)}.",
             "Set data.sources to a table, or to a pattern that finds some.",
         )
     folder = source.folder or reach.common_folder(files)
@@ -80,7 +79,7 @@ def _rows(file: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any] | N
                 yield place, row
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
-            f"{file} is not a readable table: {error}.", "Write it again, or mend it there."
+            f"{file} is not a readable table: {str(error).rstrip('.')}.", "Write it again, or mend it there."
         ) from error
 
 
