@@ -137,6 +137,17 @@ def _account(changed: str, ends: str) -> Act:
     return act
 
 
+def _shell_of_root(path: str) -> Act:
+    """As /etc/passwd of n2 has it."""
+
+    def act(lab: AnyLab, desk: Desk) -> None:
+        passwd = node_of(lab, "n2").state / "passwd"
+        first, *others = passwd.read_text().splitlines()
+        passwd.write_text("\n".join([f"{first.rpartition(':')[0]}:{path}", *others]) + "\n")
+
+    return act
+
+
 def _account_well(lab: AnyLab, desk: Desk) -> None:
     _account("19000", "")(lab, desk)
     _sshd("UsePAM no")(lab, desk)
@@ -294,6 +305,16 @@ SSH: tuple[Fault, ...] = (
         options=(),
     ),
     Fault(
+        "half a processor for logins",
+        "os.cpu-limit",
+        _confined("cpu", "cpu.cfs_quota_us", "cpu.max", 50_000),
+        _freed("cpu"),
+        ("sudo tee /sys/fs/cgroup", "CPUQuota="),
+        evidence=("may use 0.5 of", "clusterft-lab-confined"),
+        status="warn",
+        options=("--quick",),
+    ),
+    Fault(
         "few addresses for logins",
         "os.memory-limit",
         shell("n2", "echo 'ulimit -v 500000' >~/.bashrc"),
@@ -319,6 +340,21 @@ SSH: tuple[Fault, ...] = (
         _account_well,
         ("ssh -t root@", " passwd ", "sudo chage -d $(date +%F) root"),
         evidence=("Password change required", "has to be changed before anything else"),
+    ),
+    Fault(
+        "account without a shell",
+        "ssh.auth",
+        _shell_of_root("/bin/false"),
+        _shell_of_root("/bin/bash"),
+        ("sudo chsh -s /bin/bash root",),
+        evidence=("ends at once without a word, exit 1", "/bin/false"),
+    ),
+    Fault(
+        "account whose shell is not installed",
+        "ssh.auth",
+        _shell_of_root("/usr/bin/zsh-that-is-gone"),
+        _shell_of_root("/bin/bash"),
+        ("sudo journalctl -u ssh -n 20",),
     ),
     Fault(
         "account that is over",

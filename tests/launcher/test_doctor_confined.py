@@ -35,14 +35,16 @@ CPU = Wanted("cpu", contained=False)
 
 def seen(of_b: Confines, wanted: Wanted = CPU, **facts: Any) -> Examination:
     """Two nodes of 64 GiB; b's logins are confined."""
-    known = [scenes.facts(name, memory=64 * GIB, memory_available=60 * GIB, **facts) for name in "ab"]
+    known = [
+        scenes.facts(name, memory=64 * GIB, memory_available=60 * GIB, **{"cores": 8, **facts}) for name in "ab"
+    ]
     health = {"a": healthy("a"), "b": replace(healthy("b"), confines=of_b)}
     return Examination(wanted, scenes.survey(TWO, *known), health=health)
 
 
 def loud(of: Examination) -> list[Finding]:
     """What is said of limits above info."""
-    ids = ("os.memory-limit", "os.nproc")
+    ids = ("os.memory-limit", "os.nproc", "os.cpu-limit")
     return [one for one in report.judge(of, host.CHECKS) if one.id in ids and one.status in ("fail", "warn")]
 
 
@@ -88,6 +90,14 @@ def test_few_processes_are_told_with_the_place_that_has_the_limit() -> None:
     (one,) = loud(seen(Confines((), (few,), own_processes=20), uid=1000))
     assert "20 processes" in one.summary and "nproc unlimited" in one.fix[0]
     assert not loud(seen(Confines((), (), own_processes=20), uid=0)), "root is under no nproc"
+
+
+def test_little_of_the_processors_is_told_where_the_node_has_more() -> None:
+    half = Limit("cpu.max", 500, "/user.slice", "/sys/fs/cgroup")
+    (one,) = loud(seen(Confines((), (), processors=(half,))))
+    assert (one.id, one.status) == ("os.cpu-limit", "warn") and "0.5 of " in one.summary
+    assert f"echo max | sudo tee {half.file}" in one.fix[0]
+    assert not loud(seen(Confines((), (), processors=(half._replace(value=64_000),))))
 
 
 def test_a_program_of_ours_that_a_limit_stopped_is_told_as_the_limit() -> None:
@@ -147,6 +157,10 @@ def test_limits_are_read_from_every_directory_on_the_way_up(tmp_path: Path) -> N
         ("user.slice/user.slice", "memory.max", "max"),
         ("user.slice", "memory.high", "1000000"),
         ("", "cgroup.controllers", ""),
+        ("user.slice", "cpu.max", "150000 100000"),
+        ("user.slice/user.slice", "cpu.max", "max 100000"),
+        ("cpu/user.slice", "cpu.cfs_quota_us", "50000"),
+        ("cpu/user.slice", "cpu.cfs_period_us", "100000"),
     ):
         (tmp_path / "cg" / path).mkdir(parents=True, exist_ok=True)
         (tmp_path / "cg" / path / name).write_text(value + "\n")
@@ -161,4 +175,8 @@ def test_limits_are_read_from_every_directory_on_the_way_up(tmp_path: Path) -> N
         ("/sys/fs/cgroup/user.slice/memory.high", 1000000),
     }
     assert found.processes == (Limit("pids.max", 77, "/", "/sys/fs/cgroup/pids"),)
+    assert found.processors and {(one.file, one.value) for one in found.processors} == {
+        ("/sys/fs/cgroup/user.slice/cpu.max", 1500),
+        ("/sys/fs/cgroup/cpu/user.slice/cpu.cfs_quota_us", 500),
+    }
     assert confines.parse({"confines": ""}, Asked("w")) == Confines()

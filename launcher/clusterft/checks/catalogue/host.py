@@ -105,6 +105,17 @@ ENTRIES: tuple[Entry, ...] = (
         source="cgroups(7), limits.conf(5); the figures are ours",
     ),
     Entry(
+        id="os.cpu-limit",
+        layer="host",
+        title="A login may use little of the processors",
+        symptom="every step waits for one node, whose cards are idle; nothing is in the logs",
+        how="the quota on the way up from the login's cgroup, against two processors for each slot",
+        cause="CPUQuota of a slice or of a unit, --cpus of a container",
+        mends=("sudo systemctl edit user-UID.slice: CPUQuota=", "rent it with more processors"),
+        found=("facts",),
+        source="cgroups(7); the figure is ours",
+    ),
+    Entry(
         id="os.shm",
         layer="host",
         title="Shared memory is too small, or filled with leftovers",

@@ -226,6 +226,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.oom",), _of_both(kernel.oom), reads=_BOTH),
     Check(("os.memory-limit",), confined.memory, reads=_BOTH),
     Check(("os.nproc",), confined.processes, reads=_BOTH),
+    Check(("os.cpu-limit",), confined.processors, reads=_BOTH),
     Check(("os.shm",), shm, reads=_BOTH),
     Check(("os.hung-task",), _of_health(kernel.hung), reads=_BOTH),
     Check(("os.memlock", "os.stack"), limits),

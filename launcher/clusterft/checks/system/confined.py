@@ -17,6 +17,7 @@ _GIB = 2**30
 # Own figures: torch and its libraries take most of a gigabyte; whoever loads SDXL holds its weights for a moment.
 _LEAST, _REAL = _GIB, 8 * _GIB
 _ADDRESSES = 16 * _GIB  # torch, its threads and their heaps reserve some gigabytes; CUDA far more than a node has
+_PROCESSORS = 2  # a rank keeps one busy beside its card, and its loaders another one
 _FEW, _ENOUGH = 128, 512  # processes and threads of a rank: its own, BLAS's, loaders, NCCL's
 
 
@@ -73,6 +74,39 @@ def processes(seen: Examination) -> Iterator[Finding]:
         )
 
 
+def processors(seen: Examination) -> Iterator[Finding]:
+    """os.cpu-limit: less of the processors than two for each rank, where the node has more."""
+    for node in seen.survey.cluster.active:
+        health, facts = seen.health.get(node.name), seen.survey.facts.get(node.name)
+        if health is None or facts is None:
+            continue
+        if health.confines.memory is None:
+            yield Finding("os.cpu-limit", "unknown", (node.name,), "the limits of a login could not be read")
+            continue
+        told = min(_holding(seen, health.confines.processors), key=lambda one: one.value, default=None)
+        cores = facts.cores or 0
+        if told and told.value < min(_PROCESSORS * node.slots, cores) * 1000:
+            yield Finding(
+                id="os.cpu-limit",
+                status="warn",
+                nodes=(node.name,),
+                summary=f"its processes may use {told.value / 1000:g} of {cores} processors: "
+                f"all ranks will wait for {'its ranks' if node.slots > 1 else 'its rank'}",
+                evidence=f"{told.file}: {told.value / 1000:g} processors",
+                cause="the container that the node is was given no more"
+                if told.path == "/"
+                else "a cgroup above the SSH session has a quota (CPUQuota of a slice or of sshd's unit)",
+                fix=(
+                    "rent or start it with more processors (docker run --cpus)"
+                    if told.path == "/"
+                    else f"on {node.name}: echo {_none(told)} | sudo tee {told.file}   "
+                    "(until the next boot; for good: CPUQuota= by sudo systemctl edit user-UID.slice)",
+                ),
+                needs_root=True,
+                blast_radius="limits of logins",
+            )
+
+
 def _holding(seen: Examination, limits: tuple[Limit, ...]) -> list[Limit]:
     """Those that ranks are under: containers of an engine lie beside the logins, and share the top alone."""
     return [one for one in limits if one.path == "/" or not seen.wanted.contained]
@@ -110,6 +144,11 @@ def _little(seen: Examination, node: Node, told: Limit, has: int | None, *, fail
 
 def _raise(told: Limit) -> str:
     return f"echo {'-1' if told.name.endswith('in_bytes') else 'max'} | sudo tee {told.file}"
+
+
+def _none(told: Limit) -> str:
+    """How a cgroup writes that there is no quota."""
+    return "-1" if told.name.endswith("us") else "max"
 
 
 def _for_good(setting: str) -> str:

@@ -1,4 +1,4 @@
-"""What a login of a node may use of it: memory, address space, processes; less than the node has. Pure.
+"""What a login of a node may use of it: memory, processors, processes; less than the node has. Pure.
 
 The limits are those on the whole way up from the login's own cgroup, in either version, and the login's own.
 """
@@ -33,14 +33,15 @@ up() {
   done
 }
 echo seen; grep -E '^Max (processes|address space) ' /proc/self/limits
-while IFS=: read -r n k p; do
+while IFS=: read -r n k own; do
   case ",$k," in
     ,,) for b in /sys/fs/cgroup /sys/fs/cgroup/unified; do
-          [ -e $b/cgroup.controllers ] && up $b "$p" memory.max memory.high pids.max
+          [ -e $b/cgroup.controllers ] && up $b "$own" memory.max memory.high pids.max cpu.max
         done ;;
-    *,memory,*) up /sys/fs/cgroup/memory "$p" memory.limit_in_bytes ;;
-    *,pids,*) up /sys/fs/cgroup/pids "$p" pids.max ;;
+    *,memory,*) up /sys/fs/cgroup/memory "$own" memory.limit_in_bytes ;;
+    *,pids,*) up /sys/fs/cgroup/pids "$own" pids.max ;;
   esac
+  case ",$k," in *,cpu,*) up /sys/fs/cgroup/cpu "$own" cpu.cfs_quota_us cpu.cfs_period_us ;; esac
 done </proc/self/cgroup
 """
 
@@ -48,8 +49,8 @@ done </proc/self/cgroup
 class Limit(NamedTuple):
     """A cgroup's, that a login is under."""
 
-    name: str  # memory.max, memory.high, memory.limit_in_bytes, pids.max
-    value: int
+    name: str  # memory.max, memory.high, memory.limit_in_bytes, pids.max, cpu.max, cpu.cfs_quota_us
+    value: int  # bytes, processes, or thousandths of a processor
     path: str  # within its hierarchy; / where that is mounted
     base: str
 
@@ -67,6 +68,7 @@ class Confines:
     processes: tuple[Limit, ...] | None = None
     address_space: int | None = None  # bytes, of each process
     own_processes: int | None = None  # of all that the user runs; root is under none
+    processors: tuple[Limit, ...] = ()
 
 
 def stopped(words: str) -> str:
@@ -95,6 +97,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> Confines:
     return Confines(
         memory=tuple(one for one in known if one.name.startswith("memory.")),
         processes=tuple(one for one in known if one.name == "pids.max"),
+        processors=tuple(_shares(text)),
         address_space=whole(figures.get("address space", "")),
         own_processes=whole(figures.get("processes", "")),
     )
@@ -105,3 +108,20 @@ def _limits(text: str) -> Iterator[Limit]:
     for name, value, path, base in re.findall(pattern, text, re.MULTILINE):
         if int(value) < _NO_LIMIT:
             yield Limit(name, int(value), path, base)
+
+
+def _shares(text: str) -> Iterator[Limit]:
+    """Version 2 writes quota and period into one file, version 1 into two; a quota of max or -1 is none."""
+    for quota, period, path, base in re.findall(
+        r"^cpu\.max (\d{1,12}) (\d{1,12}) (/.*) (/sys/fs/cgroup\S*)$", text, re.MULTILINE
+    ):
+        yield Limit("cpu.max", _thousandths(quota, period), path, base)
+    old = re.findall(r"^cpu\.cfs_(quota|period)_us (\d{1,12}) (/.*) (/sys/fs/cgroup\S*)$", text, re.MULTILINE)
+    periods = {path: value for kind, value, path, _ in old if kind == "period"}
+    for kind, quota, path, base in old:
+        if kind == "quota" and path in periods:
+            yield Limit("cpu.cfs_quota_us", _thousandths(quota, periods[path]), path, base)
+
+
+def _thousandths(quota: str, period: str) -> int:
+    return int(quota) * 1000 // max(1, int(period))
