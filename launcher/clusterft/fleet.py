@@ -286,6 +286,8 @@ def _unread(why: str, done: Completed, word: str, login: account.Login) -> Unrea
         return Unreachable("os.nproc", f"its shell broke off: {limit}", fix=(step,), cause=cause)
     if word not in done.out and (closed := account.closed(done.out + done.err, login, done.code)):
         return closed
+    if not said and (silent := account.mute(login, done.code)):
+        return silent
     if word in done.out or not said:
         return Partial(f"{why}; exit {done.code}; stderr: {err[-300:] or 'none'}")
     fix = (

@@ -18,7 +18,7 @@ from clusterft.checks.occupants import Occupant
 from clusterft.facts import Limits, health
 from clusterft.facts.frames import framed
 from clusterft.findings import Finding
-from clusterft.remote import Completed
+from clusterft.remote import Completed, Partial
 from clusterft.remote.account import Login, closed
 from launcher.test_doctor_mends import healthy
 
@@ -149,7 +149,7 @@ CLOUD = 'Please login as the user "ubuntu" rather than the user "root".'
         (CLOUD.replace('"', "\\"), "ssh.auth", "Please login", "user=ubuntu"),
         ("This account is for rsync.\n", "ssh.noisy-shell", "for rsync", "authorized_keys"),
         ("--clusterft-w-clock\n1.0\n", "ssh.noisy-shell", "ends after section 'clock'", ""),
-        ("", "ssh.noisy-shell", "ends after section None", ""),
+        ("", "ssh.auth", "ends at once without a word, exit 0", "sudo chsh -s /bin/bash USER"),
     ],
 )
 def test_who_answers_in_place_of_a_shell(out: str, identity: str, words: str, fix: str) -> None:
@@ -157,6 +157,17 @@ def test_who_answers_in_place_of_a_shell(out: str, identity: str, words: str, fi
     done = Completed(0, out, "")
     said = fleet._unread(f"the probe's answer ends after section {section}", done, "w", Login())
     assert said.id == identity and words in said.what and fix in " ".join(said.fix)
+
+
+@pytest.mark.parametrize(
+    ("code", "identity"), [(1, "ssh.auth"), (-9, "ssh.noisy-shell"), (137, "ssh.noisy-shell")]
+)
+def test_a_login_that_ends_without_a_word_is_asked_twice_and_a_killed_one_is_no_account(
+    code: int, identity: str
+) -> None:
+    """/bin/false as a shell, or an exit in a startup file; it was a noisy shell without a remedy."""
+    said = fleet._unread("the probe's answer ends after section None", Completed(code, "", ""), "w", Login())
+    assert said.id == identity and isinstance(said, Partial)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from clusterft.remote.unreachable import Unreachable
+from clusterft.remote.unreachable import Partial, Unreachable
 
 _NOLOGIN_EXIT = 254  # of sshd itself, once it has printed /etc/nologin; no shell was begun
+_BY_A_SIGNAL = 126  # and above: a shell that could not run the command, or that a signal has ended
 _SHOWN = 300
 
 
@@ -68,6 +69,26 @@ _CLOSED = _Kind(
     ),
 )
 _KINDS = (_PASSWORD, _EXPIRED, _LOCKED, _NO_SHELL, _CLOSED)
+
+
+def mute(login: Login, code: int) -> Partial | None:
+    """Where a login ends of its own at once, and nothing is said of it; None where a signal ended it.
+
+    It may have been a moment without memory on the node, so it counts as less than an answer, and is asked again.
+    """
+    if not 0 <= code < _BY_A_SIGNAL:
+        return None
+    steps = (
+        "as another user or root on the node: getent passwd {user} | cut -d: -f7",
+        "if that is no shell: sudo chsh -s /bin/bash {user}   or log in as another user: user= in the hostfile",
+        "if it is one, a file that it reads ends it; on the node: grep -n exit ~{user}/.bashrc ~{user}/.zshenv",
+    )
+    return Partial(
+        f"every login ends at once without a word, exit {code}",
+        "ssh.auth",
+        fix=tuple(step.format(**login._asdict()) for step in steps),
+        cause=f"the shell of {login.user} is no shell (/bin/false), or a startup file ends it before any command",
+    )
 
 
 def closed(said: str, login: Login, code: int | None = None) -> Unreachable | None:

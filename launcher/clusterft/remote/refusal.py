@@ -138,6 +138,7 @@ def _no_login(hop: Hop, error: Exception) -> Unreachable:
         "chmod go-w ~ ~/.ssh ~/.ssh/authorized_keys",
         f"is the account locked or over? as another user on the node: sudo passwd -S {hop.connection.user}   (L: "
         f"sudo usermod -U {hop.connection.user}); sudo chage -l {hop.connection.user}",
+        "its sshd has written why: sudo journalctl -u ssh -n 20   (sshd on Fedora, Arch and SUSE)",
     )
     return Unreachable("ssh.auth", words, fix=fix)
 

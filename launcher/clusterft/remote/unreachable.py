@@ -33,5 +33,7 @@ class Broken(Unreachable):
 class Partial(Unreachable):
     """Less than an answer has come: a part of it, or nothing at all."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__("ssh.noisy-shell", words)
+    def __init__(
+        self, words: str, identity: str = "ssh.noisy-shell", *, fix: tuple[str, ...] = (), cause: str = ""
+    ) -> None:
+        super().__init__(identity, words, fix=fix, cause=cause)
