@@ -98,6 +98,37 @@ OTHERS = (
     ("job.hostfile", "Unable to find hostfile, will proceed with training with local resources only."),
     ("killed", "RuntimeError: DataLoader worker (pid 4112) is killed by signal: Killed. "),
     ("os.hung-task", "INFO: task python3:4112 blocked for more than 120 seconds."),
+    ("run.import", "ModuleNotFoundError: No module named 'webdataset'"),
+    ("run.import", "ImportError: /opt/venv/lib/libtorch_cpu.so: file too short"),
+    ("run.import", "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"),
+    ("run.import", "ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by x.so)"),
+    ("run.import", "bash: line 1: torchrun: command not found"),
+    ("data.broken-file", "_pickle.UnpicklingError: invalid load key, 'v'."),
+    ("data.broken-file", "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge"),
+    ("data.broken-file", "SafetensorError: Error while deserializing header: MetadataIncompleteBuffer"),
+    ("data.broken-file", "PIL.UnidentifiedImageError: cannot identify image file '/data/00012.png'"),
+    ("data.broken-file", "OSError: image file is truncated (3 bytes not processed)"),
+    ("data.hub", "OSError: We couldn't connect to 'https://huggingface.co' to load the files"),
+    ("data.hub", "huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1)"),
+    ("fs.squash", "PermissionError: [Errno 13] Permission denied: '/mnt/out/checkpoint-10'"),
+    ("fs.not-writable", "OSError: [Errno 5] Input/output error: '/mnt/out/x'"),
+    ("fs.file-size", "OSError: [Errno 27] File too large"),
+    ("data.missing", "FileNotFoundError: [Errno 2] No such file or directory: '/data/00012.png'"),
+    ("gpu.count", "RuntimeError: CUDA error: invalid device ordinal"),
+    ("gpu.old-driver", "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)."),
+    ("gpu.no-driver", "AssertionError: Torch not compiled with CUDA enabled"),
+    ("job.memory", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ("net.route", "OSError: [Errno 101] Network is unreachable"),
+    ("net.master-port", "OSError: [Errno 99] Cannot assign requested address"),
+    (
+        "rdzv.env",
+        "ValueError: Error initializing torch.distributed using env:// rendezvous: environment variable "
+        "RANK expected, but not set",
+    ),
+    (
+        "job.unused",
+        "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new",
+    ),
     ("gpu.busy", "CUDA out of memory. Tried 1 GiB. Process 41 has 11.90 GiB memory in use. Including non-PyTorch"),
 )
 
@@ -153,6 +184,9 @@ def test_what_is_known_is_never_sieved_out() -> None:
         "NCCL INFO Bootstrap : Using eth0:192.168.7.11<0>",
         "Connected to 192.168.7.12",
         "saved /mnt/out/checkpoint-400",
+        "warning: PermissionError was ignored for /tmp/cache",
+        "apex is not installed: No module named 'apex'; going on without it",
+        "skipping /data/12.png: [Errno 2] No such file or directory",
     ],
 )
 def test_ordinary_lines_mean_nothing(text: str) -> None:

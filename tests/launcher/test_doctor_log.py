@@ -198,7 +198,7 @@ def test_ranks_that_did_not_meet_are_explained_by_one_that_had_ended(tmp_path: P
     late = error(1, "10:01:05", waiting + "connect to (n1, 29500).")
     ended = error(0, "10:00:00", "ModuleNotFoundError: No module named 'peft'")
     found = written(tmp_path / "both", n1=ended, n2=late)
-    assert (found.id, found.node) == ("exception", "n1")
+    assert (found.id, found.node) == ("run.import", "n1")
     alone = written(tmp_path / "alone", n1="waiting\n", n2=late)
     assert (alone.id, alone.node, alone.rank) == ("net.master-port", "n2", 1)
     assert any("29500" in step for step in alone.fix)

@@ -6,6 +6,7 @@ from clusterft.diagnosis.known.communication import BENIGN
 from clusterft.diagnosis.known.communication import SIGNATURES as COMMUNICATION
 from clusterft.diagnosis.known.launching import SIGNATURES as LAUNCHING
 from clusterft.diagnosis.known.machine import SIGNATURES as MACHINE
+from clusterft.diagnosis.known.programs import SIGNATURES as PROGRAMS
 from clusterft.diagnosis.signatures import Signature
 
 ALL: tuple[Signature, ...] = (
@@ -13,4 +14,5 @@ ALL: tuple[Signature, ...] = (
     *LAUNCHING,
     *COMMUNICATION,
     *MACHINE,
+    *PROGRAMS,
 )
