@@ -32,10 +32,11 @@ train:
 """
 ONE = 12 * 1_827_058_244  # weights and two moments in fp32
 EXPORT = 2 * 3_468_837_867
+SDXL = {"unet": 2_567_463_684, "text_encoder_1": 123_060_557, "text_encoder_2": 694_659_841, "vae": 83_653_863}
 
 
 def room(tmp_path: Path, more: str = "", text: str = FULL, *, there: int = 0) -> RunRoom:
-    return run_room.of(scenes.train(text + more, tmp_path), 2, there=there)
+    return run_room.of(scenes.train(text + more, tmp_path), 2, there=there, weights=SDXL)
 
 
 def judged(wanted: RunRoom, free: int) -> list[Finding]:
@@ -56,8 +57,8 @@ def test_without_room_for_the_old_and_the_new_one_a_run_is_blocked(tmp_path: Pat
     assert (told.id, told.status, told.nodes) == ("os.disk-full", "fail", ("a", "b"))
     assert told.summary == "/mnt/out has no room for one checkpoint beside the one before it"
     assert "needs about 95 GB (checkpoints: 2 kept + 1 last + 1 being written, of 22 GB each; " in told.evidence
-    assert "exports in fp16 of 6.9 GB each" in told.evidence and "44 GB are free on a:/mnt" in told.evidence
-    assert "/models/base.safetensors is taken for a full-size SDXL" in told.evidence
+    assert "exports in fp16 of 6.9 GB each" in told.evidence and "44 GB are free on /mnt" in told.evidence
+    assert "full-size" not in told.evidence and "up to" not in told.evidence
     assert told.fix[0] == "train.checkpoints.keep: 1 needs 22 GB less" and "/mnt" in told.fix[-1]
 
 
@@ -66,6 +67,54 @@ def test_without_room_for_all_that_is_kept_it_warns(tmp_path: Path) -> None:
     (told,) = judged(wanted, 2 * ONE + 2**27)
     assert told.status == "warn" and told.summary == "/mnt/out has no room for all that this run keeps"
     assert judged(wanted, wanted.enough - 1)[0].status == "warn"
+
+
+# Each of two hundred steps, of which the job takes a thousand.
+LONG = FULL.replace("epochs: 10", "steps: 1000\n  checkpoints: {every_steps: 200, keep: KEEP}")
+
+
+@pytest.mark.parametrize(("keep", "stand"), [("3", 4), ("null", 5), ("5", 5), ("9", 5)])
+def test_a_disk_that_is_full_before_the_run_is_through_blocks(keep: str, stand: int, tmp_path: Path) -> None:
+    wanted = room(tmp_path, text=LONG.replace("KEEP", keep))
+    enough = max(stand * ONE, min(5, stand - (keep == "3")) * ONE + EXPORT)
+    assert wanted.certain == enough
+    (told,) = judged(wanted, enough - 1)
+    assert (told.status, told.summary) == ("fail", "/mnt/out has no room for all that this run keeps")
+    assert judged(wanted, enough)[0].status == "warn", "the last one, if it is none of them, needs more"
+
+
+def test_the_setting_that_would_fit_is_named(tmp_path: Path) -> None:
+    wanted = room(tmp_path, text=LONG.replace("KEEP", "5"))
+    (told,) = judged(wanted, 5 * ONE + EXPORT + 2**27)
+    assert told.fix[0] == f"train.checkpoints.keep: 3 fits into {5 * ONE / GB + EXPORT / GB:.0f} GB"
+    fits = room(tmp_path, text=LONG.replace("KEEP", "3"))
+    assert judged(fits, 5 * ONE + EXPORT + 2**27) == []
+    assert "fits" not in judged(wanted, 3 * ONE)[0].fix[0], "not even one"
+
+
+def test_one_disk_that_all_nodes_see_is_told_once(tmp_path: Path) -> None:
+    wanted = room(tmp_path)
+    views = [(scenes.disk("/mnt/out", free_bytes=3 * ONE + more, mounted_on="/mnt"),) for more in (0, 2 * GB)]
+    survey = scenes.survey(TWO, scenes.facts("a", disks=views[0]), scenes.facts("b", disks=views[1]))
+    (told,) = checks.judge_run_room(survey, "/mnt/out", wanted)
+    assert told.nodes == ("a", "b") and len(told.evidence.splitlines()) == 1
+    assert "66 GB are free on /mnt" in told.evidence
+
+
+def test_a_model_that_could_not_be_read_blocks_nothing_by_a_guess(tmp_path: Path) -> None:
+    wanted = run_room.of(scenes.train(FULL, tmp_path), 2)
+    (told,) = judged(wanted, 100)
+    assert told.status == "warn" and "needs up to about 95 GB" in told.evidence
+    assert "/models/base.safetensors is taken for a full-size SDXL" in told.evidence
+
+
+def test_a_small_model_is_no_full_size_one(tmp_path: Path) -> None:
+    small = {"unet": 3_000_000, "text_encoder_1": 40_000, "text_encoder_2": 140_000, "vae": 130_000}
+    text = FULL.replace(", parts: unet-71", "")
+    wanted = run_room.of(scenes.train(text, tmp_path), 2, weights=small)
+    assert wanted.one == 12 * 3_000_000 and wanted.sure
+    part = run_room.of(scenes.train(FULL, tmp_path), 2, weights=small)
+    assert part.one == wanted.one and not part.sure, "blocks of a model that nobody has published"
 
 
 @pytest.mark.parametrize(

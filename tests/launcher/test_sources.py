@@ -13,6 +13,8 @@ from test_claims import fleet
 
 from clusterft import checks
 from clusterft.checks import sources as judging
+from clusterft.checks.examination import Examination, Wanted
+from clusterft.checks.layers import job as layer
 from clusterft.facts import sources
 from clusterft.facts.sources import Asked, State, Table
 from clusterft.findings import Finding
@@ -104,6 +106,15 @@ def test_a_folder_that_is_missing_blocks_with_its_line_in_the_job(tmp_path: Path
     line = 1 + (tmp_path / "job.yaml").read_text().splitlines().index("    sources: [{folder: out/gone}]")
     assert told.evidence == f"{tmp_path}/job.yaml:{line}:24 train.data.sources[0].folder"
     assert told.fix == ("put it there, or name another path at that line",)
+
+
+def test_doctor_says_the_same(tmp_path: Path) -> None:
+    wanted, nodes = job(tmp_path, "{folder: gone}"), fleet(a=LocalRemote())
+    survey = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b"))
+    asked = Wanted(device="cpu", contained=False, job=wanted)
+    (told,) = layer.missing(Examination(asked, survey, sources=probing.look(nodes, wanted)))
+    assert (told.id, told.nodes) == ("data.missing", ("a",))
+    assert list(layer.missing(Examination(Wanted(), survey))) == []
 
 
 def test_what_lies_outside_the_shared_dir_can_be_pushed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from clusterft import facts, places
 from clusterft.apply import baseline, settings
@@ -31,14 +31,17 @@ from clusterft.probing import (
     holdings,
     imports,
     links,
+    model,
     nearby,
     rehearsing,
     share,
+    sources,
     ways,
 )
 from clusterft.probing.at_once import begun
 from clusterft.probing.crew import Crew
 from clusterft.remote import Unreachable
+from clusterft.spec import JobSpec
 
 Depth = Literal["quick", "usual", "deep"]
 _DEADLINES: Mapping[Thing, float] = {
@@ -96,6 +99,8 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     wanted = replace(wanted, owner=wanted.owner or _owner(survey))
     own = begun(("desk",), lambda _: client.look(desk.look(known), cluster, fleet, survey))
     near = nearby.look(fleet, wanted.job)
+    head = next((node.name for node in survey.cluster.active if node.name in survey.facts), None)
+    read = _read(fleet, wanted.job, head) if wanted.job and head else {}
     found = {} if depth == "quick" else ways.find(fleet, survey, wanted)
     here = own(None)["desk"]
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
@@ -129,10 +134,21 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
         rehearsal=tried,
         deep=looked,
         nearby=near,
+        **read,
         absent=gathered.absent,
         unasked=unasked,
     )
     return Examined(seen, time.monotonic() - began, _notes(gathered, looked), broken=bool(gathered.bugs))
+
+
+def _read(fleet: Fleet, job: JobSpec, head: str) -> dict[str, Any]:
+    """What the job reads: whether it is there on all nodes, and how large its model is by its files on one."""
+    path = job.train.model if job.train else None
+    return {
+        "sources": sources.look(fleet, job),
+        "named": sources.named(fleet, job, head),
+        "weights": model.weights(fleet.remotes[head], path) if path else None,
+    }
 
 
 def _no_question(wanted: Wanted) -> dict[Thing, str]:

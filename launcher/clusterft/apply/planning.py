@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,7 @@ from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan, Prep, container
-from clusterft.probing import nearby, sources
+from clusterft.probing import model, nearby, sources
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
 from clusterft_trainer.config import TrainConfig
@@ -99,11 +99,12 @@ class _Writing:
     survey: Survey
     shared: str
     there: int = 0  # bytes that the run's earlier attempts have left
+    weights: Mapping[str, int] | None = None  # of the model, by part, where its files could be read
 
     def room(self, exact: Sizes | None = None) -> RunRoom:
         """By settings alone, or by the trainer's estimate."""
         slots = sum(node.slots for node in self.survey.cluster.active)
-        return run_room.of(self.train, slots, exact, self.there)
+        return run_room.of(self.train, slots, exact, self.there, self.weights)
 
     def judged(self, exact: Sizes | None = None) -> tuple[Finding, ...]:
         """Against what is free."""
@@ -122,6 +123,8 @@ def _judged(
     found = checks.judge(survey, demand)
     _stop_at(found, survey, preflight=wanted.preflight)
     if writing:
+        head = fleet.remotes[next(node.name for node in survey.cluster.active if node.name in survey.facts)]
+        writing = replace(writing, weights=model.weights(head, writing.train.model))
         if wanted.first_attempt:
             writing = replace(writing, there=_left(fleet, survey, job.shared / wanted.run))
         _stop_at(found + writing.judged(), survey, preflight=wanted.preflight)

@@ -24,6 +24,7 @@ from clusterft.facts.links import Links
 from clusterft.facts.nearby import Nearby
 from clusterft.facts.rehearsal import Rehearsal
 from clusterft.facts.share import Share, Trial
+from clusterft.facts.sources import Named, State
 from clusterft.spec import JobSpec
 
 T = TypeVar("T")
@@ -74,6 +75,9 @@ class Examination:
     rehearsal: Rehearsal | None = None
     deep: Deep | None = None
     nearby: Mapping[str, Nearby | None] = field(default_factory=dict)  # where the job keeps copies on nodes
+    sources: Mapping[str, tuple[State, ...]] = field(default_factory=dict)  # node -> what the job reads, in order
+    named: tuple[Named, ...] = ()  # the first files of the job's tables
+    weights: Mapping[str, int] | None = None  # of the job's model, by part, where its files could be read
     absent: Mapping[Thing, Mapping[str, Absence]] = field(default_factory=dict)
     unasked: Mapping[Thing, str] = field(default_factory=dict)
     _worked_out: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

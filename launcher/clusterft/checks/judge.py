@@ -9,10 +9,9 @@ from typing import Literal
 from clusterft.checks import controller, docker, docker_room, gpu, host, job, nearby, run_room, sources
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
-from clusterft.checks.sources import Named
 from clusterft.checks.survey import Survey
 from clusterft.facts.nearby import Nearby
-from clusterft.facts.sources import State
+from clusterft.facts.sources import Named, State
 from clusterft.findings import Finding
 from clusterft.spec import JobSpec
 

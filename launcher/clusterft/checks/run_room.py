@@ -1,13 +1,14 @@
 """The room that a run needs in the shared dir: what its settings will write there, against what is free. Pure.
 
-Owns how checkpoints that are kept add up, and when a lack of room blocks: an older checkpoint goes only when the
-newer one is whole, so without room for both nothing is ever saved but the first. What is trained is known from the
-settings alone; the trainer's own estimate, made from the model itself, is exact where there is one.
+Owns how checkpoints that are kept add up, and when a lack of room blocks: where the run would meet a full disk
+whatever happens. An older checkpoint goes only when the newer one is whole, so without room for both nothing is
+ever saved but the first; and what is kept for good adds up. What is trained is known from the settings and the
+model's own header; the trainer's estimate, made from the model itself, is exact where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from clusterft.checks.sizes import about
@@ -25,12 +26,15 @@ class RunRoom:
     """What one run takes, in bytes and files."""
 
     least: int  # without it nothing is saved
-    enough: int  # all that is kept
+    certain: int  # without it the disk is full before the run is through
+    enough: int  # all that is kept, at most
     files: int
     words: str  # what it is made of
     advice: tuple[str, ...] = ()
     single: bool = False  # the run saves one checkpoint in all
     sure: bool = True  # False: it may be a good deal less
+    one: int = 0  # bytes of a checkpoint
+    kept: int = 0  # how many of them stay at most, of those that `keep` counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,16 @@ class Sizes:
     export: int
 
 
-def of(train: TrainConfig, slots: int, exact: Sizes | None = None, there: int = 0) -> RunRoom:
-    """By the settings; `there`: what the run has written before, which goes as new ones come."""
-    drawn = outline.of(train)
+def of(
+    train: TrainConfig,
+    slots: int,
+    exact: Sizes | None = None,
+    there: int = 0,
+    weights: Mapping[str, int] | None = None,
+) -> RunRoom:
+    """By the settings; `there`: what the run has written before, which goes as new ones come; `weights`: how many
+    the model has, by part."""
+    drawn = outline.of(train, weights)
     sizes = exact or Sizes(
         arithmetic.checkpoint(train, drawn.inventory), arithmetic.export(train, drawn.inventory)
     )
@@ -60,45 +71,60 @@ def of(train: TrainConfig, slots: int, exact: Sizes | None = None, there: int = 
     single = sum(stand.values()) == 1 and not there
     terms = arithmetic.disk(train, sizes.checkpoint, sizes.export)
     first = sizes.checkpoint * (1 if single else 2)
+    least = max(sizes.checkpoint, first - there) + arithmetic.RECORDS
     return RunRoom(
-        least=max(sizes.checkpoint, first - there) + arithmetic.RECORDS,
+        least=least,
+        certain=max(least, arithmetic.peak(train, sizes.checkpoint, sizes.export) - there),
         enough=max(sizes.checkpoint + arithmetic.RECORDS, arithmetic.total(terms) - there),
         files=sum(stand.values()) * (slots + 2) + slots * _LOGS + _OWN_FILES,
         words=_words(train, stand, sizes, there, assumed=drawn.assumed and exact is None),
         advice=_advice(train, drawn, sizes, stand),
         single=single,
-        sure=exact is not None or not drawn.at_most,
+        sure=exact is not None or not (drawn.at_most or drawn.assumed),
+        one=sizes.checkpoint,
+        kept=stand.get("kept", 0),
     )
 
 
 def judged(node: str, free: Free, room: RunRoom) -> Iterator[Finding]:
-    """os.disk-full: a fail where no checkpoint can follow another one, a warning where not all have room."""
+    """os.disk-full: a fail where the disk is full before the run is through, a warning where it may be."""
     if free.bytes >= room.enough:
         return
-    none = free.bytes < room.least
-    one = "a checkpoint" if room.single else "one checkpoint beside the one before it"
-    what = one if none else "all that this run keeps"
+    what = "all that this run keeps"
+    if free.bytes < room.least:
+        what = "a checkpoint" if room.single else "one checkpoint beside the one before it"
     yield Finding(
         id="os.disk-full",
-        status="fail" if none and room.sure else "warn",
+        status="fail" if free.bytes < room.certain and room.sure else "warn",
         nodes=(node,),
         summary=f"{free.directory} has no room for {what}",
         evidence=f"needs {'' if room.sure else 'up to '}about {about(room.enough)} ({room.words}); "
-        f"{about(free.bytes)} are free on {node}:{free.mounted_on}",
+        f"{about(free.bytes)} are free on {free.mounted_on}",
         cause="the disk is nearly full"
         if room.single
         else "an older checkpoint goes only when the newer one is whole",
-        fix=(*room.advice, f"free room on {free.mounted_on}, or choose another directory for shared:"),
+        fix=(
+            *_fitting(free, room),
+            *room.advice,
+            f"free room on {free.mounted_on}, or choose another directory for shared:",
+        ),
         blast_radius=f"job.yaml; what is removed from {free.mounted_on}",
     )
 
 
+def _fitting(free: Free, room: RunRoom) -> Iterator[str]:
+    """The most checkpoints that there is room for, where fewer than now would do."""
+    fits = room.kept - -(-(room.enough - free.bytes) // max(1, room.one))
+    if fits >= 1:
+        yield f"train.checkpoints.keep: {fits} fits into {about(free.bytes)}"
+
+
 def found(survey: Survey, shared: str, room: RunRoom) -> Iterator[Finding]:
-    """On every node that told of the room there."""
-    for name, facts in survey.facts.items():
-        for disk in facts.disks:
-            if disk.directory == shared:
-                yield from judged(name, Free(shared, disk.mounted_on, disk.free_bytes), room)
+    """On every node that told of the room there: one disk, of which each may have seen another moment."""
+    seen = {name: disk for name, facts in survey.facts.items() for disk in facts.disks if disk.directory == shared}
+    least = min((disk.free_bytes for disk in seen.values()), default=0)
+    for name, disk in seen.items():
+        yield from judged(name, Free(shared, disk.mounted_on, least), room)
 
 
 def _words(train: TrainConfig, stand: dict[str, int], sizes: Sizes, there: int, *, assumed: bool) -> str:

@@ -7,12 +7,11 @@ job would fail of: a picture that the settings let it leave out is none of that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from shlex import quote
 
 from clusterft.checks.survey import Survey
-from clusterft.facts.sources import Asked, State, Table
+from clusterft.facts.sources import Asked, Named, State, Table
 from clusterft.findings import Finding
 from clusterft.spec import JobSpec
 from clusterft_trainer.config import (
@@ -29,15 +28,6 @@ from clusterft_trainer.config import (
 _ID = "data.missing"
 _SHOWN = 3
 _READ = ("csv", "jsonl")  # tables whose beginning a person could read, too
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The first files that a table names, and which of them are not on which node."""
-
-    table: Table
-    files: tuple[str, ...]
-    missing: Mapping[str, tuple[str, ...]]  # by node
 
 
 def asked(job: JobSpec) -> tuple[Asked, ...]:

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import dirname, join
 from typing import Literal
@@ -89,6 +89,15 @@ class Table:
     path: str
     column: str
     folder: str | None  # where its files lie; beside it if not given
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The first files that a table names, and which of them are not on which node."""
+
+    table: Table
+    files: tuple[str, ...]
+    missing: Mapping[str, tuple[str, ...]]  # by node
 
 
 def argv(asked: Sequence[Asked]) -> tuple[str, ...]:

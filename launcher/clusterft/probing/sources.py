@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from clusterft.checks import sources as checks
-from clusterft.checks.sources import Named
 from clusterft.facts import sources
-from clusterft.facts.sources import State, Table
+from clusterft.facts.sources import Named, State, Table
 from clusterft.fleet import Fleet
 from clusterft.remote import Remote, Unreachable
 from clusterft.spec import JobSpec

@@ -297,6 +297,25 @@ def standing(config: TrainConfig) -> dict[str, int]:
     return {name: count for name, count in (found | {"being written": int(not only)}).items() if count}
 
 
+def exports(config: TrainConfig) -> int:
+    """How many models are left at the end."""
+    every = config.output.every_epochs
+    return 1 if every is None else -(-(config.epochs or 1) // every)
+
+
+def peak(config: TrainConfig, one: int, model: int) -> int:
+    """What lies on the disk at some moment in any case, of checkpoints and exports of so many bytes each.
+
+    An older checkpoint goes only when the newer one is whole. 0 where the number of those that fall due takes the
+    number of pictures.
+    """
+    keep, due = config.checkpoints.keep, _due(config)
+    if due is None:
+        return 0
+    kept = due if keep is None else min(keep, due)
+    return max((kept + (kept < due)) * one, kept * one + exports(config) * model)
+
+
 def _due(config: TrainConfig) -> int | None:
     """How many of those that are kept fall due in the whole run; None where that takes the number of pictures."""
     ends = {"steps": config.steps, "epochs": config.epochs, "minutes": None}
@@ -317,8 +336,7 @@ def disk(config: TrainConfig, one: int, model: int) -> tuple[Term, ...]:
         )
         for name, count in standing(config).items()
     ]
-    exports = 1 if config.output.every_epochs is None else -(-(config.epochs or 1) // config.output.every_epochs)
-    terms.append(Term("exports", exports * model, f"{exports} in {config.output.dtype}"))
+    terms.append(Term("exports", exports(config) * model, f"{exports(config)} in {config.output.dtype}"))
     terms.append(Term("records", RECORDS, "allowance for logs, metrics and samples"))
     return tuple(term for term in terms if term.bytes)
 

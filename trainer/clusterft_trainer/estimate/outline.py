@@ -1,13 +1,15 @@
-"""A model in a few numbers: what of it is trained, where no file and no torch is at hand to count.
+"""A model in a few numbers: what of it is trained, where no torch is at hand to count.
 
 Owns the counts of the published SDXL and of the tiny model; `predict` counts the real modules, and a test holds
-the two against each other. Good for what lies on a disk and no more: it knows sums, and which part of them are
-convolutions. Refuses to be exact about blocks that are named one by one: those may be the whole UNet at most, and
-it says so.
+the two against each other. A model of another size is told by how many weights each part has, which the head of
+its file says. Good for what lies on a disk and no more: it knows sums, and which part of them are convolutions.
+Refuses to be exact about blocks that are named one by one, and about parts of a model of another size: those may
+be the whole at most, and it says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clusterft_trainer.config import Learn, TrainConfig
@@ -15,6 +17,7 @@ from clusterft_trainer.config.tree import TINY
 from clusterft_trainer.estimate.arithmetic import Inventory, Weight
 
 _ROW = 1280  # a usual width of SDXL's layers: what is made of rows and columns comes out as of its own
+_SAME = 0.01  # files hold a few numbers beside the weights
 _UNET, _FIRST, _SECOND, _VAE = "unet", "text_encoder_1", "text_encoder_2", "vae"
 
 
@@ -61,15 +64,14 @@ class Outline:
     """The weights of a run's model, as far as settings tell of them."""
 
     inventory: Inventory
-    at_most: bool = False  # fewer may be trained: blocks are named one by one
+    at_most: bool = False  # fewer may be trained
     assumed: bool = False  # the model is a file that nobody has looked at, and taken for a full-size one
 
 
-def of(config: TrainConfig) -> Outline:
-    """By the settings alone."""
-    tiny = config.model == TINY
-    known = _TINY if tiny else _SDXL
-    learn = config.learn
+def of(config: TrainConfig, found: Mapping[str, int] | None = None) -> Outline:
+    """By the settings, and by how many weights each part of the model was found to have."""
+    tiny, learn = config.model == TINY, config.learn
+    known = _TINY if tiny else _resized(found) if found else _SDXL
     weights: list[Weight] = []
     for part, whole in known.whole.items():
         moving = _moving(known, learn, part)
@@ -79,7 +81,25 @@ def of(config: TrainConfig) -> Outline:
         weights += _lumps(part, beside, trained=False)
         weights += [Weight(part, (kernels // 9, 1, 3, 3), trained=True)] if kernels else []
     chosen = None if learn.lora or learn.unet is None else _preset(learn)
-    return Outline(Inventory(tuple(weights), 0, 0), at_most=chosen == "", assumed=not tiny)
+    resized = known is not _SDXL and not tiny
+    vague = resized and (learn.lora or chosen not in (None, "all") or _FIRST in learn.trained)
+    return Outline(
+        Inventory(tuple(weights), 0, 0), at_most=bool(chosen == "" or vague), assumed=not (tiny or found)
+    )
+
+
+def _resized(whole: Mapping[str, int]) -> _Counts:
+    """SDXL with parts of these sizes; what is trained of one that differs may be all of it."""
+    if all(abs(whole.get(part, 0) / count - 1) < _SAME for part, count in _SDXL.whole.items()):
+        return _SDXL
+    share = {part: whole.get(part, 0) / count for part, count in _SDXL.whole.items()}
+    presets = {name for name in _SDXL.moving if name not in _SDXL.whole}
+    return _Counts(
+        whole={part: whole.get(part, 0) for part in _SDXL.whole},
+        moving={name: whole.get(_UNET if name in presets else name, 0) for name in _SDXL.moving},
+        layers={part: round(count * max(1.0, share[part])) for part, count in _SDXL.layers.items()},
+        kernels={name: round(count // 9 * share[_UNET]) * 9 for name, count in _SDXL.kernels.items()},
+    )
 
 
 def _preset(learn: Learn) -> str:

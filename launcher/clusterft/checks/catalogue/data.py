@@ -36,7 +36,7 @@ ENTRIES: tuple[Entry, ...] = (
             "put it into the shared dir, or name another path in job.yaml",
             "problems: {broken: skip} under train.data leaves out single pictures that a table names",
         ),
-        found=("train",),
+        found=("facts", "train"),
     ),
     Entry(
         id="data.differs",

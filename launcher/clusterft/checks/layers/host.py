@@ -126,7 +126,7 @@ def _run(seen: Examination) -> RunRoom | None:
     """What the job's run will write into the shared dir, where the trainer is ours."""
     train = seen.wanted.job.train if seen.wanted.job else None
     slots = sum(node.slots for node in seen.survey.cluster.active)
-    return run_room.of(train, slots) if train else None
+    return run_room.of(train, slots, weights=seen.weights) if train else None
 
 
 def inodes(seen: Examination) -> Iterator[Finding]:

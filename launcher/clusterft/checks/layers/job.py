@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from clusterft.checks import holdings, imports, nearby, rehearsal
+from clusterft.checks import holdings, imports, nearby, rehearsal, sources
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
 from clusterft.findings import Finding
@@ -82,6 +82,15 @@ def local_cache(seen: Examination) -> Iterator[Finding]:
         yield from nearby.found(job, seen.survey, seen.nearby, seen.wanted.owner)
 
 
+def missing(seen: Examination) -> Iterator[Finding]:
+    """data.missing: what the job reads, on every node that was asked for it."""
+    job = seen.wanted.job
+    if job is not None and (seen.sources or seen.named):
+        yield from sources.found(job, seen.survey, seen.sources)
+        for one in seen.named:
+            yield from sources.unnamed(job, one)
+
+
 def differs(seen: Examination) -> Iterator[Finding]:
     """data.differs: what the job reads outside the shared dir, on every node."""
     yield from holdings.found(seen.nodes, seen.holdings, seen.dialled)
@@ -121,6 +130,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("job.batch",), batch, ("facts", "job")),
     Check(("data.local-cache",), local_cache, ("facts", "job")),
     Check(("data.too-small",), too_small, ("facts", "job")),
+    Check(("data.missing",), missing, ("facts", "job")),
     Check(("data.differs",), differs, ("facts", "holdings", "job")),
     Check(("run.import",), importing, ("facts", "imports", "job"), after=("os.memory-limit",)),
     Check(("run.rehearsal",), rehearsed, ("facts", "rehearsal", "job"), after=_BEFORE_A_RANK),
