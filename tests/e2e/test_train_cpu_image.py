@@ -41,6 +41,7 @@ def test_up_and_train_in_the_real_image(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         doctor = desk.said("doctor", "--job", "job.yaml")
         assert doctor["verdict"] == "ok", [one for one in doctor["checks"] if one["status"] in ("fail", "warn")]
+        assert ["ok"] == [one["status"] for one in doctor["checks"] if one["id"] == "run.rehearsal"]
 
         done = desk.run("train", "job.yaml", "--json", seconds=900)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -241,7 +241,7 @@ def _undo_docker(*verb: str) -> Callable[[dict[str, Any]], None]:
     def undo(entry: dict[str, Any]) -> None:
         if which("docker") is None:
             return
-        done = run(["docker", *verb, entry["what"]], timeout=60, check=False)
+        done = run(["docker", *verb, entry["what"]], timeout=180, check=False)
         if done.returncode != 0 and not _absent(done.stderr):
             raise LabError(done.stderr.strip())
 
