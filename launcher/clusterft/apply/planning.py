@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from clusterft import checks, facts, places, plan
-from clusterft.apply import foresight, sameness, settings
+from clusterft.apply import foresight, occupancy, sameness, settings
 from clusterft.apply.foresight import Site
 from clusterft.checks import RunRoom, Survey, run_room
+from clusterft.checks.examination import Examination
+from clusterft.checks.examination import Wanted as Asked
 from clusterft.checks.run_room import Sizes
 from clusterft.engine import Engine
 from clusterft.errors import Blocked, ClusterftError
@@ -24,7 +26,8 @@ from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan, Prep, container
-from clusterft.probing import model, nearby, sources
+from clusterft.probing import health, meeting, model, nearby, sources
+from clusterft.remote import Unreachable
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
 from clusterft_trainer.config import TrainConfig
@@ -46,6 +49,7 @@ class Wanted:
     unset: tuple[str, ...] = ()  # secrets without a value here
     tag: str | None = None  # the image that the run has already; None: what the last `up` brought
     prep: Prep | None = None  # data is prepared, and nothing trained
+    starts: bool = False  # it is about to be started: its nodes must be free, and reach where it will meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,9 @@ def prepare(job: JobSpec, fleet: Fleet, wanted: Wanted, nodes: Iterable[Node]) -
     survey = look(job, fleet, nodes)
     contained = job.runtime == "docker"
     found, writing = _judged(job, fleet, wanted, survey)
+    if wanted.starts:  # a lock is no check that could be left out: the start would fail, and leave a run behind
+        found += occupancy.found(fleet, survey.cluster, wanted.run, contained=contained)
+        _stop_at(found, survey, preflight=True)
     known = settings.load(settings.cluster_places(survey.cluster.name)) if contained else None
     tag = wanted.tag or (known.tag if known else None)
     if contained and tag:
@@ -85,6 +92,9 @@ def prepare(job: JobSpec, fleet: Fleet, wanted: Wanted, nodes: Iterable[Node]) -
         prep=wanted.prep,
     )
     planned = plan.build(job, survey, request)
+    if wanted.starts and wanted.preflight:
+        found += _met(job, fleet, survey, planned)
+        _stop_at(found, survey, preflight=True)
     found += _foreseen(job, survey, fleet, planned, writing) if writing else ()
     _stop_at(found, survey, preflight=wanted.preflight)
     offsets = {name: seen.clock_offset or 0.0 for name, seen in survey.facts.items()}
@@ -142,6 +152,20 @@ def _judged(
 
 
 def _left(fleet: Fleet, survey: Survey, run_dir: Path) -> int:
+def _met(job: JobSpec, fleet: Fleet, survey: Survey, planned: LaunchPlan) -> tuple[Finding, ...]:
+    """Whether all nodes reach the head where supervisors and ranks will meet; firewalls are asked only if not."""
+    ports = (planned.gang_port,) if planned.prep else (planned.port, planned.gang_port)
+    box, device = planned.head.container, job.resources.device
+    tag = box.image if box else None
+    asked = Asked(device, box is not None, str(job.shared), port=job.port, tag=tag, job=job)
+    links = meeting.look(fleet, survey, asked, ports)
+    if links is None or all(one.reached and not one.stranger for one in links.dials):
+        return ()
+    told = health.ask(fleet, asked)
+    known = {name: one for name, one in told.items() if name in survey.facts and not isinstance(one, Unreachable)}
+    return checks.judge_meeting(Examination(asked, survey, health=known, links=links))
+
+
     """Bytes of checkpoints and exports that a run has there already; what cannot be read counts as none."""
     head = next(node.name for node in survey.cluster.active if node.name in survey.facts)
     argv = ("sh", "-c", _DU, "sh", str(run_dir))

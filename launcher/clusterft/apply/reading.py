@@ -31,6 +31,10 @@ _LISTING = (
     'cd -- "$1" 2>/dev/null || exit 0; for at in *.jsonl; do [ -f "$at" ] || continue; '
     'printf "%s %s " "$2" "${at%.jsonl}"; tail -n 1 -- "$at"; printf "\\n"; done'
 )
+_RANKS = (
+    'cd -- "$1/logs" 2>/dev/null || exit 0; for at in attempt-*/*/rank*.log; do '
+    'at=${at##*/rank}; printf "%s\\n" "${at%.log}"; done'
+)
 # All but the bulk: of log lines, the last ones. Read twice, since awk cannot look back.
 _BRIEF = r'NR == FNR { n++; next } FNR > n - last || index(substr($0, 1, 40), "\"kind\": \"log\"") == 0'
 # All before the part that is there now said its first word.
@@ -109,6 +113,18 @@ def empty(located: Located, offsets: Mapping[str, float]) -> Board:
         restarts=survival.get("restarts"),
         prep=Prep.from_plan(plan) is not None,
     )
+
+
+def ranks(located: Located) -> set[int]:
+    """All that have left a log in the shared dir, in any attempt; none where no node can say."""
+    argv = ("sh", "-c", _RANKS, "sh", str(located.run_dir))
+    for remote in list(located.fleet.remotes.values()):
+        try:
+            done = remote.run(argv, seconds=_SECONDS)
+        except ClusterftError:
+            continue  # another node may see it
+        return {int(word) for word in done.out.split() if word.isdecimal()}
+    return set()
 
 
 def clock_offsets(fleet: Fleet) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from clusterft.apply import record, settings
+from clusterft.apply import occupancy, record, settings
 from clusterft.apply.record import Entry, Note
 from clusterft.engine import Engine, NoEngine
 from clusterft.errors import ClusterftError, UsageError
@@ -99,9 +99,10 @@ class Summary:
     cause: str = ""
     attempts: int | None = None
     restarts: int | None = None
-    containers: dict[str, str] | None = None  # node -> state, of those that are there
+    containers: dict[str, str] | None = None  # node -> state, of those that are there; without: "at work"
     step: int | None = None  # the last, where it trained
     loss: float | None = None
+    parts: tuple[Part, ...] = ()  # of the gang as it is now
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ class _Search:
         there: dict[str, dict[str, str]] = {}
         for one in self._containers(None):
             there.setdefault(one.run, {})[one.node] = one.state
+        for node, run in occupancy.at_work(self._fleet).items():
+            there.setdefault(run, {})[node] = "at work"
         known: dict[str, Summary] = {}
         for shared in self._shared_dirs():
             for name, (entry, told) in self._listed(shared).items():
@@ -375,4 +378,5 @@ def _summary(entry: Entry, beside: Mapping[str, Any], containers: dict[str, str]
         containers=containers,
         step=step.get("step"),
         loss=step.get("loss"),
+        parts=entry.parts,
     )

@@ -46,10 +46,22 @@ def run(options: Options) -> int:
         if not now:
             named = ", ".join(part.node for part in located.parts)
             raise UsageError(f'run {located.run} has no node "{options.node}"', remedy=f"its nodes: {named}")
+        _has_rank(options.rank, located)
         try:
             return _print(options, wanted, located, (before, now))
         except KeyboardInterrupt:  # how one leaves a log that is followed
             return Interrupted.exit_code
+
+
+def _has_rank(rank: int | None, located: Located) -> None:
+    """Those of the plan, which may have said nothing yet; before a run was resumed there may have been more."""
+    count = int(located.record.get("plan", {}).get("world_size") or 0)
+    if rank is None or not count or -1 <= rank < count:
+        return
+    count = max(count, *(one + 1 for one in reading.ranks(located)), 0)
+    if rank < -1 or rank >= count:
+        there = f"ranks 0 to {count - 1}" if count > 1 else "rank 0"
+        raise UsageError(f"run {located.run} has no rank {rank}", remedy=f"it has {there}; -1 is the launchers")
 
 
 def _wanted(options: Options) -> view.Wanted:

@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         text_of = options.job.read_text(encoding="utf-8-sig")
         source = Source(job, text_of, options.job, values, options.preflight, unset)
         began = time.monotonic()
-        ready = _prepared(source, fleet, cluster, options.only)
+        ready = _prepared(source, fleet, cluster, options.only, starts=not options.dry_run)
         for line in text.findings(ready.found):
             out(line)
         if options.dry_run:
@@ -107,7 +107,7 @@ def before_training(
         return None
     out(f"{_words(missing)}: prepared first, by all nodes (--no-prep leaves that out)")
     began = time.monotonic()
-    ready = _prepared(source, fleet, fleet.cluster, None)
+    ready = _prepared(source, fleet, fleet.cluster, None, starts=True)
     first = StageDone(f"{len(ready.plan.nodes)} nodes ready to prepare", time.monotonic() - began)
     code, tended = _tended(source, ready, fleet, first, as_json=as_json, sequel=True)
     if code != 0:
@@ -147,9 +147,9 @@ def _suits(job: JobSpec, options: Options) -> None:
         )
 
 
-def _prepared(source: Source, fleet: Fleet, cluster: Cluster, only: str | None) -> Prepared:
+def _prepared(source: Source, fleet: Fleet, cluster: Cluster, only: str | None, *, starts: bool) -> Prepared:
     name = planning.fresh_id(f"{source.job.name}-prep")
-    wanted = Wanted(name, preflight=source.preflight, unset=source.unset, prep=Prep(only))
+    wanted = Wanted(name, preflight=source.preflight, unset=source.unset, prep=Prep(only), starts=starts)
     return planning.prepare(source.job, fleet, wanted, cluster.active)
 
 

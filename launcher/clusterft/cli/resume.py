@@ -6,6 +6,7 @@ unless that is meant: a changed batch or seed makes another course of what was h
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clusterft import board as boards
+from clusterft import commands, spec
 from clusterft import hosts as hostfiles
-from clusterft import spec
-from clusterft.apply import Gang, harvest, planning, record, runs, settings
+from clusterft.apply import Gang, harvest, planning, reading, record, runs, settings
 from clusterft.apply.mending import Means, successors
 from clusterft.apply.planning import Wanted
 from clusterft.apply.runs import Located
@@ -30,7 +32,7 @@ from clusterft.hosts import Node
 from clusterft.remote import Unreachable
 from clusterft.ship.code import CodeTree
 from clusterft.spec import JobSpec
-from clusterft.ui import text, watch
+from clusterft.ui import outcome, text, watch
 
 _ATTEMPTS = 'cd -- "$1/logs" 2>/dev/null && ls -d attempt-* 2>/dev/null; exit 0'
 # Where a run keeps no index the trainer reads the sources anew, and goes on with other pictures than a checkpoint
@@ -66,6 +68,8 @@ def run(options: Options) -> int:
         _refuse_alive(found)
         if given:
             _same(before, given, options)
+        if found.state == "ok" and not (given and _differences(before, given)):
+            return _finished(found, options)
         job = given or before
         if options.new_data and (job.train is None or found.entry.prep):
             raise UsageError(f"{found.run} reads no pictures that it could leave", remedy="leave out --new-data")
@@ -130,7 +134,8 @@ def _planned(
     brought = settings.load(settings.cluster_places(found.cluster.name))
     # Where nobody has said `up`, its own image is still on the nodes.
     tag = None if brought and brought.tag else entry.image
-    wanted = Wanted(found.run, code, _next_attempt(found), options.preflight, tag=tag, prep=entry.prep)
+    attempt = _next_attempt(found)
+    wanted = Wanted(found.run, code, attempt, options.preflight, tag=tag, prep=entry.prep, starts=True)
     prepared = planning.prepare(job, fleet, wanted, _nodes(found, job))
     for line in text.findings(prepared.found):
         out(line)
@@ -202,7 +207,7 @@ def _refuse_alive(found: Located) -> None:
 
 
 def _same(before: JobSpec, given: JobSpec, options: Options) -> None:
-    told = differences(before.model_dump(mode="json"), given.model_dump(mode="json"))
+    told = _differences(before, given)
     if told and not options.changed:
         again = f"clusterft resume {options.run}"
         raise UsageError(
@@ -211,6 +216,29 @@ def _same(before: JobSpec, given: JobSpec, options: Options) -> None:
             remedy=f"{again} --job {shlex.quote(str(options.job))} --changed   goes on with the new ones;  "
             f"{again}   with the old ones",
         )
+
+
+def _differences(before: JobSpec, given: JobSpec) -> list[str]:
+    return differences(before.model_dump(mode="json"), given.model_dump(mode="json"))
+
+
+def _finished(found: Located, options: Options) -> int:
+    """Nothing is left to do, and nothing is wrong with that: how more would be had."""
+    if options.as_json:
+        board = reading.board(found)
+        watch.say(sys.stdout, json.dumps(outcome.to_dict(board, boards.judge(board))))
+        return 0
+    watch.say(sys.stdout, f"✓ run {found.run} has finished; there is nothing to resume")
+    job = shlex.quote(str(options.job)) if options.job else "job.yaml"
+    if found.entry.prep:
+        more = f"pictures that have come since: clusterft prep {job}"
+    elif found.entry.job.get("train"):
+        more = f"to train on: raise steps in the job, then clusterft resume {found.run} --job {job} --changed"
+    else:
+        more = f"the same once more: clusterft train {job}"
+    watch.say(sys.stdout, f"  {commands.shown(more)}")
+    watch.say(sys.stdout, f"  {commands.shown(f'what it came to: clusterft status {found.run}')}")
+    return 0
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> list[str]:

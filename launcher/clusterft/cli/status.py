@@ -31,12 +31,15 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
             _print_all(found, as_json=as_json)
         return 0
     with runs.locate(name, hosts, cluster, Terminal()) as located:
+        over = located.outcome is not None
+        if over and all(part.runtime == "process" for part in located.parts):
+            # What could not be told of the end would be shown as if it went on; its files stay, to be read.
+            harvest.gather(located.fleet, located.run, located.parts, kill=True)
         board = reading.board(located)
         _print_one(located, board, as_json=as_json)
         ended = (located.outcome or located.record).get("ended")
         quiet = board.over and all(state in docker.OVER for state in located.containers.values())
         members = [part.node for part in located.parts]
-        over = located.outcome is not None
         if quiet or harvest.ripe(located.state, located.containers, members, ended, told=over):
             gathered = harvest.gather(located.fleet, located.run, located.parts, kill=over)
             for line in harvest.told(gathered):
@@ -73,7 +76,7 @@ def _clear(fleet: Fleet, one: Summary) -> Iterator[view.LeftBehind]:
     there = one.containers or {}
     over = one.attempts is not None  # which only an outcome.json says
     safe = harvest.ripe(one.state, there, one.nodes, one.ended, told=over)
-    gathered = harvest.gather(fleet, one.run, (), kill=over) if there and safe else {}
+    gathered = harvest.gather(fleet, one.run, one.parts, kill=over) if there and safe else {}
     for node, state in there.items():
         done = gathered.get(node)
         if isinstance(done, Harvest):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clusterft import board as boards
 from clusterft import commands
 from clusterft import hosts as hostfiles
-from clusterft.apply import Gang, box, harvest, record, runs
+from clusterft.apply import Gang, box, harvest, reading, record, runs
 from clusterft.apply.runs import Located
 from clusterft.board import Board, Verdict
 from clusterft.cli.ask import Terminal
@@ -23,9 +24,11 @@ from clusterft.hosts import Cluster
 from clusterft.plan import Prep
 from clusterft.remote import Unreachable
 from clusterft.ui.watch import say
+from clusterft_trainer import progress
 
 _SAVES = 660.0  # seconds: the supervisor's own grace for a large checkpoint, and a little more
 _DIES = 60.0
+_BEFORE = {"ok": "has finished", "stopped": "was stopped before", "failed": "has failed before"}
 _TRIES, _PAUSE = 3, 2.0  # to find a part that takes the request; seconds between
 
 
@@ -38,6 +41,9 @@ class _Told:
     idle: list[str] = field(default_factory=list)
     missed: dict[str, str] = field(default_factory=dict)  # node -> why it could not be asked
     verdict: Verdict | None = None
+    saved: progress.Saved | None = None  # the newest checkpoint, as far as was heard
+    prep: bool = False
+    over: str = ""  # what the run had come to before, where nothing of it was there to be told
     left: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)  # nodes that are not through yet
 
@@ -79,7 +85,7 @@ def _close(name: str, cluster: Cluster) -> _Told:
 
 
 def _stop(found: Located, *, now: bool, as_json: bool) -> _Told:
-    told = _Told(found.run)
+    told = _Told(found.run, prep=Prep.from_plan(found.record.get("plan", {})) is not None)
     gang = Gang(found.run, found.cluster.name, found.parts, found.fleet)
     asked = _ask(gang, now=now)
     for part in found.parts:
@@ -94,6 +100,9 @@ def _stop(found: Located, *, now: bool, as_json: bool) -> _Told:
         say(sys.stdout, f"told to stop: {', '.join(told.told)}")
     if told.told:
         told.verdict = _await(found, gang, told, _DIES if now else _SAVES)
+    elif not told.missed and found.state in _BEFORE:
+        told.over = found.state
+        told.saved = reading.board(found).saved.get("checkpoint") if found.state != "ok" else None
     if not told.waiting:
         told.left = harvest.told(
             harvest.gather(found.fleet, found.run, found.parts, kill=told.verdict is not None)
@@ -116,8 +125,8 @@ def _ask(gang: Gang, *, now: bool) -> dict[str, bool | ClusterftError]:
 
 def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict | None:
     """Listen to those that were told until they are through."""
-    prepares = Prep.from_plan(found.record.get("plan", {})) is not None
-    board = Board(found.run, tuple(part.node for part in found.parts), run_dir=str(found.run_dir), prep=prepares)
+    nodes = tuple(part.node for part in found.parts)
+    board = Board(found.run, nodes, run_dir=str(found.run_dir), prep=told.prep)
     deadline = time.monotonic() + seconds
     gang.ignore(told.missed.keys() | set(told.idle))
     for event in gang.events():
@@ -126,12 +135,24 @@ def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict |
         if time.monotonic() > deadline:
             told.waiting = [node for node in told.told if node not in board.ended]
             return None
+    told.saved = board.saved.get("checkpoint")
     return boards.judge(board)
 
 
 def _why(found: Located, node: str) -> str:
     miss = next((one for one in found.fleet.unreached if one.node == node), None)
     return miss.words if miss else f"no longer in {found.cluster.path}"
+
+
+def _to_go_on(told: _Told) -> Iterator[str]:
+    """Of a run that was stopped or failed: what it has saved, and how it goes on from there."""
+    end = told.verdict.end if told.verdict else told.over
+    if end not in ("stopped", "failed"):
+        return
+    if told.saved:
+        yield f"  checkpoint   {told.saved.path}  (step {told.saved.step})"
+    if told.saved or told.prep:
+        yield "  to go on:    " + commands.shown(f"clusterft resume {told.run}")
 
 
 def _print(told: _Told, *, as_json: bool) -> None:
@@ -144,15 +165,21 @@ def _print(told: _Told, *, as_json: bool) -> None:
             "unreached": told.missed,
             "not_over": told.waiting,
             "outcome": told.verdict.end if told.verdict else None,
+            "was_over": told.over or None,  # ok, stopped or failed: it had ended before
+            "checkpoint": {"path": told.saved.path, "step": told.saved.step} if told.saved else None,
             "left": told.left,
         }
         say(sys.stdout, json.dumps(body))
         return
     if told.verdict:
         say(sys.stdout, f"{told.run}: {told.verdict.summary}")
+    elif told.over:
+        say(sys.stdout, f"{told.run} {_BEFORE[told.over]}; there was nothing to stop")
     elif told.told and not told.waiting:
         say(sys.stdout, f"ended: {', '.join(told.told)}")
-    if told.idle:
+    for line in _to_go_on(told):
+        say(sys.stdout, line)
+    if told.idle and not told.over:
         say(sys.stdout, f"not running: {', '.join(told.idle)}")
     for node in told.waiting:
         say(sys.stdout, commands.shown(f"! {node} is still at it; at once: clusterft stop {told.run} --now"))

@@ -80,7 +80,11 @@ def _read(options: Options) -> _Read:
     values, unset = starting.secret_values(job, needed=not options.dry_run)
     tree = starting.shipped(job)
     wanted = Wanted(
-        planning.fresh_id(job.name), tree.digest if tree else None, preflight=options.preflight, unset=unset
+        planning.fresh_id(job.name),
+        tree.digest if tree else None,
+        preflight=options.preflight,
+        unset=unset,
+        starts=not options.dry_run,
     )
     return _Read(job, options.job.read_text(encoding="utf-8-sig"), cluster, values, tree, wanted)
 

@@ -1,4 +1,4 @@
-"""Where the supervisors and ranks of a run will meet: the head's ports, dialled by all others just before the start.
+"""Where the supervisors and ranks of a run will meet: the head's ports, dialled by all others before the start.
 
 The part of the port matrix that a start hangs on, and no more of it. Judges nothing; of a node that cannot run a
 program it tells what its sshd can reach, and of a head that cannot open its ports it tells nothing.
@@ -22,10 +22,11 @@ from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.dialler import Dialler, Forwarding, Peer, Program, Seen
 from clusterft.remote import Unreachable
 
-_FIRST, _AGAIN = 3.0, 4.0  # seconds for a connection, as in the whole matrix; a lost packet is sent again after one
+_FIRST, _AGAIN = 3.0, 4.0  # seconds for a connection, as in the whole matrix; a lost packet is sent again
 _BEGIN = 8.0  # seconds for programs to begin: a container takes some
 _MORE = 13.0  # seconds beyond a dial for its answer
-_TROUBLE = (Silent, Unreachable, OSError, ValueError, TypeError, KeyError)  # also of an answer that is none of ours
+# Also of an answer that is not what a program of ours says.
+_TROUBLE = (Silent, Unreachable, OSError, ValueError, TypeError, KeyError)
 
 
 def look(fleet: Fleet, survey: Survey, wanted: Wanted, ports: tuple[int, ...]) -> Links | None:
@@ -61,10 +62,10 @@ def _dialled(
     opened.callback(listener.close)
     try:
         listener.listen(word, ports, (), wide=any(":" in addresses[name] for name in machines))
-        for one in diallers.values():
-            if isinstance(one, Program):
-                opened.callback(one.close)
-                one.listen(word, (), (), wide=False)  # so that it knows the word
+        for member in diallers.values():
+            if isinstance(member, Program):
+                opened.callback(member.close)
+                member.listen(word, (), (), wide=False)  # so that it knows the word
     except _TROUBLE:
         return None
     free = tuple(port for port in ports if port not in listener.busy)

@@ -172,6 +172,11 @@ def find(
     return tuple(_found(one) for one in listed)
 
 
+def holder(engine: Engine, name: str) -> Found | None:
+    """Whose container has this name, the lock of a node's cards; None where it is free, or none of ours."""
+    return next((one for one in find(engine) if one.name == name), None)
+
+
 def look(engine: Engine, identity: str) -> Seen | None:
     """What became of a container; None when it is gone."""
     try:
@@ -265,17 +270,17 @@ def _found(one: dict[str, Any]) -> Found:
 
 
 def _in_use(engine: Engine, plan: ContainerPlan) -> CannotStart:
-    holder = next((one for one in find(engine) if one.name == plan.name), None)
-    if holder is None:
+    held = holder(engine, plan.name)
+    if held is None:
         return CannotStart(
             f"a container named {plan.name} is there that is none of ours",
             remedy=f"docker rename {plan.name} ANOTHER   on {plan.labels.node}",
         )
-    over = holder.state in OVER
+    over = held.state in OVER
     words = "it is over, and is cleared away by" if over else "wait for it, or end it:"
     return CannotStart(
-        f"the cards are held by run {holder.run} of cluster {holder.cluster} ({holder.state})",
-        remedy=f"{words} clusterft stop {holder.run}",
+        f"the cards are held by run {held.run} of cluster {held.cluster} ({held.state})",
+        remedy=f"{words} clusterft stop {held.run}",
     )
 
 

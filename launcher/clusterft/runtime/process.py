@@ -9,6 +9,7 @@ import json
 from pathlib import PurePosixPath
 
 from clusterft.errors import ClusterftError
+from clusterft.places import NodePlaces
 from clusterft.plan import NodePlan, Part
 from clusterft.remote import Lines, Remote, Unreachable
 from clusterft.remote.files import NewFile, create
@@ -28,6 +29,12 @@ _ALIVE = (
 _ASIDE = (
     f'if ( {_ALIVE} ); then echo "a supervisor is at work there" >&2; exit 1; fi; [ -e "$1" ] || exit 0; '
     'n=0; to=$1.before-$2; while [ -e "$to" ]; do n=$((n + 1)); to=$1.before-$2.$n; done; mv -T -- "$1" "$to"'
+)
+
+
+_HOLDER = (
+    'run=$(head -n 1 -- "$1/active.lock" 2>/dev/null); [ -n "$run" ] || exit 0; set -- "$1/runs/$run" "$run"; '
+    f'if ( {_ALIVE} ); then printf "%s\\n" "$2"; fi'
 )
 
 
@@ -131,6 +138,12 @@ def _end(part: Part, remote: Remote) -> None:
     if "ended" not in answer(done.out):
         words = (done.err or done.out).strip()[-300:]
         raise Unreachable("run.unreadable", f"what is left of the run there cannot be ended: {words}")
+
+
+def holder(remote: Remote, places: NodePlaces) -> str:
+    """The run whose supervisor is at work on the node; empty where there is none."""
+    done = remote.run(("sh", "-c", _HOLDER, "sh", str(places.base)), seconds=_START_SECONDS)
+    return (done.out.splitlines() or [""])[-1].strip()
 
 
 def told(remote: Remote, argv: tuple[str, ...]) -> bool:

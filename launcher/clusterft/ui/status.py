@@ -38,7 +38,7 @@ class Glance(NamedTuple):
 
 
 class LeftBehind(NamedTuple):
-    """A container of a run that is over, or of nobody's run."""
+    """A container or a supervisor of a run that is over, or of nobody's run."""
 
     node: str
     run: str
@@ -117,7 +117,7 @@ def overview(cluster: str, alive: Sequence[Glance], left: Sequence[LeftBehind]) 
     if left:
         yield ""
         for box in left:
-            yield f"  {box.node}: container of {box.run}, {box.state}: {commands.shown(box.words)}"
+            yield f"  {box.node}: left of {box.run}, {box.state}: {commands.shown(box.words)}"
     if len(alive) == 1 and alive[0].state not in ("ok", "stopped", "failed"):
         yield ""
         yield commands.shown(f"clusterft attach {alive[0].run}   watches it")
