@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import scenes
+from test_claims import fleet
 
 from clusterft import checks
 from clusterft.checks import Demand, Foresight, Survey
 from clusterft.facts.gpu import GpuProcess
+from clusterft.facts.health import confines
+from clusterft.facts.health.confines import Confines, Limit
 from clusterft.findings import Finding
+from clusterft.probing import confines as probing
+from clusterft.remote.local import LocalRemote
 
 GIB = 2**30
 CUDA = Demand("cuda", "/mnt/out", shared_bytes=GIB, local_bytes=GIB // 2)
@@ -69,6 +74,31 @@ def test_a_run_that_only_just_fits_is_a_warning() -> None:
     tight = dataclasses.replace(SMALL, vram=int(23.5 * GIB))
     assert found(survey(), tight)["job.memory"].status == "warn"
     assert "job.memory" not in found(survey())
+
+
+def test_memory_of_a_node_is_what_a_limit_leaves_of_it() -> None:
+    large = dataclasses.replace(SMALL, host=40 * GIB)
+    limit = Limit("memory.max", 32 * GIB, "/", "/sys/fs/cgroup")
+    assert "os.oom" not in found(survey(), large), "each has 64 GiB"
+    (told,) = [one for one in checks.judge_foreseen(survey(), large, {"b": limit}) if one.id == "os.oom"]
+    assert (told.status, told.nodes) == ("warn", ("b",))
+    assert told.evidence == f"/sys/fs/cgroup/memory.max: {32 * GIB}" and "34.4 GB" in told.summary
+    higher, larger = {"b": limit._replace(value=1000 * GIB)}, dataclasses.replace(large, host=99 * GIB)
+    (told,) = [one for one in checks.judge_foreseen(survey(), larger, higher) if one.id == "os.oom"]
+    assert told.nodes == ("a", "b") and told.evidence == "" and "it has 68.7 GB" in told.summary
+
+
+def test_a_container_is_under_the_limits_at_the_top_alone() -> None:
+    own, top = (Limit("memory.max", size * GIB, path, "/c") for size, path in ((8, "/user.slice"), (32, "/")))
+    known = Confines(memory=(own, top))
+    assert known.least_memory(contained=True) == top and known.least_memory(contained=False) == own
+    assert Confines().least_memory(contained=True) is None
+
+
+def test_limits_are_asked_of_every_node() -> None:
+    nodes = fleet(a=LocalRemote(), b=LocalRemote())
+    assert confines.read(LocalRemote().run(confines.argv()).out).memory is not None
+    assert probing.look(nodes, contained=True).keys() <= {"a", "b"}
 
 
 def test_an_estimate_of_another_version_is_refused_by_name() -> None:

@@ -493,6 +493,26 @@ def test_4_3090_with_all_of_the_unet_under_zero_2() -> None:
     assert gigabytes(predicted(Site(1, 4, "RTX 3090"))) == pytest.approx(23.5, rel=0.1)
 
 
+def test_an_h200_encodes_ten_pictures_a_second(full: Modules) -> None:
+    """10.5 in `prep` with its start, where the VAE computes in fp32."""
+    work = flops.count(full, 1024, 1024).vae
+    rate = timing.encoding(devices.peak("H200", "fp32"), None)
+    assert rate is not None and rate / work == pytest.approx(10.5, rel=0.1)
+    halved = timing.encoding(devices.peak("H200", "fp32"), devices.peak("H200", "bf16"))
+    assert halved is not None and halved > 5 * rate
+    assert timing.encoding(None, None) is None
+
+
+def test_nothing_but_the_estimate_is_said(tmp_path: Path) -> None:
+    """Libraries tell of kernels that nobody asked for, where they may see bitsandbytes or torchao."""
+    path = tmp_path / "train.json"
+    path.write_text(settings(model="builtin:tiny").model_dump_json())
+    command = [sys.executable, "-m", "clusterft_trainer", "estimate", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert json.loads(done.stdout)["vram_total"] > 0 and done.stdout.count("\n") == 1
+
+
 def test_an_a100_at_28_percent(full: Modules) -> None:
     config = settings(learn={"unet": RATE}, engine={"kind": "ddp"})
     counted = flops.count(full, 1024, 1024)

@@ -26,7 +26,7 @@ from clusterft.findings import Finding, blockers
 from clusterft.fleet import Fleet
 from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan, Prep, container
-from clusterft.probing import health, meeting, model, nearby, sources
+from clusterft.probing import confines, health, meeting, model, nearby, sources
 from clusterft.remote import Unreachable
 from clusterft.runtime import docker
 from clusterft.spec import JobSpec
@@ -210,7 +210,8 @@ def _foreseen(
         seen = foresight.look(engine, box, planned.head.python, config, site)
     if isinstance(seen, Finding):
         return (seen, *writing.judged())
-    return checks.judge_foreseen(survey, seen) + writing.judged(Sizes(seen.checkpoint, seen.export))
+    limits = confines.look(fleet, contained=True)
+    return checks.judge_foreseen(survey, seen, limits) + writing.judged(Sizes(seen.checkpoint, seen.export))
 
 
 def _home(node: Node) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from clusterft.checks.survey import Survey
 from clusterft.facts import NodeFacts
 from clusterft.facts.gpu import Gpu
+from clusterft.facts.health.confines import Limit
 from clusterft.findings import Finding
 from clusterft.hosts import Node
 
@@ -76,8 +77,11 @@ def busy(survey: Survey) -> Iterator[Finding]:
                 )
 
 
-def fits(survey: Survey, seen: Foresight) -> Iterator[Finding]:
-    """job.memory: what a slot will need against what its card has free; os.oom for the node's own memory."""
+def fits(survey: Survey, seen: Foresight, limits: Mapping[str, Limit]) -> Iterator[Finding]:
+    """job.memory: what a slot will need against what its card has free; os.oom for the node's own memory.
+
+    `limits`: the least that a cgroup leaves to a node's ranks.
+    """
     for node, facts in _with_facts(survey):
         for card in used(node, facts):
             if card.memory is None:
@@ -100,15 +104,27 @@ def fits(survey: Survey, seen: Foresight) -> Iterator[Finding]:
                 or ("lower train.batch.per_slot, or choose an engine that shards: engine: {kind: zero}",),
                 blast_radius="job.yaml",
             )
-        if facts.memory is not None and seen.host > facts.memory:
-            yield Finding(
-                id="os.oom",
-                status="warn",
-                nodes=(node.name,),
-                summary=f"the ranks of a node need about {_gb(seen.host)}; it has {_gb(facts.memory)}",
-                fix=("lower train.data.workers, or leave out offload",),
-                blast_radius="job.yaml",
-            )
+        yield from _host(node.name, facts.memory, limits.get(node.name), seen.host)
+
+
+def _host(node: str, memory: int | None, limit: Limit | None, need: int) -> Iterator[Finding]:
+    under = limit if limit and (memory is None or limit.value < memory) else None
+    has = under.value if under else memory
+    if has is None or need <= has:
+        return
+    own = f"a limit leaves them {_gb(has)}" if under else f"it has {_gb(has)}"
+    yield Finding(
+        id="os.oom",
+        status="warn",
+        nodes=(node,),
+        summary=f"the ranks of a node need about {_gb(need)}; {own}",
+        evidence=f"{under.file}: {under.value}" if under else "",
+        fix=(
+            "train.checkpoints.background: false keeps no copy of what is being written",
+            "train.learn.ema.device: slot, and engine.offload: none, leave what they hold on the cards",
+        ),
+        blast_radius="job.yaml",
+    )
 
 
 def used(node: Node, facts: NodeFacts) -> tuple[Gpu, ...]:

@@ -11,6 +11,7 @@ from clusterft.checks.examination import Examination
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey
+from clusterft.facts.health.confines import Limit
 from clusterft.facts.nearby import Nearby
 from clusterft.checks.ways import reach, routes
 from clusterft.facts.sources import Named, State
@@ -57,9 +58,11 @@ def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
     )
 
 
-def judge_foreseen(survey: Survey, seen: job.Foresight) -> tuple[Finding, ...]:
-    """What the trainer's estimate rules out, for when it is known later than the rest."""
-    return gathered(job.fits(survey, seen))
+def judge_foreseen(
+    survey: Survey, seen: job.Foresight, limits: Mapping[str, Limit] | None = None
+) -> tuple[Finding, ...]:
+    """What the trainer's estimate rules out, for when it is known later than the rest; `limits`: of memory."""
+    return gathered(job.fits(survey, seen, limits or {}))
 
 
 def judge_run_room(survey: Survey, shared: str, room: RunRoom) -> tuple[Finding, ...]:

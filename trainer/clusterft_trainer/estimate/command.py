@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -56,7 +57,11 @@ def main(arguments: argparse.Namespace, out: TextIO = sys.stdout) -> None:
         settings = config.load(arguments.config)
     except (OSError, ValidationError, ValueError) as error:
         raise ConfigError(f"{arguments.config}: {error}", remedy(arguments.config)) from error
-    # only now: torch and diffusers take seconds
+    from clusterft_trainer import imports
+
+    # only now: torch and diffusers take seconds; nothing is computed on what device DeepSpeed would look for
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    imports.classes()
     from clusterft_trainer.estimate import predict, report
 
     site = predict.Site(arguments.nodes, arguments.slots, arguments.gpu, arguments.memory, arguments.link)

@@ -228,12 +228,14 @@ class _Lab:
     def time(self, config: TrainConfig, case: _Case) -> Time:
         """How long a step takes."""
         device, cluster = self._site.device, self._site.cluster
-        peak, vae = (
-            None if device is None else devices.peak(device.name, kind)
-            for kind in (config.precision, config.compute.vae_dtype)
+        of, kind = (None if device is None else device.name), config.compute.vae_dtype
+        peak, plain, half = (
+            None if of is None or name is None else devices.peak(of, name)
+            for name in (config.precision, "fp32", None if kind == "fp32" else kind)
         )
+        rates = timing.Rates(peak, timing.encoding(plain, half), self._site.link)
         sent = timing.traffic(config, case.inventory, cluster.world)
-        return timing.step(config, case.work, sent, timing.Rates(peak, vae, self._site.link), cluster)
+        return timing.step(config, case.work, sent, rates, cluster)
 
     def option(self, config: TrainConfig, engine: dict[str, Any]) -> Option:
         """The same settings under another engine."""

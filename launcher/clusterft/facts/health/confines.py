@@ -70,11 +70,21 @@ class Confines:
     own_processes: int | None = None  # of all that the user runs; root is under none
     processors: tuple[Limit, ...] = ()
 
+    def least_memory(self, *, contained: bool) -> Limit | None:
+        """Under which ranks are: an engine's containers lie beside the logins, and share the top alone."""
+        holding = [one for one in self.memory or () if one.path == "/" or not contained]
+        return min(holding, key=lambda one: one.value, default=None)
+
 
 def stopped(words: str) -> str:
     """The one line that tells of a limit, with what it means; empty where nothing of the kind was said."""
     line = next((one for one in words.splitlines() if _STOPPED.search(one)), "")
     return f"{STOPPED}: {line.strip()[:200]}" if line else ""
+
+
+def argv() -> tuple[str, ...]:
+    """The command for one node, where nothing else of its health is asked."""
+    return ("sh", "-c", _WAY)
 
 
 def sections(asked: Asked) -> dict[str, str]:
@@ -89,7 +99,11 @@ def stages(asked: Asked) -> dict[str, str]:
 
 def parse(said: Mapping[str, str], asked: Asked) -> Confines:
     """From the section's text."""
-    text = said["confines"]
+    return read(said["confines"])
+
+
+def read(text: str) -> Confines:
+    """From what the command printed."""
     if not text.startswith("seen"):
         return Confines()
     known = tuple(_limits(text))
