@@ -151,7 +151,6 @@ def _judged(
     return found, writing
 
 
-def _left(fleet: Fleet, survey: Survey, run_dir: Path) -> int:
 def _met(job: JobSpec, fleet: Fleet, survey: Survey, planned: LaunchPlan) -> tuple[Finding, ...]:
     """Whether all nodes reach the head where supervisors and ranks will meet; firewalls are asked only if not."""
     ports = (planned.gang_port,) if planned.prep else (planned.port, planned.gang_port)
@@ -166,6 +165,7 @@ def _met(job: JobSpec, fleet: Fleet, survey: Survey, planned: LaunchPlan) -> tup
     return checks.judge_meeting(Examination(asked, survey, health=known, links=links))
 
 
+def _left(fleet: Fleet, survey: Survey, run_dir: Path) -> int:
     """Bytes of checkpoints and exports that a run has there already; what cannot be read counts as none."""
     head = next(node.name for node in survey.cluster.active if node.name in survey.facts)
     argv = ("sh", "-c", _DU, "sh", str(run_dir))

@@ -11,9 +11,9 @@ from clusterft.checks.examination import Examination
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
 from clusterft.checks.survey import Survey
+from clusterft.checks.ways import reach, routes
 from clusterft.facts.health.confines import Limit
 from clusterft.facts.nearby import Nearby
-from clusterft.checks.ways import reach, routes
 from clusterft.facts.sources import Named, State
 from clusterft.findings import Finding
 from clusterft.spec import JobSpec
@@ -70,14 +70,14 @@ def judge_run_room(survey: Survey, shared: str, room: RunRoom) -> tuple[Finding,
     return gathered(run_room.found(survey, shared, room))
 
 
-def judge_nearby(
-    job: JobSpec, survey: Survey, seen: Mapping[str, Nearby | None], owner: tuple[int, int] | None
-) -> tuple[Finding, ...]:
 def judge_meeting(seen: Examination) -> tuple[Finding, ...]:
     """Whether all nodes reach where a run is about to meet, by the words and lines of the whole look."""
     return gathered((*reach.master_port(seen), *routes.refused(seen)))
 
 
+def judge_nearby(
+    job: JobSpec, survey: Survey, seen: Mapping[str, Nearby | None], owner: tuple[int, int] | None
+) -> tuple[Finding, ...]:
     """The folder on each node's own disk in which copies of the cache are kept, for a job that asks for that."""
     return gathered(nearby.found(job, survey, seen, owner))
 
