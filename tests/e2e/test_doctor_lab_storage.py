@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,24 +117,42 @@ def test_a_node_that_has_mounted_another_level_of_the_share(light: LightLab, tmp
     nothing_left(light)
 
 
+def model_file(path: Path) -> Path:
+    """A file with SDXL's numbers of weights in its head, and a hole where they would be."""
+    counts = {"model.diffusion_model.a": 2_567_463_684, "conditioner.embedders.0.a": 123_060_480,
+              "conditioner.embedders.1.a": 694_659_840, "first_stage_model.a": 83_653_863}  # fmt: skip
+    head, at = {}, 0
+    for name, count in counts.items():
+        head[name] = {"dtype": "F16", "shape": [count], "data_offsets": [at, at + 2 * count]}
+        at += 2 * count
+    text = json.dumps(head).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    return path
+
+
 @pytest.mark.lab_light
 def test_a_share_without_room_for_the_checkpoints_of_the_job(light: LightLab, tmp_path: Path) -> None:
     tiny = JOB.format(shared=light.shared, runtime="process")
-    full = tiny.replace("builtin:tiny", "/models/base.safetensors").replace("steps: 3", "steps: 3000")
+    model = model_file(tmp_path / "base.safetensors")
+    full = tiny.replace("builtin:tiny", str(model)).replace("steps: 3", "steps: 3000")
     lines = light.hostfile.read_text().splitlines(keepends=True)
     alone_there = "".join(line for line in lines if not line.startswith(("n2 ", "n3 ")))
     desk = Desk(light, tmp_path, hosts=alone_there, job=full)
     for options, status, words in (
         ("size=40g", "fail", "no room for one checkpoint beside the one before it"),
-        ("size=60g", "warn", "no room for all that this run keeps"),
+        ("size=60g", "fail", "no room for all that this run keeps"),
+        ("size=100g", "warn", "no room for all that this run keeps"),
     ):
         on(light, "n1", f"mount -t tmpfs -o {options} own {light.shared}")
         try:
             one = alone(desk.doctor("--quick"), "os.disk-full", "n1")
             assert one["status"] == status and words in one["summary"]
             assert "2 kept + 1 last + 1 being written, of 31 GB each" in one["evidence"]
-            assert f"GB are free on n1:{light.shared}" in one["evidence"]
+            assert f"GB are free on {light.shared}" in one["evidence"] and "full-size" not in one["evidence"]
             assert "train.checkpoints.keep: 1 needs 31 GB less" in one["fix"]
+            assert ("train.checkpoints.keep: 1 fits into 107 GB" in one["fix"]) == (status == "warn")
             started = desk.run("train", str(desk.job), "--hosts", str(desk.hosts), "--dry-run")
             assert started.returncode == (3 if status == "fail" else 0), started.stdout + started.stderr
             assert words in started.stdout + started.stderr

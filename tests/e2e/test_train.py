@@ -272,7 +272,9 @@ def busy_run(text: str) -> str:
 def test_a_trainer_refusal_is_shown_once_with_its_remedy(desk: Desk) -> None:
     path = desk.job()
     path.write_text(path.read_text().replace("builtin:tiny", "/no/such/model"))
-    done = desk.train("--no-preflight")  # which asks for the room that a model of SDXL's size takes
+    blocked = desk.train()
+    assert blocked.returncode == 3 and "data.missing" in blocked.stderr, blocked
+    done = desk.train("--no-preflight")
     assert done.returncode == 5
     assert done.stdout.count("first cause (data): The model /no/such/model does not exist") == 1, done.stdout
     assert done.stdout.count("Put the .safetensors file") == 1, done.stdout
