@@ -194,14 +194,30 @@ def test_it_goes_on_without_its_controller_and_another_one_follows(desk: Worksho
     assert desk.standing()["missing"] == 0
 
 
-def test_a_source_that_nobody_can_read_ends_it_at_once_with_its_cause(desk: Workshop) -> None:
+def test_a_source_that_is_not_there_starts_nothing(desk: Workshop) -> None:
     desk.write("{folder: nowhere}")
     done = desk.call("train")
+    assert (done.returncode, done.stdout) == (3, ""), done
+    assert "data.missing" in done.stderr and f"{desk.root / 'nowhere'}, which the job reads" in done.stderr
+    assert "train.data.sources[0].folder" in done.stderr and "job.yaml:" in done.stderr
+    assert not list((desk.root / "shared dir").glob("*/run.json")) and gone(desk.processes) == []
+
+
+def test_pictures_that_are_none_end_it_at_once_with_what_mends_them(desk: Workshop) -> None:
+    (desk.root / "broken").mkdir()
+    (desk.root / "broken" / "a.png").write_text("no picture")
+    (desk.root / "broken" / "a.txt").write_text("a caption")
+    desk.write("{folder: broken}")
+    done = desk.call("train")
     assert done.returncode == 5, done.stdout + done.stderr
-    assert "first cause (data)" in done.stdout and str(desk.root / "nowhere") in done.stdout
-    assert "training was not started" in done.stdout and "Traceback" not in done.stdout + done.stderr
+    assert "first cause (data)" in done.stdout and "a.png (data.sources[0])" in done.stdout
+    assert "put `problems: {broken: skip}` under train.data" in done.stdout
+    assert "in the job: " in done.stdout and "once that is mended: clusterft train" in done.stdout
+    assert "clusterft resume" not in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert len(list((desk.root / "shared dir").glob("*/run.json"))) == 1
-    assert gone(desk.processes) == []
+    again = desk.call("train")
+    assert again.returncode == 3 and "a.png (data.sources[0])" in again.stderr, again
+    assert len(list((desk.root / "shared dir").glob("*/run.json"))) == 1 and gone(desk.processes) == []
 
 
 def test_without_preparing_the_trainer_refuses_and_names_the_command(desk: Workshop) -> None:
