@@ -264,7 +264,7 @@ def test_a_closed_terminal_does_not_end_a_run_and_stop_does(desk: Desk) -> None:
 
 def busy_run(text: str) -> str:
     """The run that is named as being in the way, in the message and in its remedy."""
-    found = re.search(r"in use by run (\S+)\n.*clusterft stop (\S+)", text)
+    found = re.search(r"(?s)in use by run (\S+)\n.*clusterft stop (\S+)", text)
     assert found and found.group(1) == found.group(2), text
     return found.group(1)
 

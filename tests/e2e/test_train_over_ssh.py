@@ -67,6 +67,15 @@ class Desk:
         """Run to the end."""
         return subprocess.run(self.argv(steps, *words), capture_output=True, text=True, timeout=150)
 
+    def clusterft(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command, to its end."""
+        argv = [sys.executable, "-m", "clusterft", *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=90)
+
+    def runs(self) -> set[str]:
+        """All that have left something in the shared dir."""
+        return {path.parent.name for path in Path(self.lab.shared).glob("*/run.json")}
+
     def refusal(self) -> dict[str, Any]:
         """The one blocking check of a run that must not start."""
         done = self.train("--json")
@@ -93,6 +102,17 @@ def test_two_nodes_train_over_their_own_addresses(desk: Desk, lab: LightLab) -> 
         route = node.run(["ip", "-o", "-4", "addr", "show", "dev", planned["interface"]]).stdout
         assert f" {node.address}/" in route, "the interface that carries the node's address"
     assert Path(body["run_dir"], "logs", "attempt-0", "n2", "rank1.log").exists()
+    run = Path(body["run_dir"]).name
+    again = desk.clusterft("resume", run)
+    assert again.returncode == 0 and "has finished; there is nothing to resume" in again.stdout, again.stderr
+    assert f"clusterft resume {run} --job job.yaml --changed" in again.stdout
+    assert json.loads(desk.clusterft("resume", run, "--json").stdout)["outcome"] == "ok"
+    stopped = desk.clusterft("stop", run)
+    assert stopped.stdout.strip() == f"{run} has finished; there was nothing to stop" and stopped.returncode == 0
+    nobody = desk.clusterft("logs", run, "--rank", "9")
+    assert (nobody.returncode, nobody.stdout) == (2, "") and "it has ranks 0 to 1" in nobody.stderr
+    assert desk.clusterft("logs", run, "--rank", "1").stdout.strip()
+    assert not Path(body["run_dir"], "logs", "attempt-1").exists()
 
 
 def test_an_unpinned_host_key_is_refused_and_never_learned(desk: Desk) -> None:
@@ -239,3 +259,103 @@ def test_a_picture_that_one_node_lacks_is_told_of_that_node(desk: Desk, lab: Lig
     found = json.loads(subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout)
     assert (found["id"], found["node"], found["rank"]) == ("data", "n2", 1), found
     assert found["summary"] == f"rank 1 on n2: {verdict['summary']}"
+
+
+MEETING = 29564  # where the supervisors meet, by a job that names no port
+
+
+def test_a_closed_port_of_the_head_is_found_before_anything_is_started(desk: Desk, lab: LightLab) -> None:
+    """It cost two minutes, was told as lost nodes, and left them occupied."""
+    before = desk.runs()
+    lab.node("n1").block_port(MEETING)
+    try:
+        found = desk.refusal()
+    finally:
+        lab.node("n1").unblock_ports()
+    assert (found["id"], found["nodes"]) == ("net.master-port", ["n1"])
+    assert f"n2 → n1 {lab.node('n1').address} port {MEETING}: timed out" in found["evidence"]
+    opens = f"on n1: sudo iptables -I INPUT -p tcp -s .* --dport 29500:{MEETING + 63} -j ACCEPT"
+    assert re.fullmatch(opens, found["fix"][0])
+    assert desk.runs() == before, "nothing was written down"
+    assert [line for node in lab.nodes for line in trainers_on(node)] == []
+
+
+@pytest.mark.long
+def test_nodes_that_never_came_to_the_head_are_told_as_that_and_are_free_again(desk: Desk, lab: LightLab) -> None:
+    lab.node("n1").block_port(MEETING)
+    try:
+        done = desk.train("--no-preflight")
+    finally:
+        lab.node("n1").unblock_ports()
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "net.master-port" in done.stdout and f"n2 never came to port {MEETING} of n1" in done.stdout
+    assert "within reach of each other again" not in done.stdout and "reboot" not in done.stdout
+    assert f"on n1: sudo iptables -I INPUT -p tcp -s {lab.node('n2').address} --dport {MEETING}" in done.stdout
+    assert [line for node in lab.nodes for line in trainers_on(node)] == []
+    assert desk.train("--json").returncode == 0
+
+
+@pytest.mark.long  # a member waits for its head as long as the job says, and the head for two minutes
+def test_what_could_not_be_told_of_the_end_is_cleared_away_by_status(desk: Desk, lab: LightLab) -> None:
+    """The controller is killed meanwhile: then nobody has cleared away, and the remedy that is printed must."""
+    lab.node("n1").block_port(MEETING)
+    before = desk.runs()
+    argv = desk.argv(3, "--no-preflight")
+    job = desk.root / "job.yaml"
+    job.write_text(job.read_text().replace("patience: 20s", "patience: 300s"))
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        assert any("supervisors started" in line for line in process.stdout)
+        process.kill()
+        process.communicate()
+        (run,) = desk.runs() - before
+        outcome = Path(lab.shared, run) / "outcome.json"
+        deadline = time.monotonic() + 150
+        while not outcome.exists() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        soon = desk.clusterft("status", "--hosts", str(desk.hosts)).stdout
+        assert f"n2: left of {run}, at work: ends by itself within seconds" in soon
+        time.sleep(max(0.0, json.loads(outcome.read_text())["ended"] + 16 - time.time()))
+        overview = desk.clusterft("status", "--hosts", str(desk.hosts)).stdout
+    finally:
+        lab.node("n1").unblock_ports()
+        desk.clusterft("stop", run, "--now")
+    assert f"n2: left of {run}, at work: taken away" in overview
+    shown = desk.clusterft("status", run).stdout
+    assert "was not started: net.master-port" in shown and "starting" not in shown
+    assert trainers_on(lab.node("n2")) == []
+
+
+def test_nodes_in_use_are_told_of_at_once_and_no_run_is_left(desk: Desk, lab: LightLab) -> None:
+    process = training(desk, steps=1_000_000)
+    before = desk.runs()
+    began = time.monotonic()
+    found = desk.refusal()
+    seconds = time.monotonic() - began
+    assert (found["id"], found["nodes"]) == ("run.occupied", ["n1", "n2"])
+    assert seconds < 30 and desk.runs() == before
+    (run,) = {step.split()[-1] for step in found["fix"]}
+    assert f"in use by run {run}" in found["summary"]
+    stopped = desk.clusterft("stop", run)
+    assert process.communicate(timeout=60) and process.returncode == 130
+    (saved,) = Path(lab.shared, run, "checkpoints").glob("step-*/manifest.json")
+    step = int(saved.parent.name.removeprefix("step-"))
+    assert f"{run}: stopped at step {step}, as asked\n" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert f"  checkpoint   {saved.parent}  (step {step})\n" in stopped.stdout
+    assert f"clusterft resume {run}" in stopped.stdout
+    again = json.loads(desk.clusterft("stop", run, "--json").stdout)
+    assert (again["was_over"], again["told"], again["checkpoint"]["step"]) == ("stopped", [], step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+def test_a_signal_without_a_terminal_saves_before_it_stops(desk: Desk, lab: LightLab, number: int) -> None:
+    """Two nodes were told at once, and each passed it on: that counted as a second stop, which kills."""
+    before = desk.runs()
+    process = training(desk, steps=1_000_000)
+    process.send_signal(number)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "stopping: asked, after a checkpoint" in out
+    (run,) = desk.runs() - before
+    assert list(Path(lab.shared, run, "checkpoints").glob("step-*/manifest.json")), out
+    assert "without a checkpoint" not in out and f"clusterft resume {run}" in out

@@ -345,6 +345,9 @@ def test_a_part_that_nobody_needs_is_ended_at_once_and_holds_its_node_no_more(be
     assert start_time(pid) is None and start_time(rank) is None
     assert '"ended"' not in bench.said(), "the run has had its last word from somebody else"
     assert json.loads(bench.verb("end").stdout) == {"ended": False}
+    *told, last = bench.node.verb("follow").stdout.splitlines()
+    assert "" not in told, "who only wants to look reads as far as a blank line"
+    assert isinstance(stream.decode(last), stream.Vanished)
     (bench.dir / "stopped").unlink()
     bench.start()  # the lock is free
 

@@ -90,7 +90,9 @@ def board(located: Located) -> Board:
     chosen = []
     for node in dict.fromkeys((*(part.node for part in located.parts), *mirrored)):
         copy, part = mirrored.get(node), live.get(node)
-        if copy and (copy.complete or part is None or _keeps_up(copy, made.offsets.get(node, 0.0))):
+        # Of a run that is over nothing is still to come: what has no last word has to be asked for it.
+        current = located.outcome is None and copy and _keeps_up(copy, made.offsets.get(node, 0.0))
+        if copy and (copy.complete or part is None or current):
             argv = ("awk", "-v", f"last={_LAST}", _BRIEF, str(copy.path), str(copy.path))
             chosen.append(_file(copy, argv))
         else:

@@ -32,9 +32,7 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
         return 0
     with runs.locate(name, hosts, cluster, Terminal()) as located:
         over = located.outcome is not None
-        if over and all(part.runtime == "process" for part in located.parts):
-            # What could not be told of the end would be shown as if it went on; its files stay, to be read.
-            harvest.gather(located.fleet, located.run, located.parts, kill=True)
+        _end_processes(located)
         board = reading.board(located)
         _print_one(located, board, as_json=as_json)
         ended = (located.outcome or located.record).get("ended")
@@ -45,6 +43,16 @@ def run(name: str | None, hosts: Path | None, cluster: str | None, *, as_json: b
             for line in harvest.told(gathered):
                 say(sys.stderr, f"! {line}")
     return 0
+
+
+def _end_processes(located: Located) -> None:
+    """What could not be told of the end would be shown as if it went on; its files stay, and are read after it."""
+    if located.outcome is None or any(part.runtime != "process" for part in located.parts):
+        return
+    at_work = dict.fromkeys((part.node for part in located.parts), "at work")
+    if harvest.ripe(located.state, at_work, at_work, located.outcome.get("ended"), told=True):
+        for line in harvest.told(harvest.gather(located.fleet, located.run, located.parts, kill=True)):
+            say(sys.stderr, f"! {line}")
 
 
 def _print_all(found: Surroundings, *, as_json: bool) -> None:
@@ -82,7 +90,8 @@ def _clear(fleet: Fleet, one: Summary) -> Iterator[view.LeftBehind]:
         if isinstance(done, Harvest):
             words = f"taken away; its logs are on {node} in {done.kept}" if done.kept else "taken away"
         else:
-            words = done.what if done else f"clusterft stop {one.run} --now   takes it away"
+            later = "ends by itself within seconds, or is taken away then by: clusterft status"
+            words = done.what if done else later if over else f"clusterft stop {one.run} --now   takes it away"
         yield view.LeftBehind(node, one.run, state, words)
 
 

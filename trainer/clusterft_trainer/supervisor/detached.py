@@ -72,8 +72,9 @@ def follow(directory: Path, skip: int = 0) -> int:
         if any(text.startswith(_ENDED) for text in lines):
             sys.stdout.flush()
             return 0
-        if time.monotonic() - quiet_since > (_HEARTBEAT if caught_up else 0.0) and not tail.behind:
-            # The first one says that this was all so far: who only wants to look need not wait for more.
+        if alive and time.monotonic() - quiet_since > (_HEARTBEAT if caught_up else 0.0) and not tail.behind:
+            # The first one says that this was all so far: who only wants to look need not wait for more. Of one
+            # that has ended, the last line says it.
             quiet_since, caught_up = time.monotonic(), True
             sys.stdout.write("\n")
         if not alive and not tail.behind:
