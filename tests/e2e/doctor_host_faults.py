@@ -36,6 +36,13 @@ def edit(old: str, new: str) -> Act:
     return act
 
 
+# What `shutdown -r +120` leaves, where systemd does the work.
+_REBOOT = (
+    "mkdir -p /run/systemd/shutdown; printf 'USEC=%s000000\nWARN_WALL=1\nMODE=reboot\n' $(($(date +%s) + 7195)) "
+    ">/run/systemd/shutdown/scheduled"
+)
+
+
 def _lines(desk: Desk, drop: str = "", add: str = "") -> None:
     lines = [line for line in desk.hosts.read_text().splitlines() if not drop or not line.startswith(drop)]
     desk.hosts.write_text("\n".join([*lines, *([add] if add else [])]) + "\n")
@@ -323,6 +330,76 @@ SSH: tuple[Fault, ...] = (
         evidence=("Max address space (ulimit -v) of a login: 488 MiB",),
         also=("run.import",),  # of the job's Python, which finds no memory
         options=(),
+    ),
+    Fault(
+        "little time for processes",
+        "os.cpu-limit",
+        shell("n2", "echo 'ulimit -t 900' >~/.bashrc"),
+        shell("n2", "rm ~/.bashrc"),
+        ("grep -n 'ulimit.*-t' ~/.bashrc", "remove that line"),
+        evidence=("killed once it has used 900 s",),
+    ),
+    Fault(
+        "small data segments for logins",
+        "os.memory-limit",
+        shell("n2", "echo 'ulimit -d 400000' >~/.bashrc"),
+        shell("n2", "rm ~/.bashrc"),
+        ("grep -n 'ulimit.*-d' ~/.bashrc",),
+        evidence=("Max data size (ulimit -d) of a login: 391 MiB",),
+    ),
+    Fault(
+        "logins that give way to all others",
+        "os.cpu-limit",
+        shell("n2", "renice -n 19 -p $(pgrep -o sshd) >/dev/null"),
+        shell("n2", "renice -n 0 -p $(pgrep -o sshd) >/dev/null"),
+        ("sudo renice -n 0 -p $(pgrep -o sshd)", "Nice="),
+        evidence=("have nice 19",),
+        status="warn",
+    ),
+    Fault(
+        "logins on one processor",
+        "os.cpu-limit",
+        shell("n2", "taskset -acp 0 $(pgrep -o sshd) >/dev/null"),
+        shell("n2", "taskset -acp 0-$(($(getconf _NPROCESSORS_ONLN) - 1)) $(pgrep -o sshd) >/dev/null"),
+        ("sudo taskset -acp 0-", "CPUAffinity="),
+        evidence=("may run on 1 of ",),
+        status="warn",
+    ),
+    Fault(
+        "reboot that is due",
+        "os.shutdown",
+        shell("n2", _REBOOT),
+        shell("n2", "rm -r /run/systemd/shutdown"),
+        ("sudo shutdown -c",),
+        evidence=("goes down (reboot) in 120 min",),
+        status="warn",
+    ),
+    Fault(
+        "few ports for connections",
+        "os.portrange",
+        shell("n2", "echo 40000 40063 >/proc/sys/net/ipv4/ip_local_port_range"),
+        shell("n2", "echo 32768 60999 >/proc/sys/net/ipv4/ip_local_port_range"),
+        ("net.ipv4.ip_local_port_range=32768 60999",),
+        evidence=("has 64 ports",),
+        status="warn",
+    ),
+    Fault(
+        "firewall without a rule for lo",
+        "net.loopback",
+        shell("n2", "iptables -A INPUT -i lo -j DROP"),
+        shell("n2", "iptables -D INPUT -i lo -j DROP"),
+        ("sudo iptables -I INPUT -i lo -j ACCEPT",),
+        evidence=("cannot reach itself",),
+        options=("--only", "net.loopback"),
+    ),
+    Fault(
+        "lo down",
+        "net.loopback",
+        shell("n2", "ip link set lo down"),
+        shell("n2", "ip link set lo up"),
+        ("on n2: sudo ip link set lo up",),
+        evidence=("lo is down",),
+        options=("--only", "net.loopback"),
     ),
     Fault(
         "small files alone for logins",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -111,6 +112,48 @@ def test_a_program_of_ours_that_a_limit_stopped_is_told_as_the_limit() -> None:
     quiet = [one for one in found if "b" in one.nodes and one.id == "net.high-ports"]
     assert [(one.status, one.summary) for one in quiet] == [("skipped", "(os.memory-limit)")]
     assert confines.stopped("ModuleNotFoundError: No module named 'json'") == ""
+
+
+@pytest.mark.parametrize(
+    ("of_b", "status", "summary", "fix"),
+    [
+        (Confines((), (), pinned=1, online=8), "warn", "may run on 1 of 8 processors", "taskset -acp 0-7 "),
+        (Confines((), (), nice=19), "warn", "have nice 19", "renice -n 0 "),
+        (Confines((), (), policy=5), "warn", "are idle ones", "Nice="),
+        (Confines((), (), cpu_seconds=900), "fail", "killed once it has used 900 s", "ulimit.*-t"),
+    ],
+)
+def test_what_a_session_leaves_its_processes_of_the_processors(
+    of_b: Confines, status: str, summary: str, fix: str
+) -> None:
+    """Each was injected into a lab, and doctor said: ready to train."""
+    (one,) = loud(seen(of_b))
+    assert (one.id, one.status, one.nodes) == ("os.cpu-limit", status, ("b",))
+    assert summary in one.summary and fix in " ".join(one.fix)
+    assert not loud(seen(of_b, Wanted("cpu", contained=True))), "an engine's containers have limits of their own"
+
+
+def test_processors_enough_for_its_ranks_are_enough() -> None:
+    assert not loud(seen(Confines((), (), pinned=4, online=64)))
+    assert not loud(seen(Confines((), (), pinned=2, online=2))), "more than it has cannot be had"
+
+
+def test_a_small_data_segment_is_told_as_the_limit_that_it_is() -> None:
+    """A rank then ends with MemoryError while free shows room; it was told as ranks that do not meet."""
+    (one,) = loud(seen(Confines((), (), data=400 << 20)))
+    assert (one.id, one.status) == ("os.memory-limit", "fail") and "ulimit.*-d" in one.fix[0]
+    assert "Max data size (ulimit -d) of a login: 400 MiB" in one.evidence
+
+
+def test_the_limits_of_this_very_process_are_read(tmp_path: Path) -> None:
+    """A real sh under real limits."""
+    text = confines.sections(Asked("w"))["confines"]
+    argv = ["sh", "-c", "ulimit -t 900; ulimit -d 4000000; taskset -p 1 $$ >&2; exec nice -n 7 sh"]
+    out = subprocess.run(argv, input=text, text=True, capture_output=True, timeout=20, check=True).stdout
+    found = confines.parse({"confines": out}, Asked("w"))
+    assert (found.cpu_seconds, found.data, found.pinned, found.nice) == (900, 4_000_000 << 10, 1, 7)
+    assert found.online == os.sysconf("SC_NPROCESSORS_ONLN") and found.policy == 0
+    assert confines.parse({"confines": "seen\nCpus_allowed_list:\t0-3,8\nonline x\n"}, Asked("w")).pinned == 5
 
 
 def test_what_a_limit_has_not_stopped_is_judged_all_the_same() -> None:

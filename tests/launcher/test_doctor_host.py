@@ -26,7 +26,7 @@ from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import controller, host, ssh
 from clusterft.facts import UNLIMITED, Address, InfiniBand, Limits, Link, Mount, frames, probe
 from clusterft.facts.desk import Closed, Desk, OpenKey, SharedLogin
-from clusterft.facts.health import Asked, HostHealth
+from clusterft.facts.health import Asked, HostHealth, host_settings
 from clusterft.facts.health import host as asked_of
 from clusterft.facts.health.confines import Confines
 from clusterft.facts.health.host import Clock, KernelLine, Shm, Stuck, Volume
@@ -655,3 +655,29 @@ def test_no_text_breaks_the_parsers(said: dict[str, str], clock: str) -> None:
     whole = {**dict.fromkeys(SAID, ""), **said}
     read = asked_of.parse(whole, asked)
     found(seen(CUDA, a=read), host)
+
+
+def test_a_shutdown_that_is_due_is_told_with_the_time_that_is_left(tmp_path: Path) -> None:
+    """It was missed in a lab: a run of some hours ends with it."""
+    look = host_settings.SECTIONS["host.logind"].replace("/run/systemd/shutdown", str(tmp_path))
+    (tmp_path / "scheduled").write_text(f"USEC={int(time.time()) + 7200}000000\nWARN_WALL=1\nMODE=reboot\n")
+    done = subprocess.run(["sh", "-c", look], capture_output=True, text=True, timeout=20, check=True)
+    logind = host_settings.logind(done.stdout)
+    assert logind and logind.ends and logind.ends[0] == "reboot" and 7190 <= logind.ends[1] <= 7200
+    told = only(seen(a=replace(WELL, logind=logind)), "os.shutdown")
+    assert told.status == "warn" and "goes down (reboot) in 2.0 h" in told.summary and "shutdown -c" in told.fix[1]
+    soon = replace(logind, ends=("poweroff", 600))
+    told = only(seen(a=replace(WELL, logind=soon)), "os.shutdown")
+    assert told.status == "fail" and "in 10 min" in told.summary
+    (tmp_path / "scheduled").unlink()
+    done = subprocess.run(["sh", "-c", look], capture_output=True, text=True, timeout=20, check=False)
+    assert "planned" not in done.stdout
+
+
+@pytest.mark.parametrize(("high", "told"), [(32799, True), (33768, False)])
+def test_hardly_any_ports_for_connections(high: int, told: bool) -> None:
+    """The range that doctor itself offers for a firewall is wide enough."""
+    of = seen(replace(CPU, port=29500), a=replace(WELL, port_range=(32768, high)))
+    assert [one.id for one in loud(of)] == ["os.portrange"] * told
+    if told:
+        assert "has 32 ports" in loud(of)[0].summary and "32768 60999" in loud(of)[0].fix[0]

@@ -783,6 +783,7 @@ def tried(*, without: str = "", **changes: Any) -> Examination:
         tuple(one for one in whole if one.source != without),
         tuple(one for one in flows() if without not in (one.source, one.target)),
         machines=NAMES,
+        own={name: Dial(name, name, ip(name), 40001, "high") for name in NAMES if name != without},
     )
     return seen(links=replace(links, **changes))
 
@@ -987,3 +988,33 @@ def test_hostile_answers_do_not_break_the_parser(said: dict[str, str]) -> None:
 def test_a_shell_that_says_nothing_leaves_all_unknown() -> None:
     empty = {f"net.{key}": "" for key in PARTS}
     assert look.parse(empty, health.Asked(WORD)) == NetworkHealth()
+
+
+def itself(**changes: Any) -> Dial:
+    """The try of a node to reach itself."""
+    return replace(Dial("a", "a", ip("a"), 40001, "high", error="timed out", seconds=3.0), **changes)
+
+
+def test_a_node_that_cannot_reach_itself_is_told_though_all_others_reach_it() -> None:
+    """A firewall without a rule for lo; it was told as ranks that do not meet, of all nodes."""
+    of = seen(dials())
+    assert of.links is not None
+    bad = replace(of, links=replace(of.links, own={"a": itself(), "b": itself(error="", boot="x")}))
+    told = one_of(bad, "net.loopback")
+    assert (told.nodes, told.status) == (("a",), "fail")
+    assert "on a: sudo iptables -I INPUT -i lo -j ACCEPT" in told.fix
+    assert judged(replace(of, links=replace(of.links, own={"a": itself(error="", boot="x")}))) == []
+
+
+def test_whether_a_node_without_a_program_reaches_itself_is_not_known() -> None:
+    assert untold(tried(own={"a": itself(error=""), "b": itself(error="")})) == {
+        ("net.loopback", "c"): "no program of ours runs there, which could have been dialled"
+    }
+
+
+def test_lo_that_is_down_is_told_as_that() -> None:
+    down = node("a", links=(Link("lo", False, 65536, None, None), Link("eno1", True, 1500, MAC["a"], 1000)))
+    of = seen(dials(), survey=survey(down, node("b"), node("c")))
+    assert of.links is not None
+    told = one_of(replace(of, links=replace(of.links, own={"a": itself()})), "net.loopback")
+    assert told.fix == ("on a: sudo ip link set lo up",) and told.cause == "the interface lo is down"

@@ -79,6 +79,9 @@ class Links:
     mute: Mapping[str, str] = field(default_factory=dict)  # node -> why it could dial nobody
     unsent: Mapping[str, str] = field(default_factory=dict)  # node -> why nothing was sent to be measured
     notes: tuple[str, ...] = ()
+    own: Mapping[str, Dial] = field(
+        default_factory=dict
+    )  # node -> its try to reach itself, of those that made one
 
     def of(self, kind: Kind) -> Iterator[Dial]:
         """The tries of one kind."""

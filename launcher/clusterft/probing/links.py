@@ -64,6 +64,7 @@ def look(crew: Crew, survey: Survey, wanted: Wanted, health: Mapping[str, Health
     return Links(
         addresses=known,
         dials=tuple(looking.dials.values()),
+        own=looking.own,
         flows=tuple(looking.flows),
         busy={name: dict(one.busy) for name, one in looking.programs.items() if one.busy},
         macs=looking.macs,
@@ -89,6 +90,7 @@ class _Look:
     without: dict[str, str] = field(default_factory=dict)  # node -> why it runs no program
     gone: dict[str, str] = field(default_factory=dict)  # node -> why it has no say
     dials: dict[tuple[str, str, int], Dial] = field(default_factory=dict)
+    own: dict[str, Dial] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     macs: dict[str, dict[str, str]] = field(default_factory=dict)
     until: float = 0.0
@@ -147,7 +149,7 @@ class _Look:
         """Everybody at once."""
         chosen = pairing.targets(self.machines)
         asked = {
-            name: tuple(peer for to in chosen[name] if (peer := self._peer(to)) and peer.ports)
+            name: tuple(peer for to in (*chosen[name], name) if (peer := self._peer(to)) and peer.ports)
             for name in self.diallers
         }
         self._ask(asked, _FIRST, again=False)
@@ -155,7 +157,7 @@ class _Look:
     def again(self) -> None:
         """What did not come about, once more: one lost packet is no finding."""
         asked: dict[str, dict[str, list[int]]] = {}
-        for one in self.dials.values():
+        for one in (*self.dials.values(), *self.own.values()):
             if not one.reached or one.lost or one.stranger:
                 asked.setdefault(one.source, {}).setdefault(one.target, []).append(one.port)
         before = dict(self.dials)
@@ -205,8 +207,15 @@ class _Look:
         assert isinstance(said, dict)
         kind: Kind = "rendezvous" if said.get("port") in self.rendezvous else "high"
         one = facts.dial(source, kind, said, listened=said.get("to") in self.programs)
-        if one.target in self.addresses:
+        if one.target == source:
+            self._note_own(one)
+        elif one.target in self.addresses:
             self.dials[source, one.target, one.port] = one
+
+    def _note_own(self, one: Dial) -> None:
+        """Of its own ports the high one alone: the others say no more of the way, which is the same."""
+        if one.listened and one.kind == "high":
+            self.own[one.source] = one
 
     def elsewhere(self) -> dict[str, str]:
         """Where the chosen addresses do not connect all: a network of all nodes that does, tried on one port."""

@@ -80,11 +80,11 @@ ENTRIES: tuple[Entry, ...] = (
         title="A login may use only a part of the node's memory",
         symptom="ranks are killed while free shows room; `MemoryError`, `can't start new thread`",
         how="memory.max, memory.high or memory.limit_in_bytes on the way up from the login's cgroup, and ulimit "
-        "-v, against what the job's ranks need; of a run in containers, the limit of the node as a whole",
+        "-v and -d, against what the job's ranks need; of a run in containers, the limit of the node as a whole",
         cause="MemoryMax of a slice or of a unit, a node that is itself a container, ulimit -v in a startup file",
         mends=(
             "sudo systemctl edit user-UID.slice: MemoryMax=infinity",
-            "remove ulimit -v from ~/.bashrc, and `as` from /etc/security/limits.d",
+            "remove ulimit -v and -d from ~/.bashrc, and `as` and `data` from /etc/security/limits.d",
         ),
         found=("facts",),
         source="cgroups(7), systemd.resource-control(5); the figures are ours; found blind in a lab",
@@ -107,13 +107,19 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="os.cpu-limit",
         layer="host",
-        title="A login may use little of the processors",
-        symptom="every step waits for one node, whose cards are idle; nothing is in the logs",
-        how="the quota on the way up from the login's cgroup, against two processors for each slot",
-        cause="CPUQuota of a slice or of a unit, --cpus of a container",
-        mends=("sudo systemctl edit user-UID.slice: CPUQuota=", "rent it with more processors"),
+        title="A login may use little of the processors, or for a short time, or after everybody else",
+        symptom="every step waits for one node, whose cards are idle, and nothing is in the logs; or a rank is "
+        "killed after some minutes",
+        how="the quota on the way up from the login's cgroup, and the processors that a login may run on, against "
+        "two for each slot; its nice and its scheduling policy; ulimit -t",
+        cause="CPUQuota, CPUAffinity or Nice of a slice or of a unit, --cpus of a container, a startup file",
+        mends=(
+            "sudo systemctl edit user-UID.slice: CPUQuota=",
+            "remove taskset, nice and ulimit -t from ~/.bashrc, `cpu` and `priority` from /etc/security/limits.d",
+            "rent it with more processors",
+        ),
         found=("facts",),
-        source="cgroups(7); the figure is ours",
+        source="cgroups(7), sched(7), setrlimit(2); the figure is ours; four of them missed in a lab",
     ),
     Entry(
         id="os.shm",
@@ -187,9 +193,9 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="os.portrange",
         layer="host",
-        title="Connections of the node may take the rendezvous port",
-        symptom="`EADDRINUSE`, with no listener to be seen",
-        how="ip_local_port_range and ip_local_reserved_ports against the job's port",
+        title="Connections of the node may take the rendezvous port, or have hardly any ports",
+        symptom="`EADDRINUSE`, with no listener to be seen; `Cannot assign requested address`",
+        how="ip_local_port_range and ip_local_reserved_ports against the job's port, and how many are left",
         cause="the port lies in the range that the kernel gives to connections",
         mends=("net.ipv4.ip_local_reserved_ports=PORT, in /etc/sysctl.d for good", "or another port: in job.yaml"),
         found=("facts",),
@@ -228,6 +234,17 @@ ENTRIES: tuple[Entry, ...] = (
         mends=("sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target",),
         found=("facts",),
         source="logind.conf(5); GNOME's settings daemon",
+    ),
+    Entry(
+        id="os.shutdown",
+        layer="host",
+        title="A node has been told when to go down",
+        symptom="the node is gone in the middle of a run, and comes back or not",
+        how="what logind has been told of a shutdown to come",
+        cause="shutdown -r or -h with a time: by a person, an upgrade or a maintenance job",
+        mends=("sudo shutdown -c", "train when it is over"),
+        found=("facts",),
+        source="shutdown(8); missed in a lab",
     ),
     Entry(
         id="os.governor",

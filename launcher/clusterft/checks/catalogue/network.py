@@ -75,6 +75,17 @@ ENTRIES: tuple[Entry, ...] = (
         source="nccl#375; reproduced in network namespaces",
     ),
     Entry(
+        id="net.loopback",
+        layer="network",
+        title="A node cannot reach itself",
+        symptom="all others come to the rendezvous, and rank 0 does not: `client socket has timed out` there",
+        how="every node dials the high port that it has opened, at its own address",
+        cause="a firewall without a rule for lo, or lo that is down",
+        mends=("sudo iptables -I INPUT -i lo -j ACCEPT", "sudo ip link set lo up"),
+        found=("probe",),
+        source="missed in a lab",
+    ),
+    Entry(
         id="net.mtu",
         layer="network",
         title="Large packets are lost on the way between nodes",

@@ -10,7 +10,7 @@ from clusterft.checks import host, run_room
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination, Thing
 from clusterft.checks.run_room import RunRoom
-from clusterft.checks.system import confined, kernel, rooms, upkeep
+from clusterft.checks.system import confined, kernel, processors, rooms, upkeep
 from clusterft.facts import Disk, NodeFacts
 from clusterft.facts.health.host import SCRATCH, SHARED, TMP, Clock, HostHealth
 from clusterft.findings import Finding
@@ -226,7 +226,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.oom",), _of_both(kernel.oom), reads=_BOTH),
     Check(("os.memory-limit",), confined.memory, reads=_BOTH),
     Check(("os.nproc",), confined.processes, reads=_BOTH),
-    Check(("os.cpu-limit",), confined.processors, reads=_BOTH),
+    Check(("os.cpu-limit",), processors.few, reads=_BOTH),
     Check(("os.shm",), shm, reads=_BOTH),
     Check(("os.hung-task",), _of_health(kernel.hung), reads=_BOTH),
     Check(("os.memlock", "os.stack"), limits),
@@ -235,6 +235,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.conntrack",), _of_health(kernel.conntrack), reads=_BOTH),
     Check(("os.rp-filter",), _of_both(kernel.rp_filter), reads=_BOTH),
     Check(("os.suspend",), _of_health(upkeep.suspend), reads=_BOTH),
+    Check(("os.shutdown",), _of_health(upkeep.shutdown), reads=_BOTH),
     Check(("os.governor",), _of_health(upkeep.governor), reads=_BOTH),
     Check(("os.auto-upgrade",), _of_health(upkeep.auto_upgrade), reads=_BOTH, cuda=True),
 )

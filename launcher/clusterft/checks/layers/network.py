@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clusterft.checks.check import Check
-from clusterft.checks.ways import addresses, paths, reach, routes, untried
+from clusterft.checks.ways import addresses, itself, paths, reach, routes, untried
 
 # What then fails is not the node's firewall: it is dialled elsewhere.
 _AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")
@@ -23,12 +23,14 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(("net.high-ports",), reach.high_ports, reads=("facts", "links"), after=_AWAY),
     Check(("net.master-port",), reach.master_port, reads=("facts", "links"), after=(*_AWAY, "net.high-ports")),
+    Check(("net.loopback",), itself.loopback, reads=("facts", "links")),
     Check(("net.mtu",), paths.mtu, reads=("facts", "links"), after=_AWAY),
     Check(("net.loss",), paths.loss, reads=("facts", "links"), after=_AWAY),
     Check(("net.linkspeed",), paths.linkspeed, reads=("facts", "health")),
     Check(("net.linkspeed",), paths.linkspeed_measured, reads=("facts", "links"), after=(*_AWAY, "net.mtu")),
     untried.after("net.high-ports", *_AWAY),
     untried.after("net.master-port", *_AWAY, "net.high-ports"),
+    untried.after("net.loopback"),
     untried.after("net.mtu", *_AWAY, "net.high-ports"),
     untried.after("net.loss", *_AWAY, "net.high-ports", "net.mtu"),
     untried.after("net.linkspeed", *_AWAY, "net.high-ports", "net.mtu"),

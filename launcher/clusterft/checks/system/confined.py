@@ -17,7 +17,6 @@ _GIB = 2**30
 # Own figures: torch and its libraries take most of a gigabyte; whoever loads SDXL holds its weights for a moment.
 _LEAST, _REAL = _GIB, 8 * _GIB
 _ADDRESSES = 16 * _GIB  # torch, its threads and their heaps reserve some gigabytes; CUDA far more than a node has
-_PROCESSORS = 2  # a rank keeps one busy beside its card, and its loaders another one
 _FEW, _ENOUGH = 128, 512  # processes and threads of a rank: its own, BLAS's, loaders, NCCL's
 
 
@@ -30,13 +29,17 @@ def memory(seen: Examination) -> Iterator[Finding]:
         if health.confines.memory is None:
             yield Finding("os.memory-limit", "unknown", (node.name,), "the limits of a login could not be read")
             continue
-        told = min(_holding(seen, health.confines.memory), key=lambda one: one.value, default=None)
+        told = min(holding(seen, health.confines.memory), key=lambda one: one.value, default=None)
         least, need = _LEAST * node.slots, (_REAL if _real(seen) else _LEAST) * node.slots
         if told and told.value < need and told.value < (facts.memory or told.value + 1):
             yield _little(seen, node, told, facts.memory, fail=told.value < least)
-        space = None if seen.wanted.contained else health.confines.address_space
+        if seen.wanted.contained:
+            continue
+        space, data = health.confines.address_space, health.confines.data
         if space is not None and (seen.wanted.device == "cuda" or space < _ADDRESSES):
-            yield _addresses(node.name, space)
+            yield _addresses(node.name, space, "address space", "-v", "as")
+        if data is not None and data < _ADDRESSES:
+            yield _addresses(node.name, data, "data size", "-d", "data")
 
 
 def processes(seen: Examination) -> Iterator[Finding]:
@@ -48,7 +51,7 @@ def processes(seen: Examination) -> Iterator[Finding]:
         if health.confines.processes is None:
             yield Finding("os.nproc", "unknown", (node.name,), "the limits of a login could not be read")
             continue
-        told = [(one.value, one.file) for one in _holding(seen, health.confines.processes)]
+        told = [(one.value, one.file) for one in holding(seen, health.confines.processes)]
         own = health.confines.own_processes
         if own is not None and facts.uid != 0 and not seen.wanted.contained:
             told.append((own, "ulimit -u"))
@@ -74,40 +77,7 @@ def processes(seen: Examination) -> Iterator[Finding]:
         )
 
 
-def processors(seen: Examination) -> Iterator[Finding]:
-    """os.cpu-limit: less of the processors than two for each rank, where the node has more."""
-    for node in seen.survey.cluster.active:
-        health, facts = seen.health.get(node.name), seen.survey.facts.get(node.name)
-        if health is None or facts is None:
-            continue
-        if health.confines.memory is None:
-            yield Finding("os.cpu-limit", "unknown", (node.name,), "the limits of a login could not be read")
-            continue
-        told = min(_holding(seen, health.confines.processors), key=lambda one: one.value, default=None)
-        cores = facts.cores or 0
-        if told and told.value < min(_PROCESSORS * node.slots, cores) * 1000:
-            yield Finding(
-                id="os.cpu-limit",
-                status="warn",
-                nodes=(node.name,),
-                summary=f"its processes may use {told.value / 1000:g} of {cores} processors: "
-                f"all ranks will wait for {'its ranks' if node.slots > 1 else 'its rank'}",
-                evidence=f"{told.file}: {told.value / 1000:g} processors",
-                cause="the container that the node is was given no more"
-                if told.path == "/"
-                else "a cgroup above the SSH session has a quota (CPUQuota of a slice or of sshd's unit)",
-                fix=(
-                    "rent or start it with more processors (docker run --cpus)"
-                    if told.path == "/"
-                    else f"on {node.name}: echo {_none(told)} | sudo tee {told.file}   "
-                    "(until the next boot; for good: CPUQuota= by sudo systemctl edit user-UID.slice)",
-                ),
-                needs_root=True,
-                blast_radius="limits of logins",
-            )
-
-
-def _holding(seen: Examination, limits: tuple[Limit, ...]) -> list[Limit]:
+def holding(seen: Examination, limits: tuple[Limit, ...]) -> list[Limit]:
     """Those that ranks are under: containers of an engine lie beside the logins, and share the top alone."""
     return [one for one in limits if one.path == "/" or not seen.wanted.contained]
 
@@ -146,26 +116,22 @@ def _raise(told: Limit) -> str:
     return f"echo {'-1' if told.name.endswith('in_bytes') else 'max'} | sudo tee {told.file}"
 
 
-def _none(told: Limit) -> str:
-    """How a cgroup writes that there is no quota."""
-    return "-1" if told.name.endswith("us") else "max"
-
-
 def _for_good(setting: str) -> str:
     return f"for good: {setting}=infinity by sudo systemctl edit user-UID.slice, or of the unit that has it"
 
 
-def _addresses(node: str, space: int) -> Finding:
+def _addresses(node: str, space: int, name: str, option: str, word: str) -> Finding:
+    """By what /proc calls such a limit, the shell's option, and the word of limits.d."""
     return Finding(
         id="os.memory-limit",
         status="fail",
         nodes=(node,),
         summary=f"a process may have {size(space)} of addresses: torch and its threads need more",
-        evidence=f"Max address space (ulimit -v) of a login: {size(space)}",
-        cause="a ulimit -v in ~/.bashrc, ~/.profile or /etc/security/limits.d (as)",
+        evidence=f"Max {name} (ulimit {option}) of a login: {size(space)}",
+        cause=f"a ulimit {option} in ~/.bashrc, ~/.profile or /etc/security/limits.d ({word})",
         fix=(
-            f"on {node}: grep -n 'ulimit.*-v' ~/.bashrc ~/.profile ~/.bash_profile /etc/profile; "
-            "grep -rn '[[:space:]]as[[:space:]]' /etc/security/limits.conf /etc/security/limits.d",
+            f"on {node}: grep -n 'ulimit.*{option}' ~/.bashrc ~/.profile ~/.bash_profile /etc/profile; "
+            f"grep -rn '[[:space:]]{word}[[:space:]]' /etc/security/limits.conf /etc/security/limits.d",
             "remove that line, and log in again",
         ),
         blast_radius="limits of every login",

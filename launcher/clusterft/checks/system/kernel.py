@@ -17,6 +17,8 @@ _RECENT = 3600.0  # seconds; what the kernel did before that is history
 _SKEW = 5.0
 _NO_MEMORY, _NO_MEMORY_BYTES = 0.05, 2 * _GIB
 _FULL = 0.95  # of the table of connections
+_FEW_PORTS = 256  # an own figure: NCCL and gloo open some for each peer, and each closed one rests for a minute
+_PORTS = "32768 60999"  # what kernels begin with
 _OWN = frozenset("sh dash bash ash busybox df stat ls cat timeout sleep grep awk sed".split())  # of our own looks
 _YOUNG = 20.0  # seconds; one of those that is younger may be of this very look
 _ON_PURPOSE = ("refrigerator", "vfork", "freez", "ptrace_stop")  # paused, or waiting for a child
@@ -162,6 +164,8 @@ def port_range(node: str, health: HostHealth, port: int) -> Iterator[Finding]:
     if health.port_range is None or health.reserved_ports is None:
         return
     low, high = health.port_range
+    if high - low < _FEW_PORTS:
+        yield _few_ports(node, low, high)
     reserved = any(first <= port <= last for first, last in health.reserved_ports)
     if not low <= port <= high or reserved:
         return
@@ -178,6 +182,20 @@ def port_range(node: str, health: HostHealth, port: int) -> Iterator[Finding]:
             kept("ports", f"net.ipv4.ip_local_reserved_ports={spared}"),
             f"or choose a port below {low}: port: in job.yaml" if low > 1024 else "or a smaller range",
         ),
+        needs_root=True,
+        blast_radius="which ports outgoing connections get",
+    )
+
+
+def _few_ports(node: str, low: int, high: int) -> Finding:
+    return Finding(
+        id="os.portrange",
+        status="warn",
+        nodes=(node,),
+        summary=f"it has {high - low + 1} ports for connections of its own: ranks that open many run out of them",
+        evidence=f"net.ipv4.ip_local_port_range = {low} {high}",
+        cause="a range that was made narrow for a firewall, or by a mistake",
+        fix=(kept("port-range", f"net.ipv4.ip_local_port_range={_PORTS}"),),
         needs_root=True,
         blast_radius="which ports outgoing connections get",
     )

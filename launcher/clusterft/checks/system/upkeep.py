@@ -16,6 +16,7 @@ _MASK = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid
 PERFORMANCE = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 _CLEVER_DRIVERS = frozenset(("intel_pstate", "amd-pstate-epp", "amd_pstate_epp"))
 _LAST_SYSTEM_UID = 999  # logind leaves the files of those alone
+_SOON = 3600  # seconds; a run that is shorter gets done in time
 _ENOUGH_LOCKED = 2**30  # bytes that RDMA may pin; NCCL asks for some hundred MiB a card
 
 
@@ -32,6 +33,34 @@ def suspend(node: str, health: HostHealth) -> Iterator[Finding]:
         words = f"the desktop: sleep-inactive-ac-type {kind}, sleep-inactive-ac-timeout {after} s"
         off = "gsettings set org.gnome.settings-daemon.plugins.power sleep-inactive-ac-type nothing"
         yield _suspend(node, words, _MASK, f"or {off}")
+
+
+def shutdown(node: str, health: HostHealth) -> Iterator[Finding]:
+    """os.shutdown: somebody, or a maintenance job, has told it when it is to go down."""
+    ends = health.logind.ends if health.logind else None
+    if ends is None:
+        return
+    mode, seconds = ends
+    yield Finding(
+        id="os.shutdown",
+        status="fail" if seconds < _SOON else "warn",
+        nodes=(node,),
+        summary=f"goes down ({mode}) in {_span(seconds)}, whatever runs there then",
+        evidence=f"/run/systemd/shutdown/scheduled: MODE={mode}, in {seconds} s",
+        cause="shutdown -r or -h with a time: by a person, an upgrade or a maintenance job",
+        fix=(
+            "shutdown --show   tells when",
+            "sudo shutdown -c   calls it off, if nobody else needs it; or train when it is over",
+        ),
+        needs_root=True,
+        blast_radius="the node stays up",
+    )
+
+
+def _span(seconds: int) -> str:
+    if seconds < 120:
+        return f"{max(0, seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _suspend(node: str, evidence: str, *fix: str) -> Finding:

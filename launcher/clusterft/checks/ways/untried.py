@@ -54,6 +54,8 @@ def _why(seen: Examination, name: str, identity: str) -> str:
     assert links is not None
     if identity in _KINDS:
         return _undialled(links, name, _KINDS[identity])
+    if identity == "net.loopback":
+        return "" if name in links.own else "no program of ours runs there, which could have been dialled"
     if identity == "net.mtu":
         tried = any(one.large is not None or one.lost for one in links.dials if name in (one.source, one.target))
         return "" if tried else f"large packets could not be tried: {_alone(links, name)}"

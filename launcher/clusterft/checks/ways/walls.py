@@ -56,6 +56,20 @@ def unseen(node: str, whom: str, port: int) -> str:
     return f"on {node}: {line}   (or the same in its firewall, or in the provider's security group)"
 
 
+def by_lo(seen: Examination, node: str) -> tuple[str, ...]:
+    """What lets a node's own packets in, for whatever manages its firewall."""
+    manager = _manager(seen, node)
+    if manager == "ufw":
+        return ("sudo ufw prepend allow in on lo",)
+    if manager == "firewalld":
+        trust = "--zone=trusted --add-interface=lo"
+        return (f"sudo firewall-cmd --permanent {trust} && sudo firewall-cmd {trust}",)
+    network = _network(seen, node)
+    chains = [one for one in (network.chains if network else None) or () if _native(one, "in")]
+    nft = tuple(f"sudo nft insert rule {one.family} {one.table} {one.name} iif lo accept" for one in chains)
+    return nft or ("sudo iptables -I INPUT -i lo -j ACCEPT", _LASTS)
+
+
 def commands(seen: Examination, wanted: Opening) -> tuple[str, ...]:
     """What opens it, by whatever manages that node's firewall."""
     manager = _manager(seen, wanted.node)

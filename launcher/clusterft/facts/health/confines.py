@@ -32,7 +32,9 @@ up() {
     p=${p%/*}
   done
 }
-echo seen; grep -E '^Max (processes|address space) ' /proc/self/limits
+echo seen; grep -E '^Max (processes|address space|data size|cpu time) ' /proc/self/limits
+grep Cpus_allowed_list: /proc/self/status; echo "online $(cat /sys/devices/system/cpu/online)"
+echo "schedule $(sed 's/^.*) //' /proc/self/stat | cut -d ' ' -f 17,39)"
 while IFS=: read -r n k own; do
   case ",$k," in
     ,,) for b in /sys/fs/cgroup /sys/fs/cgroup/unified; do
@@ -69,6 +71,12 @@ class Confines:
     address_space: int | None = None  # bytes, of each process
     own_processes: int | None = None  # of all that the user runs; root is under none
     processors: tuple[Limit, ...] = ()
+    data: int | None = None  # bytes, of each process: its heap and what it maps for itself
+    cpu_seconds: int | None = None  # of each process, which is killed then
+    pinned: int | None = None  # processors that a login may run on
+    online: int | None = None  # that the node has
+    nice: int = 0
+    policy: int = 0  # of sched(7): 3 batch, 5 idle
 
     def least_memory(self, *, contained: bool) -> Limit | None:
         """Under which ranks are: an engine's containers lie beside the logins, and share the top alone."""
@@ -107,14 +115,28 @@ def read(text: str) -> Confines:
     if not text.startswith("seen"):
         return Confines()
     known = tuple(_limits(text))
-    figures = dict(re.findall(r"^Max (processes|address space) +(\d{1,18}) ", text, re.MULTILINE))
+    figures = dict(re.findall(r"^Max ([a-z ]+?) +(\d{1,18}) ", text, re.MULTILINE))
+    schedule = re.search(r"^schedule (-?\d{1,3}) (\d{1,2})$", text, re.MULTILINE)
     return Confines(
         memory=tuple(one for one in known if one.name.startswith("memory.")),
         processes=tuple(one for one in known if one.name == "pids.max"),
         processors=tuple(_shares(text)),
         address_space=whole(figures.get("address space", "")),
         own_processes=whole(figures.get("processes", "")),
+        data=whole(figures.get("data size", "")),
+        cpu_seconds=whole(figures.get("cpu time", "")),
+        pinned=_counted(r"Cpus_allowed_list:\s*", text),
+        online=_counted("online ", text),
+        nice=int(schedule[1]) if schedule else 0,
+        policy=int(schedule[2]) if schedule else 0,
     )
+
+
+def _counted(before: str, text: str) -> int | None:
+    """How many a list of the kernel's names: 0-3,8 are five."""
+    found = re.search(rf"^{before}(\d{{1,5}}(?:[-,]\d{{1,5}})*)$", text, re.MULTILINE)
+    parts = [part.split("-") for part in found[1].split(",")] if found else []
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in parts) or None
 
 
 def _limits(text: str) -> Iterator[Limit]:

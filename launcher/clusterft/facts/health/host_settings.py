@@ -18,7 +18,10 @@ SECTIONS = {
     "for f in $f /usr/lib/systemd/logind.conf.d/*.conf /run/systemd/logind.conf.d/*.conf "
     '/etc/systemd/logind.conf.d/*.conf; do [ -e "$f" ] && printf "file %s\\n" "$f" && '
     "grep -E '^[[:space:]]*(RemoveIPC|IdleAction|IdleActionSec)[[:space:]]*=' \"$f\"; done; "
-    '[ -e "/var/lib/systemd/linger/$(id -un)" ] && echo linger',
+    '[ -e "/var/lib/systemd/linger/$(id -un)" ] && echo linger; '
+    # A shutdown that logind is to begin later, with the node's own time.
+    "f=/run/systemd/shutdown/scheduled; [ -s $f ] && "
+    "echo planned $(sed -n 's/^USEC=//p' $f) $(sed -n 's/^MODE=//p' $f) $(date +%s)",
     "host.governor": f"cat {_CPU}/cpu[0-9]*/cpufreq/scaling_governor | sort | uniq -c; echo ==; "
     f"cd {_CPU}/cpu0/cpufreq && cat scaling_driver cpuinfo_min_freq cpuinfo_max_freq",
 }
@@ -56,6 +59,7 @@ class Logind:
     idle_action: str | None
     lingers: bool  # the user counts as logged in for ever
     where: Mapping[str, str]  # setting -> file
+    ends: tuple[str, int] | None = None  # reboot, poweroff, halt or kexec, in so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,10 @@ def logind(text: str) -> Logind | None:
                 main = (path, current)
             else:
                 pieces[path.rpartition("/")[2]] = (path, current)  # they come in the order of what counts more
-        elif line != "linger":
+        elif line != "linger" and kind != "planned":
             current.append(line)
-    if main is None and not pieces:
+    planned = re.search(r"^planned (\d{10,13})\d{6} (\w+) (\d{10,13})$", text, re.MULTILINE)
+    if main is None and not pieces and not planned:
         return None
     settings: dict[str, tuple[str, str]] = {}
     for path, lines in ([main] if main else []) + [pieces[name] for name in sorted(pieces)]:
@@ -122,6 +127,7 @@ def logind(text: str) -> Logind | None:
         idle_action=settings.get("IdleAction", ("", ""))[0] or None,
         lingers="linger" in text.splitlines(),
         where={key: path for key, (_, path) in settings.items()},
+        ends=(planned[2], int(planned[1]) - int(planned[3])) if planned else None,
     )
 
 
