@@ -52,6 +52,20 @@ def test_what_lies_behind_a_node_that_is_lost_is_skipped(light: LightLab, tmp_pa
 
 
 @pytest.mark.lab_light
+@pytest.mark.long
+def test_variables_of_a_login_that_no_rank_inherits_are_no_fault(light: LightLab, tmp_path: Path) -> None:
+    """A preloaded library that is gone made every program complain, and the share was "too slow to look at"."""
+    lines = ("LD_PRELOAD=/usr/lib/gone.so", "GLOO_SOCKET_IFNAME=lo", "PYTHONPATH=/usr/lib/gone")
+    on(light, "n2", "".join(f"echo export {line} >>~/.bashrc; " for line in lines))
+    try:
+        answer = Desk(light, tmp_path).doctor("--quick")
+    finally:
+        on(light, "n2", "rm ~/.bashrc")
+    clean(answer)
+    assert statuses(answer, "fs.hung")["n2"] == "ok"
+
+
+@pytest.mark.lab_light
 def test_three_faults_at_once_are_all_named(light: LightLab, tmp_path: Path) -> None:
     """One finding does not hide another, on the same node or on the next."""
     chosen = [

@@ -116,8 +116,9 @@ def look_text(directory: str, seconds: int = _PATIENCE) -> str:
 def look(text: str) -> Look | None:
     """What it printed."""
     lines = text.splitlines()
-    if lines[:1] != ["began"]:
+    if "began" not in lines:
         return None
+    del lines[: lines.index("began")]
     if lines[-1] != "ended":
         return Look("hung")
     said = lines[1:-1]
