@@ -180,11 +180,29 @@ def test_a_directory_that_is_not_shared_is_found_before_anything_starts(desk: De
     argv = desk.argv(3)
     job = desk.root / "job.yaml"
     job.write_text(job.read_text().replace(f"shared: {lab.shared}", "shared: /dev/shm/out"))
+    for node in lab.nodes:
+        node.run(["mkdir", "-p", "/dev/shm/out"])
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "fs.not-shared: n2 does not see /dev/shm/out/" in done.stderr and "findmnt" in done.stderr
     for node in lab.nodes:
         assert trainers_on(node) == []
+
+
+def test_a_shared_directory_with_a_mistyped_name_is_refused_as_doctor_refuses_it(desk: Desk) -> None:
+    argv = desk.argv(3)
+    job, right = desk.root / "job.yaml", desk.root / "shared"
+    right.mkdir()
+    at = job.read_text().splitlines().index(f"shared: {desk.lab.shared}") + 1
+    wrong = desk.root / "sharde"
+    job.write_text(job.read_text().replace(f"shared: {desk.lab.shared}", f"shared: {wrong}"))
+    line = f"correct shared: at {job}:{at}:9   did you mean {right}?"
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "fs.not-shared" in done.stderr and f"{wrong} does not exist" in done.stderr and line in done.stderr
+    told = desk.clusterft("doctor", "--job", str(job), "--only", "fs.not-shared", "--quick")
+    assert told.returncode == 3 and f"{wrong} does not exist" in told.stdout and line in told.stdout
+    assert not wrong.exists()
 
 
 def trainers_on(node: LightNode) -> list[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clusterft import checks
 from clusterft.checks import Demand, Survey, Unreached
+from clusterft.facts import Mount
 from clusterft.findings import Finding, blockers
 
 GIB = 2**30
@@ -189,3 +190,40 @@ def test_one_machine_under_two_names_blocks_unless_that_is_meant(
 def test_machines_whose_boot_id_could_not_be_read_are_not_called_one() -> None:
     survey = scenes.survey(TWO, scenes.facts("a", boot_id=None), scenes.facts("b", boot_id=None))
     assert judge(survey) == []
+
+
+LACKS = {"above": "/mnt", "beside": ("outt", "web", "xyz")}
+NFS = Mount("nas:/all", "/mnt", "nfs4", "rw")
+
+
+def sharing(*disks: dict[str, Any], boot: str | None = None) -> list[Finding]:
+    """What is found of the shared dir, on nodes of which each has its disk."""
+    names = [node.name for node in TWO.nodes][: len(disks)]
+    nodes = [
+        scenes.facts(name, disks=(scenes.disk("/mnt/out", **disk),), **({"boot_id": boot} if boot else {}))
+        for name, disk in zip(names, disks, strict=True)
+    ]
+    found = judge(scenes.survey(TWO, *nodes), dataclasses.replace(CPU, shared_at="job.yaml:2:9"))
+    return [one for one in found if one.id == "fs.not-shared"]
+
+
+def test_a_shared_directory_that_no_node_has_is_refused_at_its_line() -> None:
+    told = one(sharing(LACKS, LACKS))
+    assert (told.status, told.nodes, told.summary) == ("fail", ("a", "b"), "/mnt/out does not exist")
+    assert told.fix[0] == "correct shared: at job.yaml:2:9   did you mean /mnt/outt?"
+    assert one(sharing({"above": "/"}, {"above": "/"})).fix[0] == "correct shared: at job.yaml:2:9"
+    strange = {"above": "/mnt/a\nb", "beside": ("out",)}  # a name that the probe could not tell in a line
+    assert one(sharing(strange, strange)).fix[0] == "correct shared: at job.yaml:2:9"
+
+
+def test_a_shared_directory_that_one_node_lacks_is_refused_with_that_node_alone() -> None:
+    told = one(sharing({}, LACKS))
+    assert told.nodes == ("b",) and told.cause == "other nodes have it" and "correct" not in told.fix[0]
+
+
+def test_what_the_first_run_may_make_is_not_refused() -> None:
+    assert sharing({}, {}) == []
+    below = {**LACKS, "mount": NFS}
+    assert sharing(below, below) == []
+    assert sharing(LACKS, LACKS, boot="one machine") == []
+    assert one(sharing(below, LACKS)).nodes == ("a", "b")  # only one of them has the share above it

@@ -235,6 +235,23 @@ def test_an_engine_that_hangs_costs_its_own_section_and_leaves_nothing(
     assert found.cores and found.memory and found.home_room and took < 10
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_of_a_directory_that_is_not_there_it_is_told_what_is_beside_its_place(
+    shell: tuple[str, ...], tmp_path: Path
+) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is not installed")
+    for name in ("shared", "a b", "deep/er"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("shared")
+    (tmp_path / "file").touch()
+    there, lacking = str(tmp_path / "shared"), str(tmp_path / "sharde" / "out")
+    found = {disk.directory: disk for disk in ask(shell, (), (there, lacking), tmp_path).disks}
+    assert (found[there].above, found[there].beside) == (None, ())
+    assert found[lacking].above == str(tmp_path)
+    assert set(found[lacking].beside) == {"a b", "deep", "link", "shared"}
+
+
 def test_a_share_that_hangs_costs_its_own_section(desk: Desk) -> None:
     desk.put("dirname", "exec sleep 9")
     nowhere = str(desk.home / "not" / "yet")

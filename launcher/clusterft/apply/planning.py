@@ -128,6 +128,7 @@ def _judged(
     shared, contained = str(job.shared), job.runtime == "docker"
     writing = None if wanted.prep or job.train is None else _Writing(job.train, survey, shared)
     demand = checks.Demand(job.resources.device, shared, _SHARED_BYTES, _LOCAL_BYTES, contained=contained)
+    demand = replace(demand, shared_at=job.where("shared"))
     if writing:
         demand = replace(demand, shared_files=writing.room().files)
     found = checks.judge(survey, demand)

@@ -10,6 +10,7 @@ from clusterft.checks import controller, docker, docker_room, gpu, host, job, ne
 from clusterft.checks.examination import Examination
 from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
+from clusterft.checks.shares import misnamed
 from clusterft.checks.survey import Survey
 from clusterft.checks.ways import reach, routes
 from clusterft.facts.health.confines import Limit
@@ -29,6 +30,7 @@ class Demand:
     local_bytes: int  # room for logs and files on each node
     shared_files: int = host.FEW_INODES  # files that it will make there
     contained: bool = False  # containers are asked for, so each node's engine is
+    shared_at: str = ""  # FILE:LINE:COLUMN of the setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ def judge(survey: Survey, demand: Demand) -> tuple[Finding, ...]:
         *host.disks(
             survey, {demand.shared: demand.shared_bytes}, demand.local_bytes, {demand.shared: demand.shared_files}
         ),
+        *gathered(misnamed.found(survey, demand.shared, demand.shared_at)),
         *(docker.usable(survey, cuda=demand.device == "cuda") if demand.contained else ()),
         *(_cards(survey) if demand.device == "cuda" else ()),
     )

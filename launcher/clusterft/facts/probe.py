@@ -31,6 +31,7 @@ MOUNTS = f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == 
 
 _TOOLS = r"""
 LC_ALL=C; export LC_ALL
+unset LD_PRELOAD  # what is missing of it is told by every program; ranks inherit none of it either
 exec 2>/dev/null  # for good: a redirection around what hangs would leave it a copy of the session's own stderr
 PATH=$PATH:/usr/sbin:/sbin  # where some systems keep ip and sshd, and do not tell other users
 e=2  # where a limited command's complaints go; the shell's own remarks on its end never go there
@@ -50,10 +51,11 @@ fi >/dev/null
 # Whatever is asleep in the kernel cannot be killed: then it is the reader that gives up.
 hear() { s=$1; shift; { { e=1; limit "$s" "$@"; } & } | limit "$((s + 2))" cat; }
 room() {
-  d=$1
-  while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); [ "$d" ] || return; done
-  [ -w "$d" ] && echo yes || echo no
-  limit 5 df -Pk -- "$d"; limit 5 df -Pi -- "$d"
+  at=$1
+  while [ ! -d "$at" ] && [ "$at" != / ] && [ "$at" != . ]; do at=$(dirname -- "$at"); [ "$at" ] || return; done
+  [ -w "$at" ] && echo yes || echo no
+  limit 5 df -Pk -- "$at"; limit 5 df -Pi -- "$at"
+  [ "$at" = "$1" ] || { printf '@above %s\n' "$at"; limit 5 ls -1F -- "$at" | head -n 500; }
 }
 """
 

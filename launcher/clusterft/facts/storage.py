@@ -51,11 +51,13 @@ class Disk:
     free_inodes: int | None
     writable: bool
     mount: Mount | None = None
+    above: str | None = None  # the nearest directory above, of one that is not there
+    beside: tuple[str, ...] = ()  # and the directories in that one
 
 
 def disk(directory: str, text: str, mounts: tuple[Mount, ...] = ()) -> Disk | None:
     """Read what the probe's `room` says of one directory."""
-    lines = text.splitlines()
+    lines, above, beside = _there(text)
     blocks = re.match(r"(.+?)\s+\d+\s+\d+\s+(-?\d{1,18})\s+\S+\s+(/.*)", lines[2] if len(lines) in (3, 5) else "")
     if not blocks:
         return None
@@ -70,7 +72,19 @@ def disk(directory: str, text: str, mounts: tuple[Mount, ...] = ()) -> Disk | No
         free_inodes=int(inodes.group(1)) if inodes else None,
         writable=lines[0] == "yes",
         mount=over[-1] if over else None,  # the last one mounted lies on top
+        above=above,
+        beside=beside,
     )
+
+
+def _there(text: str) -> tuple[list[str], str | None, tuple[str, ...]]:
+    """What is said of the room; and of a directory that is not there, what is above it and beside its place."""
+    lines = text.splitlines()
+    at = next((number for number, line in enumerate(lines) if line.startswith("@above ")), None)
+    if at is None:
+        return lines, None, ()
+    names = (line[:-1] for line in lines[at + 1 :] if line.endswith(("/", "@")))  # a link may lead to a directory
+    return lines[:at], lines[at].partition(" ")[2], tuple(names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from shlex import quote
 
 from clusterft.checks.examination import Examination
-from clusterft.checks.shares import nfs
+from clusterft.checks.shares import misnamed, nfs
 from clusterft.checks.shares.nfs import Origin
 from clusterft.facts import Mount
 from clusterft.facts.health.storage import Dialled
@@ -182,16 +182,42 @@ def _bare(seen: Examination) -> Iterator[Finding]:
     of = nfs.origin(seen)
     having = [node for node in seen.health if _remote(seen, node)]
     missing = [node for node in seen.health if _state(seen, node) == "missing"]
+    if len(missing) == len(seen.health) and not (of or having or any(_meant(seen, node) for node in missing)):
+        yield _nowhere(seen, tuple(missing))
+        return
     for node in seen.health:
         mount = nfs.mounted(seen, node)
         if node in missing and len(missing) == len(seen.health) and mount and mount.shared:
             continue  # below a share that all have, the first run makes it
-        line = nfs.in_fstab(seen, node)
-        meant = line is not None and _is_share(line.fstype) and not (mount and mount.target == line.target)
+        meant = _meant(seen, node)
         serves = (of is not None and of.host == node) or nfs.may_serve(seen, node, having)
         bare = bool(meant or having or _mounted_elsewhere(seen, node)) and mount is not None and mount.own
         if node in missing or (bare and not serves and not _met(seen, node)):
             yield _absent(seen, node, of, meant=meant)
+
+
+def _meant(seen: Examination, node: str) -> bool:
+    """Whether its fstab has a share for it, which is not mounted."""
+    line, mount = nfs.in_fstab(seen, node), nfs.mounted(seen, node)
+    return line is not None and _is_share(line.fstype) and not (mount and mount.target == line.target)
+
+
+def _nowhere(seen: Examination, nodes: tuple[str, ...]) -> Finding:
+    """Nobody has it, nor was to: its name is more likely wrong than all of them."""
+    shared, job = seen.wanted.shared or "", seen.wanted.job
+    disks = (disk for facts in seen.survey.facts.values() for disk in facts.disks)
+    line = misnamed.advice(shared, job.where("shared") if job else "", disks)
+    return Finding(
+        id="fs.not-shared",
+        status="fail",
+        nodes=nodes,
+        summary=misnamed.summary(shared),
+        evidence="\n".join(f"{node}: {_words(seen, node)}" for node in nodes),
+        cause=misnamed.NOWHERE,
+        fix=(line, "if it is right, one node can lend it to the others:", *_recipe(seen, nodes)),
+        needs_root=True,
+        blast_radius="job.yaml; or what the nodes lend to each other",
+    )
 
 
 def _mounted_elsewhere(seen: Examination, node: str) -> bool:
