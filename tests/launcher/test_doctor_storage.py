@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import scenes
 
-from clusterft import agent
+from clusterft import agent, spec
 from clusterft.checks import highlights, report, suite
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.facts import Mount, NodeFacts, frames, health, probe, storage
@@ -206,6 +206,22 @@ def test_a_directory_below_a_share_that_nobody_has_made_yet_is_well() -> None:
     missing = {name: healthy(name, look=Look("missing", "No such file or directory")) for name in NAMES}
     whole = replace(with_health(), survey=scenes.survey(CLUSTER, *(facts(name, above) for name in NAMES)))
     assert judged(replace(whole, health=missing)) == []
+
+
+def test_a_directory_that_is_on_no_node_is_first_of_all_a_name_to_correct(tmp_path: Path) -> None:
+    missing = {name: healthy(name, look=Look("missing", "No such file or directory")) for name in NAMES}
+    lacks = {"above": "/mnt", "beside": ("backup", "ouf", "web")}
+    nodes = [facts(name, disk=lacks) for name in NAMES]
+    whole = replace(with_health(), survey=scenes.survey(CLUSTER, *nodes), health=missing, share=None)
+    file = tmp_path / "job.yaml"
+    file.write_text(scenes.JOB)
+    told = only(replace(whole, wanted=replace(whole.wanted, job=spec.load(file))), "fs.not-shared", *NAMES)
+    assert told.fix[0] == f"correct shared: at {file}:2:9   did you mean /mnt/ouf?"
+    assert told.summary == "/mnt/out does not exist" and "lend" in told.fix[1] and "exports" in "\n".join(told.fix)
+    assert only(whole, "fs.not-shared", *NAMES).fix[0] == "correct shared: in the job   did you mean /mnt/ouf?"
+    line = FstabLine("10.0.0.9:/all", "/mnt/out", "nfs4", "rw")  # what is to be mounted there is not mistyped
+    meant = replace(whole, health={**missing, "b": healthy("b", look=missing["b"].storage.look, fstab=(line,))})
+    assert judged(meant) and not any("correct" in step for one in judged(meant) for step in one.fix)
 
 
 def test_a_server_whom_the_others_call_by_another_name_is_not_said_to_lack_a_mount() -> None:
