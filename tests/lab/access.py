@@ -56,7 +56,8 @@ class Access:
         self.password_file = state / "password"
         self.known_hosts = state / "known_hosts"
         self.ssh_config = state / "ssh_config"
-        self.hostfile = state / "hostfile"
+        # The cluster is called like its hostfile, and keeps its pins under that name: one for each lab.
+        self.hostfile = state / f"lab-{state.name}"
         self._askpass = state / "askpass"
 
     def make_secrets(self, comment: str) -> None:
@@ -87,7 +88,7 @@ class Access:
 
     def hostfile_for(self, user: str) -> Path:
         """The hostfile with another user than root."""
-        other = self.hostfile.with_name(f"hostfile-{user}")
+        other = self.hostfile.with_name(f"{self.hostfile.name}-{user}")
         other.write_text(self.hostfile.read_text().replace(" user=root ", f" user={user} "))
         return other
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import Any
 
+from .access import Access
 from .base import Lab
 from .engine import stop_engine
 from .errors import LabError, LabUnavailable
@@ -150,6 +151,7 @@ def _up(chosen: argparse.Namespace) -> None:
     _say(f"\nTry:\n  ssh -F {lab.ssh_config} {lab.nodes[0].name} hostname")
     if lab.weight == "light":  # the others have no trainer of their own yet
         _say(f"  install -D -m 600 {lab.known_hosts} ~/.clusterft/{lab.hostfile.stem}/known_hosts")
+        _say("  mkdir -p demo-out")  # which the nodes see, too
         _say(f"  .venv/bin/clusterft train examples/demo.yaml --hosts {lab.hostfile}")
     _say(f"  .venv/bin/python tests/lab fault --lab {lab.id} {lab.nodes[-1].name} pause")
     _say(f"  .venv/bin/python tests/lab down {lab.id}")
@@ -162,7 +164,7 @@ def _status(chosen: argparse.Namespace) -> None:
         if journal.orphaned():
             owner = "its owner is dead: down --all removes it"
         _say(f"{journal.id}  {facts.get('weight', '?'):6} {owner}")
-        hostfile = journal.state / "hostfile"
+        hostfile = Access(journal.state).hostfile
         if hostfile.exists():
             for line in hostfile.read_text().splitlines():
                 _say(f"    {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterft import hosts
 from lab import LabError, LightLab, LightNode
 from lab.journal import Journal
 from lab.proc import ProcessId, environment, start, until
@@ -205,6 +207,29 @@ def test_a_program_that_could_not_be_written_down_never_starts(tmp_path: Path) -
     assert not (tmp_path / "ran").exists()
 
 
+def test_each_lab_is_a_cluster_of_its_own_name_with_pins_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).resolve().parent.parent / "lab")]
+    place = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home")}
+
+    def by_hand(*words: str) -> str:
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, env=place)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        said = [by_hand("up", "--light", "1") for _ in range(2)]
+        files = [Path(re.findall(r"hostfile +(\S+)", one)[0]) for one in said]
+        for one, hostfile in zip(said, files, strict=True):
+            (pin,) = [line for line in one.splitlines() if "install -D" in line]
+            subprocess.run(["sh", "-c", pin], check=True, env=place)
+            assert f".clusterft/{hosts.load(hostfile).name}/known_hosts" in pin
+        for hostfile in files:
+            kept = tmp_path / "home" / ".clusterft" / hosts.load(hostfile).name / "known_hosts"
+            assert kept.read_text() == (hostfile.parent / "known_hosts").read_text()
+    finally:
+        by_hand("down")
+
+
 def test_by_hand(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).resolve().parent.parent / "lab")]
     # Labs of this test's own: `down` takes away all that it finds.
@@ -218,7 +243,7 @@ def test_by_hand(tmp_path: Path) -> None:
     try:
         lab = LightLab.attach(Journal(state))
         before = lab.node("n1").boot_id
-        assert lab.id in by_hand("status").stdout
+        assert lab.id in by_hand("status").stdout and "    n2 slots=1" in by_hand("status").stdout
         assert by_hand("fault", "n1", "reboot").returncode == 0
         assert lab.node("n1").boot_id != before
         assert by_hand("fault", "n2", "pause").returncode == 0
