@@ -189,9 +189,19 @@ def test_fewer_lanes_count_only_beside_equals_with_more() -> None:
 BF16 = [("bf16", "7.5", True), ("bf16", "8.0", False), ("fp16", "7.5", False), ("bf16", None, False)]
 
 
+def test_a_card_in_an_older_slot_is_told_and_one_that_rests_is_not() -> None:
+    found = only(seen(plains=(plain(0, pcie_gen=(1, 4)), plain(1, pcie_gen=(1, 2)))))
+    assert (found.id, found.status) == ("gpu.pcie", "warn")
+    assert "card 1 has PCIe 2 at most, its equals there 4" in found.summary and "Gen4" in found.fix[0]
+    assert judged(seen(plains=(plain(0, pcie_gen=(4, 4)), plain(1, pcie_gen=(1, 4))))) == []
+
+
 @pytest.mark.parametrize(("precision", "cap", "told"), BF16)
 def test_bf16_needs_ampere(precision: str, cap: str | None, told: bool, tmp_path: Path) -> None:
-    job = scenes.job(scenes.JOB.replace("  steps: 3", f"  precision: {precision}\n  steps: 3"), tmp_path)
+    text = scenes.JOB.replace(
+        "  steps: 3", f"  precision: {precision}\n  engine: {{kind: ddp}}\n  steps: 3"
+    ).replace("cpu", "cuda")
+    job = scenes.job(text, tmp_path)
     old = tuple(plain(index, compute_cap=cap) for index in (0, 1))
     found = judged(seen(plains=old, job=job))
     assert [(one.id, one.nodes) for one in found] == ([("gpu.bf16", ("b",))] if told else [])
