@@ -81,7 +81,7 @@ def test_a_run_finds_all_that_prep_has_made_and_repeats_nothing(
     capsys.readouterr()
     _run(config, home, owner="three")
     assert sorted((given.home / "latents").rglob("*.safetensors")) == made
-    assert "0 were missing" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("none was missing") == 2  # latents, text states
 
 
 def _equipped(config: TrainConfig, home: Path) -> encoding.Equipment:
@@ -229,6 +229,18 @@ def test_ingest_alone_imports_nothing_heavy(tmp_path: Path) -> None:
     out, err = _command(tmp_path, config, "--shared", str(tmp_path / "s"), "--only", "ingest").communicate()
     assert "6 pictures are indexed" in out and err == ""
     assert "heavy:\n" in out
+
+
+def test_what_a_worker_says_at_its_end_names_who_did_what() -> None:
+    cases = ((0, 0), (9, 9), (9, 4), (9, 0))
+    said = [stages.completed("latents", missing, made, 0.934, who="rank 0") for missing, made in cases]
+    assert said == [
+        "The latents are complete: none was missing.",
+        "The latents are complete: 9 were missing, rank 0 has made 9, its encoder busy 93%.",
+        "The latents are complete: 9 were missing, rank 0 has made 4, its encoder busy 93%; "
+        "the other ranks have made the rest.",
+        "The latents are complete: 9 were missing, and other ranks have made them.",
+    ]
 
 
 @pytest.mark.long

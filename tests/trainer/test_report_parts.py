@@ -176,6 +176,19 @@ def test_records_that_hold_something_else_are_not_sound() -> None:
     assert sound(stream.Progress(0, step)) and not sound(stream.Progress(0, progress.Notice(7, 1.0)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("last", [2, 15, 115, 300, 1050, 11_500, 105_000, 1_150_000])
+@pytest.mark.parametrize("small", [False, True])
+def test_labels_of_steps_stay_apart(last: int, small: bool) -> None:
+    axis = chart.step_axis(1, last, small=small)
+    wide, digit = 225.0, 6.4  # pixels: of the narrowest plane, of a digit of the page's font
+    first, *between, end = [(axis.place(value) * wide, len(label) * digit) for value, label in axis.ticks]
+    assert axis.ticks[0][0] == 1 and axis.ticks[-1][0] == last  # the ends are named whatever is between them
+    for place, width in between:
+        assert first[1] + 6 < place - width / 2 and place + width / 2 + 6 < wide - end[1], axis.ticks
+    drawn = chart.draw(chart.Chart("Steps", (), axis, chart.value_axis([], "number")))
+    assert "</span><span" not in drawn.partition('class="x"')[2]  # read as text, they are words of their own
+
+
 def test_a_chart_without_any_value_is_drawn() -> None:
     axis = chart.time_axis(0.0)
     drawn = chart.draw(chart.Chart("Nothing", (), axis, chart.value_axis([], "number")))

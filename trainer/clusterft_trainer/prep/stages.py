@@ -181,12 +181,21 @@ def _told(voice: Voice, what: str, made: Made) -> list[dict[str, str]]:
     if made.damaged:
         shards = "1 damaged shard was" if made.damaged == 1 else f"{made.damaged} damaged shards were"
         voice.notice(f"{shards} moved aside, and what was lost is made again; bad.jsonl in the cache names it.")
-    share = tally.encoding / max(1e-9, tally.encoding + tally.waiting)
-    voice.notice(
-        f"The {what} are complete: {made.planned} were missing, {tally.entries} of them made by this worker"
-        + (f", whose encoder was busy {share:.0%} of the time." if tally.entries else ".")
-    )
+    busy = tally.encoding / max(1e-9, tally.encoding + tally.waiting)
+    voice.notice(completed(what, made.planned, tally.entries, busy, who="rank 0" if voice.leads else "this rank"))
     return list(made.problems)
+
+
+def completed(what: str, missing: int, made: int, busy: float, *, who: str) -> str:
+    """One worker's last word on a stage: what was missing, what of it is its own work, and how it was used."""
+    told = f"The {what} are complete: "
+    if not missing:
+        return told + "none was missing."
+    told += f"{missing} were missing, "
+    if not made:
+        return told + "and other ranks have made them."
+    others = "; the other ranks have made the rest" if made < missing else ""
+    return told + f"{who} has made {made}, its encoder busy {busy:.0%}{others}."
 
 
 def _refuse(given: Asked, troubles: list[dict[str, str]]) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from clusterft_trainer.report import words
-from clusterft_trainer.report.markup import Markup, el, join
+from clusterft_trainer.report.markup import Child, Markup, el, join
 from clusterft_trainer.report.thinning import Row, Span, finite
 from clusterft_trainer.report.words import Unit
 
@@ -20,6 +20,8 @@ Form = Literal["line", "raw", "band", "dots", "area"]
 _SIDE = 1000.0  # of the drawing's own square; the browser stretches it
 _NEAR = 0.035  # of the width: two labels closer than this would overlap
 _APART = 0.12
+_SMALLEST = 225.0  # pixels of a plane: of a small chart, of any chart on a phone
+_DIGIT, _GAP = 6.8, 10.0  # pixels: of one character beside an axis, and of the room between two labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,15 @@ def step_axis(first: float, last: float, *, small: bool = False) -> Axis:
     """Optimizer steps: the first and the last are always named."""
     last = max(last, first + 1)
     shown = [v for v in words.ticks(first, last, 4 if small else 6) if v == int(v) and first < v < last]
-    room = (last - first) * (_APART if small else _APART / 2)
-    between = [v for v in shown if v - first > room and last - v > room]
-    return Axis(first, last, _labelled([first, *between, last], "count", last - first), "count")
+    start, *between, end = _labelled([first, *shown, last], "count", last - first)
+    pixels = _SMALLEST / (last - first)
+
+    def clear(tick: tuple[float, str], edge: tuple[float, str]) -> bool:
+        """The label stands in the middle of its tick, that of an edge inside of it."""
+        return abs(tick[0] - edge[0]) * pixels > _DIGIT * (len(tick[1]) / 2 + len(edge[1])) + _GAP
+
+    kept = (tick for tick in between if clear(tick, start) and clear(tick, end))
+    return Axis(first, last, (start, *kept, end), "count")
 
 
 def time_axis(seconds: float) -> Axis:
@@ -155,7 +163,7 @@ def _labels(chart: Chart) -> list[Markup]:
 
 def _upright(axis: Axis) -> Markup:
     spans = (el("span", label, style=f"bottom:{axis.place(v) * 100:.2f}%") for v, label in axis.ticks)
-    return el("div", *spans, class_="y", aria_hidden="true")
+    return el("div", *_apart(spans), class_="y", aria_hidden="true")
 
 
 def _along(axis: Axis) -> Markup:
@@ -168,7 +176,13 @@ def _along(axis: Axis) -> Markup:
         spans.append(
             el("span", label, class_=f"{edge} {'minor' if minor else ''}".strip(), style=f"left:{place:.2%}")
         )
-    return el("div", *spans, class_="x", aria_hidden="true")
+    return el("div", *_apart(spans), class_="x", aria_hidden="true")
+
+
+def _apart(labels: Iterable[Markup]) -> Iterator[Child]:
+    """With a blank between them, for who reads the page as text."""
+    for number, label in enumerate(labels):
+        yield from (" ", label) if number else (label,)
 
 
 def _x(chart: Chart, value: float) -> str:
