@@ -90,7 +90,6 @@ def docker(**changes: Any) -> Docker:
         "arch": "amd64",
         "root": "/var/lib/docker",
         "driver": "overlay2",
-        "containerd_store": False,
         "runtimes": ("nvidia", "runc"),
         "rootless": False,
         "store": "/var/lib/docker",

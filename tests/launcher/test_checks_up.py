@@ -202,7 +202,7 @@ def test_only_a_disk_that_could_hold_the_data_is_named(
 
 
 def test_images_that_lie_with_containerd_are_moved_there() -> None:
-    full = node("b", docker=scenes.docker(store="/var/lib/containerd", containerd_store=True, **FULL))
+    full = node("b", docker=scenes.docker(store="/var/lib/containerd", **FULL))
     fix = "\n".join(one(list(checks.judge_room(survey(full), NEEDED))).fix)
     assert 'root = "/mnt/new-disk/containerd"' in fix and "stop docker.socket containerd docker" in fix
     assert "data-root" not in fix

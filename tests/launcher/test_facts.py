@@ -179,14 +179,14 @@ def test_each_engine_is_read_as_each_user_meets_it(
         "overlay2",
         "amd64",
     )
-    assert docker.containerd_store is False and docker.rootless is False and not docker.snap and docker.words == ""
+    assert docker.rootless is False and not docker.snap and docker.words == ""
     assert docker.runtimes and "runc" in docker.runtimes
     assert docker.free_bytes and docker.free_bytes > 2**30 and docker.free_inodes and docker.free_inodes > 10**6
 
 
 def test_a_containerd_image_store_is_told_by_its_snapshotter() -> None:
     docker = read("engine_28_5_containerd").docker
-    assert docker and docker.containerd_store and docker.driver == "overlayfs"
+    assert docker and docker.driver == "overlayfs"
     assert docker.store == "/var/lib/docker"  # the engine's own containerd keeps its files below the engine's root
 
 
@@ -261,7 +261,7 @@ def test_the_system_its_limits_and_its_filesystems_are_read() -> None:
     assert Mount("nas:/export/my share", "/mnt/my share", "nfs4", found.mounts[-1].options) == found.mounts[-1]  # type: ignore[index]
     assert found.mounts and found.mounts[-1].shared and not found.mounts[0].shared
     assert found.rooms and [room.mounted_on for room in found.rooms] == ["/", "/dev/shm", "/boot/efi"]
-    assert found.home_room and found.scratch_room and found.scratch_room.directory == facts.SCRATCH
+    assert found.home_room and found.home_room.directory == facts.HOME
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from clusterft.facts.frames import Asked, Unreadable
 from clusterft.facts.gpu import Gpu, GpuProcess, Nvidia
 from clusterft.facts.network import Address, Firewall, InfiniBand, Link
 from clusterft.facts.node import UNLIMITED, DockerGroup, Limits, NodeFacts, System, parse
-from clusterft.facts.probe import HOME, SCRATCH, script
+from clusterft.facts.probe import HOME, script
 from clusterft.facts.storage import Disk, Mount, Room
 
 __all__ = [
     "HOME",
-    "SCRATCH",
     "UNLIMITED",
     "Address",
     "Asked",

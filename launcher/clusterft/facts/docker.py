@@ -27,7 +27,6 @@ class Docker:
     arch: str | None = None  # as images name it: amd64, arm64
     root: str | None = None
     driver: str | None = None
-    containerd_store: bool | None = None
     runtimes: tuple[str, ...] | None = None
     default_runtime: str | None = None  # what starts a container that asks for none
     cdi: tuple[str, ...] | None = None  # devices that the engine itself lists, such as nvidia.com/gpu=all
@@ -72,7 +71,6 @@ def parse(sections: dict[str, str]) -> Docker | None:
         arch=_text(version, "Arch"),
         root=root,
         driver=_text(info, "Driver"),
-        containerd_store=containerd,
         runtimes=_keys(info.get("Runtimes")),
         default_runtime=_text(info, "DefaultRuntime"),
         cdi=_devices(info.get("DiscoveredDevices")),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from clusterft.facts import docker, gpu, network, storage
 from clusterft.facts.frames import Asked, sections, whole
-from clusterft.facts.probe import HOME, SCRATCH
+from clusterft.facts.probe import HOME
 
 UNLIMITED = 2**63 - 1
 
@@ -78,7 +78,6 @@ class NodeFacts:
     tools: frozenset[str] | None = None  # of probe.TOOLS, those found
     rooms: tuple[storage.Room, ...] | None = None  # on the node's own filesystems
     home_room: storage.Disk | None = None
-    scratch_room: storage.Disk | None = None
 
     @property
     def zstd(self) -> bool:
@@ -147,7 +146,6 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         tools=_tools(said["tools"]),
         rooms=storage.rooms(said["rooms"]),
         home_room=storage.disk(HOME, said["room.home"], mounts or ()),
-        scratch_room=storage.disk(SCRATCH, said["room.scratch"], mounts or ()),
     )
 
 

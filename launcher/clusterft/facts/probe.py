@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Mapping
 
 HOME = "~"  # as a directory to look at: the login directory of whoever the probe runs as
-SCRATCH = "/var/tmp"  # below it lies the node-local scratch
 FRAME = "--clusterft-{word}-"
 
 # What later steps may use of a node, if it is there.
@@ -96,7 +95,6 @@ _SECTIONS = {
     'while read -r v; do read -r c <"${v%vendor}class" && echo "$c"; done',
     "rooms": "limit 5 df -Pkl",
     "room.home": 'room "$HOME"',
-    "room.scratch": f"room {SCRATCH}",
 }
 
 # Whoever may not speak to the engine is asked about again as root, where sudo wants no password. A user cannot

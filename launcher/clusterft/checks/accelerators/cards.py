@@ -142,8 +142,35 @@ def ecc(seen: Examination) -> Iterator[Finding]:
             )
 
 
+def _older_slot(seen: Examination) -> Iterator[Finding]:
+    """gpu.pcie: a slot of an older generation than its equals' on that node. A card that rests uses less."""
+    kinds: dict[tuple[str, str], list[Gpu]] = defaultdict(list)
+    for node, card in _plain(seen):
+        if card.pcie_gen:
+            kinds[node, card.name].append(card)
+    for (node, _), kind in kinds.items():
+        most = {card.index: (card.pcie_gen or (0, 0))[1] for card in kind}
+        best = max(most.values())
+        for index, generation in most.items():
+            if generation < best:
+                yield Finding(
+                    id="gpu.pcie",
+                    status="warn",
+                    nodes=(node,),
+                    summary=f"card {index} has PCIe {generation} at most, its equals there {best}",
+                    evidence="\n".join(f"card {each}: pcie.link.gen.max {one}" for each, one in most.items()),
+                    cause="its slot is an older one, is set to an older generation, or has a riser in between",
+                    fix=(
+                        f"on {node}: in the machine's setup (BIOS), PCIe of that slot to Auto or Gen{best}",
+                        f"with the power off, move card {index} to another slot, or leave out its riser",
+                    ),
+                    blast_radius="the machine's hardware",
+                )
+
+
 def pcie(seen: Examination) -> Iterator[Finding]:
     """gpu.pcie: a card with fewer lanes than its equals, of those that it could have."""
+    yield from _older_slot(seen)
     kinds: dict[str, list[tuple[str, Gpu]]] = defaultdict(list)
     for node, card in _plain(seen):
         if card.pcie_width:

@@ -135,9 +135,10 @@ _STATES: tuple[Entry, ...] = (
     Entry(
         id="gpu.pcie",
         layer="gpu",
-        title="A card has fewer PCIe lanes than its equals",
+        title="A card has fewer PCIe lanes than its equals, or an older slot",
         symptom="slow copies to one card",
-        how="lanes in use against lanes possible, where an equal card has more; alike on all, it is the board",
+        how="lanes in use against lanes possible, where an equal card has more; and the generation that card and "
+        "slot can do at most, against equal cards of the same node. Alike on all, it is the board",
         mends=("with the power off, seat the card anew, or move it to another slot",),
         found=("facts",),
         source="ml-engineering",
