@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,3 +86,52 @@ def test_the_commands_of_host_keys_work_when_pasted(desk: Desk) -> None:
     assert "--forget-host-key n3" in forget
     done = paste(desk, forget + " --accept-new-host-keys")
     assert done.returncode == 0 and "3 nodes up" in done.stdout, done.stdout + done.stderr
+
+
+def down(desk: Desk, answer: str | None, *words: str) -> tuple[int, str]:
+    """`clusterft down` before a person who types an answer, or before nobody: its code, and all that it said."""
+    if answer is None:
+        done = desk.run("down", *words)
+        return done.returncode, done.stdout + done.stderr
+    screen, terminal = pty.openpty()
+    try:
+        os.write(screen, answer.encode())
+        argv = [sys.executable, "-m", "clusterft", "down", *words]
+        asked = subprocess.run(
+            argv, stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, timeout=60, env=desk.env, cwd=desk.root
+        )
+        said = b""
+        while select.select([screen], [], [], 0.2)[0]:
+            said += os.read(screen, 1 << 16)
+        return asked.returncode, (asked.stdout + said).decode()
+    finally:
+        os.close(terminal)
+        os.close(screen)
+
+
+def test_logs_of_runs_go_only_when_somebody_says_so(desk: Desk) -> None:
+    up = ("up", "--hosts", "rack", "--job", "job.yaml", "--accept-new-host-keys")
+    assert desk.run(*up).returncode == 0
+    kept = "~/.clusterft/rack/nodes/n2/runs"
+    runs = [f"moon-{number}" for number in range(7)]
+    node = desk.lab.node("n2")
+    node.run(["sh", "-c", f"mkdir -p {kept}; cd {kept} && mkdir {' '.join(runs)}"])
+
+    code, said = down(desk, None)
+    assert code == 2 and "logs that nodes keep of 7 runs" in said and "clusterft down --yes" in said
+    code, said = down(desk, "n\n")
+    assert code == 130 and "nothing was taken down" in said
+    assert "7 runs: moon-0, moon-1, moon-2, moon-3, moon-4 and 2 more" in said and "shared dir" in said
+    assert node.run(["sh", "-c", f"ls {kept}"]).stdout.split() == runs
+    assert desk.run("status").returncode == 0  # all is as it was
+    code, said = down(desk, "y\n")
+    assert code == 0 and "the logs of 7 runs with them" in said, said
+    assert node.run(["sh", "-c", "ls -d ~/.clusterft/rack"]).stdout == ""
+
+    assert desk.run(*up).returncode == 0
+    code, said = down(desk, None)  # what `up` makes anew is no loss
+    assert code == 0 and "cluster rack is down" in said
+    assert down(desk, "", "--hosts", "rack")[0] == 0  # where nothing is left, nothing is asked
+    assert desk.run(*up).returncode == 0
+    node.run(["sh", "-c", f"mkdir -p {kept}/moon-1"])
+    assert down(desk, None, "--yes")[0] == 0

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def _verbs() -> dict[str, object]:
 def _complaint(line: str) -> str:
     """Why the command line would not take it, or would take a word of prose for an argument."""
     verb, *words = shlex.split(line)
-    prose = [word for word in words if word.isalpha() and word.islower() and word != "network"]
+    free = [word for before, word in pairwise(["", *words]) if not before.startswith("-")]  # no option's value
+    prose = [word for word in free if word.isalpha() and word.islower()]
     if prose:
         return f"prose: {prose[0]}"
     try:

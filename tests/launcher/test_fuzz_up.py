@@ -162,7 +162,7 @@ def test_no_word_of_a_hostfile_reaches_a_shell(
         assert all(row.passed == ["reach", "check", "keys"] for row in muster.roster.rows.values()), (
             muster.all_findings
         )
-        Teardown(cluster, lambda *_: None, now=True).run()
+        Teardown(cluster, lambda *_: None, Yes(), now=True, yes=True).run()
         assert not list(root.rglob(CANARY)) and not Path(CANARY).exists()
 
 

@@ -1,12 +1,15 @@
 """`down`: containers, image, keys and files of a cluster go from every node; what was there before stays.
 
-Refuses to end a run that is under way unless told to. A node that is not reached keeps what it has, and is named.
+Refuses to end a run that is under way unless told to. Says what goes and asks; where nobody can answer, it takes
+what `up` makes anew, and refuses to take the logs of runs. A node that is not reached keeps what it has, and is
+named.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from clusterft import places, provision
 from clusterft.apply import record, settings
@@ -14,7 +17,7 @@ from clusterft.apply.supplying import image_name
 from clusterft.board import Roster
 from clusterft.checks import Survey, controller
 from clusterft.engine import Engine, NoEngine
-from clusterft.errors import Blocked
+from clusterft.errors import Blocked, Interrupted, UsageError
 from clusterft.events import Progress, Settled
 from clusterft.findings import Finding, Outcome
 from clusterft.fleet import Fleet
@@ -33,17 +36,36 @@ _HOLDER = (
     '[ -s "$lock" ] || exit 0; ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- " -> $lock" && cat "$lock"; exit 0'
 )
 
+# What is to go from a node, if there is anything: a line that says so, then the names of runs.
+_HELD = (
+    'at=$HOME/.clusterft/$1/nodes/$2; [ -d "$at" ] || exit 0; echo held; '
+    'for run in "$at/runs"/*/; do [ ! -d "$run" ] || { run=${run%/}; printf "%s\\n" "${run##*/}"; }; done'
+)
+_NAMED = 5  # runs, before the rest is only counted
+
 Show = Callable[[Progress | Settled, Roster], None]
+
+
+class Consent(Asker, Protocol):
+    """Who decides whether it goes."""
+
+    @property
+    def present(self) -> bool:
+        """Whether somebody can answer."""
+
+    def goes(self, shown: Iterable[str]) -> bool:
+        """Whether what is shown may be taken away."""
 
 
 class Teardown:
     """One `down`."""
 
-    def __init__(self, cluster: Cluster, show: Show, asker: Asker | None = None, *, now: bool) -> None:
+    def __init__(self, cluster: Cluster, show: Show, consent: Consent, *, now: bool, yes: bool = False) -> None:
         self._cluster = cluster.mustered()
         self._show = show
         self._now = now
-        self._asker = asker
+        self._yes = yes
+        self._consent = consent
         self._where = settings.cluster_places(cluster.name)
         self._before = settings.load(self._where) or settings.Settings()
         self._turn = threading.RLock()
@@ -52,13 +74,15 @@ class Teardown:
 
     def run(self) -> tuple[str, ...]:
         """All of it; what changed on the controller."""
-        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._asker) as fleet:
+        with Fleet(self._cluster, self._where.known_hosts, key=self._where.key, asker=self._consent) as fleet:
             missed = tuple(controller.unreached(Survey(self._cluster, {}, tuple(fleet.unreached), {})))
             for name in self.roster.up:
                 why = next((finding for finding in missed if name in finding.nodes), None)
                 self._see(Settled(name, "reach", why or ()))
             self._nothing_trains(fleet)
-            self._containers(fleet)
+            found = self._at_rest(fleet)
+            self._agreed(fleet, found)
+            self._settle("containers", fleet.each(lambda name, _: self._remove(name, found[name])))
             self._image(fleet)
             for name in self.roster.rows.keys() - set(self.roster.up):
                 fleet.leave(name)  # a node that could not be rid of its containers keeps its keys, too
@@ -94,7 +118,38 @@ class Teardown:
         tag = self._before.tag
         return tag if tag and self._before.id and tag.startswith(image_name(self._before.id)) else None
 
-    def _containers(self, fleet: Fleet) -> None:
+    def _agreed(self, fleet: Fleet, found: dict[str, tuple[docker.Found, ...] | Unreachable]) -> None:
+        """Somebody said that all this may go; else nothing does."""
+        if self._yes:
+            return
+
+        def held(name: str, remote: Remote) -> tuple[str, ...]:
+            argv = ("sh", "-c", _HELD, "sh", self._cluster.name, name)
+            return tuple(remote.run(argv, seconds=_SECONDS).out.splitlines())
+
+        told = {name: lines for name, lines in fleet.each(held).items() if isinstance(lines, tuple) and lines}
+        runs = tuple(dict.fromkeys(run for _, *names in told.values() for run in names))
+        boxes = tuple(one.run for listed in found.values() if isinstance(listed, tuple) for one in listed)
+        if not self._consent.present:
+            if runs:
+                what = f"the logs that nodes keep of {_counted(runs)} would go, and nobody can be asked"
+                again = "clusterft down --now --yes" if self._now else "clusterft down --yes"
+                raise UsageError(what, remedy=f"{again}   takes them too")
+        elif (told or boxes) and not self._consent.goes(self._shown(tuple(told), runs, boxes)):
+            raise Interrupted("nothing was taken down")
+
+    def _shown(self, nodes: tuple[str, ...], runs: tuple[str, ...], boxes: tuple[str, ...]) -> Iterator[str]:
+        """What goes, and what does not."""
+        where, image = ", ".join(nodes) or "the nodes", f", image {tag}" if (tag := self._ours()) else ""
+        yield f"From {where} go the keys and files of cluster {self._cluster.name}{image}"
+        if boxes:
+            yield f"  containers of {_counted(boxes)}"
+        if runs:
+            yield f"  logs that they keep of {_counted(runs)}"
+        yield "What the shared dir has of runs stays: their records, checkpoints and copies of logs."
+
+    def _at_rest(self, fleet: Fleet) -> dict[str, tuple[docker.Found, ...] | Unreachable]:
+        """The containers of each node; none of them runs, or it may be ended."""
         found = fleet.each(self._find)
         running = {
             name: one
@@ -108,8 +163,7 @@ class Teardown:
                 name: f"{name}: {one.run}, container {one.name}, {one.state}" for name, one in running.items()
             }
             raise _under_way(shown, (one.run for one in running.values()), now="; --now ends them")
-        removed = fleet.each(lambda name, _: self._remove(name, found[name]))
-        self._settle("containers", removed)
+        return found
 
     def _find(self, name: str, remote: Remote) -> tuple[docker.Found, ...]:
         """Our containers there, running or not; none where there is no engine that we could have used."""
@@ -160,6 +214,13 @@ class Teardown:
         with self._turn:
             self.roster.see(event)
             self._show(event, self.roster)
+
+
+def _counted(runs: Iterable[str]) -> str:
+    """How many, and the first of them by name."""
+    names = sorted(set(runs))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} run{'s' * (len(names) != 1)}: {', '.join(names[:_NAMED])}{more}"
 
 
 def _under_way(shown: dict[str, str], runs: Iterable[str], now: str = "") -> Blocked:

@@ -100,12 +100,13 @@ def down(
     hosts: _LastHosts = None,
     cluster: _Cluster = None,
     now: Annotated[bool, typer.Option("--now", help="End runs that are under way.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; logs that nodes keep go too.")] = False,
     as_json: _Json = False,
 ) -> int:
     """Take back all that up brought."""
     from clusterft.cli import down as verb
 
-    return verb.run(hosts, cluster, now=now, as_json=as_json)
+    return verb.run(hosts, cluster, now=now, yes=yes, as_json=as_json)
 
 
 @_app.command("open", cls=_Verb)

@@ -60,6 +60,10 @@ class Terminal:
         """Whether what doctor would mend may be done."""
         return self._agreed(shown, "Do it?")
 
+    def goes(self, shown: Iterable[str]) -> bool:
+        """Whether what is shown may be taken from the nodes."""
+        return self._agreed(shown, "Take it away?")
+
     def passphrase(self, key: str) -> str | None:
         """For an encrypted key file; None to do without."""
         return self._secret(f"Passphrase for {key} (empty: do without): ")

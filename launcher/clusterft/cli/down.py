@@ -17,13 +17,13 @@ from clusterft.ui import text
 from clusterft.ui.watch import say
 
 
-def run(hosts: Path | None, cluster: str | None, *, now: bool, as_json: bool) -> int:
-    """Take the cluster down; 3 when a node still has something of it."""
+def run(hosts: Path | None, cluster: str | None, *, now: bool, yes: bool, as_json: bool) -> int:
+    """Take the cluster down, once somebody has agreed; 3 when a node still has something of it."""
     meant = settings.find(hosts, cluster)
     with view.watcher(quiet=as_json) as watcher:
         person = Terminal()
         person.pause = watcher.pause
-        teardown = Teardown(meant, watcher.show, person, now=now)
+        teardown = Teardown(meant, watcher.show, person, now=now, yes=yes)
         own = teardown.run()
     if as_json:
         say(sys.stdout, json.dumps(view.changes(meant.name, teardown.roster, own)))
