@@ -6,6 +6,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from clusterft import commands
 from clusterft.errors import UsageError
 
 
@@ -19,5 +20,5 @@ def run(path: Path) -> int:
         raise UsageError("the file exists already", where=str(path), remedy="name another one") from None
     except OSError as error:
         raise UsageError(f"the file cannot be written: {error.strerror}", where=str(path)) from None
-    sys.stdout.write(f"{path} is written; edit it, then: clusterft train {path} --dry-run\n")
+    sys.stdout.write(commands.shown(f"{path} is written; edit it, then: clusterft train {path} --dry-run\n"))
     return 0

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from clusterft import commands
 from clusterft.errors import UsageError
 from clusterft_trainer import migrate
 from clusterft_trainer.errors import ConfigError
@@ -25,7 +26,8 @@ def run(file: Path, out: Path | None, *, as_json: bool) -> int:
         sys.stdout.flush()
         sys.stderr.write(migrate.report(found))
     else:
-        sys.stdout.write(migrate.report(found) + f"\n{out} is written; next: clusterft train {out} --dry-run\n")
+        after = commands.shown(f"{out} is written; next: clusterft train {out} --dry-run")
+        sys.stdout.write(f"{migrate.report(found)}\n{after}\n")
     return 0
 
 

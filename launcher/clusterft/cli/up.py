@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from clusterft import spec
+from clusterft import commands, spec
 from clusterft.apply import settings
 from clusterft.apply.bringup import Bringup, Wants
 from clusterft.board import Muster
@@ -88,9 +88,9 @@ def _print(muster: Muster, wants: Wants, options: Options) -> None:
     for line in view.lines(muster):
         say(sys.stdout, line)
     if muster.complete:
-        # This is the last cluster now: what comes next need not name it.
+        commands.meant(None, None)  # this is the last cluster now: what comes next need not name it
         train = f"clusterft train {options.job or 'job.yaml'}"
-        say(sys.stdout, f"next: clusterft open, or {train}" if muster.tag else f"next: {train}")
+        say(sys.stdout, commands.shown(f"next: clusterft open, or {train}" if muster.tag else f"next: {train}"))
     elif muster.roster.up:
         say(sys.stdout, f"next: mend what is named above, then the same command again; {_kept(muster)}")
 
