@@ -245,6 +245,18 @@ def test_a_healthy_rack_of_three_engines_is_clean_with_a_container_of_the_image(
     assert said["dk.box"] == said["dk.image-drift"] == said["dk.early-mount"] == said["dk.leftover"] == "ok"
 
 
+def test_a_share_whose_mount_spreads_nothing_is_mounted_all_the_same(rack: Rack, lab: FullLab, tag: str) -> None:
+    """As without systemd, where an engine refuses a container that is to follow the node's mounts."""
+    follows = f"type=bind,source={lab.shared},target=/x,bind-propagation=rslave"
+    on(lab, "n2", f"mount --make-private {lab.shared}")
+    try:
+        said = on(lab, "n2", f"docker run --rm --mount {follows} --entrypoint true {tag} 2>&1 || true")
+        clean(rack.doctor())
+    finally:
+        on(lab, "n2", f"mount --make-shared {lab.shared}")
+    assert "not a shared or slave mount" in said, said
+
+
 def test_an_image_that_is_missing_is_brought_by_the_fix(rack: Rack, lab: FullLab, tag: str) -> None:
     on(lab, "n3", f"docker rmi -f {tag}")
     answer = rack.doctor(*QUIET)

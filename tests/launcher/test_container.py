@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import scenes
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterft.errors import ClusterftError
+from clusterft.facts import Mount as Mounted
+from clusterft.facts import probe, storage
 from clusterft.hosts import Node
 from clusterft.plan import container
 from clusterft.plan.container import ContainerPlan, Fittings, Labels, Person
@@ -63,6 +66,39 @@ def test_docker_run_is_told_the_same() -> None:
         *("--gpus", '"device=0,2"'),
     )
     assert plan().words()[-2:] == ("--gpus", "all")
+
+
+ROOT, NFS = Mounted("/dev/sda1", "/", "ext4", "rw"), Mounted("nas:/x", "/mnt/out", "nfs4", "rw")
+
+
+@pytest.mark.parametrize(
+    ("private", "paths", "way"),
+    [
+        ((), ("/mnt/out",), "rslave"),
+        (("/",), ("/mnt/out/here",), "rslave"),
+        (("/mnt/out",), ("/mnt/out/here",), "rprivate"),
+        (("/",), ("/mnt/out", "/data"), "rprivate"),
+    ],
+)
+def test_what_lies_on_a_mount_that_spreads_nothing_is_mounted_so(
+    private: tuple[str, ...], paths: tuple[str, ...], way: str
+) -> None:
+    """Without systemd mounts are private; one that is asked for otherwise ends the container at its start."""
+    node = scenes.facts("a", mounts=(ROOT, NFS), private_mounts=private)
+    assert container.propagation(node, [Mount(path) for path in paths]) == way
+
+
+def test_private_mounts_are_read_of_a_real_kernels_table() -> None:
+    """The probe's own line, in a mount namespace of its own."""
+    look = probe._SECTIONS["mounts"]
+    argv = ["unshare", "-rm", "--propagation", "{}", "sh", "-c", look]
+    for way, told in (("private", True), ("shared", False)):
+        done = subprocess.run([word.format(way) for word in argv[:4]] + argv[4:], capture_output=True, text=True,
+                              timeout=20, check=False)  # fmt: skip
+        if done.returncode and not done.stdout:
+            pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+        assert ("/" in storage.private(done.stdout)) == told
+        assert storage.mounts(done.stdout), "the lines beside them are read as before"
 
 
 def test_mounts_follow_the_nodes_own_unless_the_engine_cannot() -> None:

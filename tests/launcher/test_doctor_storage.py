@@ -37,6 +37,7 @@ from clusterft.facts.mounted import Mounted, over
 from clusterft.facts.network import Address
 from clusterft.facts.share import Share, Sight, Trial, Trouble, sights
 from clusterft.findings import Finding
+from clusterft.plan.container import Fittings
 from clusterft.probing import share
 from clusterft.probing.crew import Crew, Silent, Way
 from clusterft.probing.hands import take
@@ -796,8 +797,8 @@ class Everywhere:
 
 def proved(hands: dict[str, Hands], *, seconds: float = 60.0, busy: bool = False) -> Share:
     """What the proof makes of these hands, given so many seconds."""
-    ways = dict.fromkeys(hands, Way("none"))
-    made = share._Proof(Crew(Everywhere(*hands), ways), Wanted(shared="/mnt/out"), list(hands))  # type: ignore[arg-type]
+    ways, inside = dict.fromkeys(hands, Way("none")), dict.fromkeys(hands, Fittings())
+    made = share._Proof(Crew(Everywhere(*hands), ways), Wanted(shared="/mnt/out"), inside)  # type: ignore[arg-type]
     made._until, made._busy = time.monotonic() + seconds, busy
     for name, hand in hands.items():
         made._hands[name] = hand
@@ -983,7 +984,7 @@ def test_a_shell_leaves_nothing_when_doctor_is_interrupted(tmp_path: Path) -> No
     fleet = Everywhere("a")
     fleet.remotes["a"] = Here()
     with pytest.raises(KeyboardInterrupt), Crew(fleet, {"a": Way("none")}) as crew:  # type: ignore[arg-type]
-        hand = take(crew, Wanted(shared=str(tmp_path)), "a", "w", "n0")
+        hand = take(crew, Wanted(shared=str(tmp_path)), "a", "w", "n0", Fittings())
         assert hand.ask("make", 5)["made"] and hand.ask("write", 5, nonce="one")
         assert (tmp_path / ".clusterft" / "doctor-w" / "n0").read_text() == "one"
         raise KeyboardInterrupt

@@ -132,6 +132,7 @@ class Opening:
     def _plan(self, name: str, facts: NodeFacts, person: Person, env: Mapping[str, str]) -> ContainerPlan:
         rank, node = next((i, one) for i, one in enumerate(self._cluster.active) if one.name == name)
         shared = (Mount(self._known.shared),) if self._known.shared else ()
+        binds = tuple({mount.path: mount for mount in (*self._mounts, *shared)}.values())
         return ContainerPlan(
             name=container.name(node),
             image=str(self._known.tag),
@@ -139,7 +140,8 @@ class Opening:
             labels=Labels(self._cluster.name, self._run, name, rank, facts.uid or 0),
             person=person,
             gpus=container.cards(node, facts),
-            binds=tuple({mount.path: mount for mount in (*self._mounts, *shared)}.values()),
+            binds=binds,
+            propagation=container.propagation(facts, binds),
             devices=container.devices(facts),
             env=dict(env),
         )

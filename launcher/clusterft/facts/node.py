@@ -78,6 +78,7 @@ class NodeFacts:
     tools: frozenset[str] | None = None  # of probe.TOOLS, those found
     rooms: tuple[storage.Room, ...] | None = None  # on the node's own filesystems
     home_room: storage.Disk | None = None
+    private_mounts: tuple[str, ...] = ()  # targets of those that spread nothing into containers
 
     @property
     def zstd(self) -> bool:
@@ -146,6 +147,7 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         tools=_tools(said["tools"]),
         rooms=storage.rooms(said["rooms"]),
         home_room=storage.disk(HOME, said["room.home"], mounts or ()),
+        private_mounts=storage.private(said["mounts"]),
     )
 
 

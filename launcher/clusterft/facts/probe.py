@@ -27,6 +27,11 @@ _KERNEL_FILESYSTEMS = (
 )
 # The engine's own overlays, one for each container, say nothing about the node.
 MOUNTS = f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == "/")\' /proc/mounts'
+# Mounts whose later changes do not spread: neither into the containers of an engine, which then refuses rslave.
+_PRIVATE = (
+    "awk '{ for (i = 7; i < NF && $i != \"-\"; i++) if ($i ~ /^(shared|master):/) next; "
+    f'if ($(i + 1) !~ /^({_KERNEL_FILESYSTEMS})$/) print "private " $5 }}\' /proc/self/mountinfo'
+)
 
 _TOOLS = r"""
 LC_ALL=C; export LC_ALL
@@ -82,7 +87,7 @@ _SECTIONS = {
     "speeds": "grep -s . /sys/class/net/*/speed /dev/null",  # a virtual interface has none and refuses
     "infiniband": "[ -d /sys/class/net ] && echo seen; cd /sys/class/infiniband && "
     "grep -s . */ports/*/state */ports/*/rate */ports/*/link_layer */ports/*/gid_attrs/ndevs/0 /dev/null",
-    "mounts": MOUNTS,
+    "mounts": f"{MOUNTS}; {_PRIVATE}",
     # Only what the managers themselves say, and the kernel's input chains where root may read them.
     "firewall": "grep -s '^ENABLED=' /etc/ufw/ufw.conf; "
     'command -v firewall-cmd >/dev/null && echo "firewalld $(systemctl is-active firewalld)"; '

@@ -121,6 +121,11 @@ def mounts(text: str) -> tuple[Mount, ...] | None:
     return tuple(found) or None
 
 
+def private(text: str) -> tuple[str, ...]:
+    """Where the mounts are that spread nothing, of the same lines."""
+    return tuple(plain(line.partition(" ")[2]) for line in text.splitlines() if line.startswith("private /"))
+
+
 def over(mounts: tuple[Mount, ...], directory: str) -> Mount | None:
     """The mount that a directory lies on: of the longest target, the last one, which lies on top."""
     found = None

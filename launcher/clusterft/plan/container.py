@@ -6,12 +6,13 @@ The container's name is fixed by node and cards: creating it is the lock that ke
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from clusterft.errors import ClusterftError
-from clusterft.facts import NodeFacts
+from clusterft.facts import NodeFacts, storage
 from clusterft.hosts import Node
 from clusterft.spec import Mount
 
@@ -70,6 +71,9 @@ class Person:
 HOME = PurePosixPath("/home/clusterft")
 
 
+Propagation = Literal["rslave", "rprivate"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fittings:
     """What a container gets of its node: one of a run, and the one that doctor opens as if it were of a run."""
@@ -80,7 +84,7 @@ class Fittings:
     shm: int | None = None  # bytes of its own; None: the node's
     # rslave: what the node mounts later (autofs, an NFS that comes back) is seen inside. An engine refuses that at
     # the start where the node's own mounts are private, as without systemd: there it is rprivate.
-    propagation: Literal["rslave", "rprivate"] = "rslave"
+    propagation: Propagation = "rslave"
 
     def host(self) -> dict[str, Any]:
         """Their part of the engine's own create request (API 1.41)."""
@@ -185,6 +189,12 @@ def cards(node: Node, facts: NodeFacts, device: Literal["cpu", "cuda"] = "cuda")
     if not facts.gpus or device == "cpu":
         return ()
     return node.gpus or ("all",)
+
+
+def propagation(facts: NodeFacts, binds: Iterable[Mount]) -> Propagation:
+    """For all of a container's mounts, as one of them that is refused ends it."""
+    over = (storage.over(facts.mounts or (), mount.path) for mount in binds)
+    return "rprivate" if any(one and one.target in facts.private_mounts for one in over) else "rslave"
 
 
 def devices(facts: NodeFacts) -> tuple[str, ...]:

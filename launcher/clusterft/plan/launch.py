@@ -375,6 +375,7 @@ def _container(gang: _Gang, rank: int, part: Part) -> ContainerPlan:
         person=who,
         gpus=container.cards(node, facts, spec.resources.device),
         binds=spec.binds,
+        propagation=container.propagation(facts, spec.binds),
         devices=container.devices(facts),
         env={"HOME": str(container.HOME), "USER": who.name, "LANG": "C.UTF-8"},
         shm=spec.resources.shm,

@@ -46,9 +46,11 @@ class _Request:
 def fittings(node: Node, facts: NodeFacts, wanted: Wanted) -> Fittings:
     """Those of a run; of its mounts the shared dir alone, and that only where it answers."""
     answers = any(disk.directory == wanted.shared for disk in facts.disks)
+    binds = (Mount(wanted.shared),) if wanted.shared and answers else ()
     return Fittings(
         gpus=container.cards(node, facts, wanted.device),
-        binds=(Mount(wanted.shared),) if wanted.shared and answers else (),
+        binds=binds,
+        propagation=container.propagation(facts, binds),
         devices=container.devices(facts),
         shm=wanted.job.resources.shm if wanted.job else None,
     )

@@ -17,7 +17,6 @@ from clusterft.facts import frames, probe
 from clusterft.plan.container import Fittings
 from clusterft.probing.crew import Crew, Silent, Talk
 from clusterft.remote import Remote, Unreachable
-from clusterft.spec import Mount
 
 Body = Mapping[str, Any]
 _START = 11.0  # seconds that an engine may take to make a container
@@ -158,8 +157,8 @@ class ShellHand:
         return f"{{ rm -f -- {files} {files}.new; rmdir -- {place}{also}; }} 2>/dev/null"
 
 
-def take(crew: Crew, wanted: Wanted, node: str, word: str, name: str) -> Hand:
-    """The best that a node has; Silent where it has nothing that answers."""
+def take(crew: Crew, wanted: Wanted, node: str, word: str, name: str, inside: Fittings) -> Hand:
+    """The best that a node has; Silent where it has nothing that answers. `inside`: what a container gets."""
     directory = wanted.shared or ""
     way = crew.ways[node]
     if way.kind == "none":
@@ -169,7 +168,6 @@ def take(crew: Crew, wanted: Wanted, node: str, word: str, name: str) -> Hand:
     # Root does as the run's user would, where runs are contained; a container has been given the user.
     owner = wanted.owner if wanted.contained and way.kind == "python" else None
     words = tuple(str(part) for part in owner) if owner else ()
-    inside = Fittings(binds=(Mount(directory),))
     talk = crew.start(node, "share", (directory, word, name, *words), owner=wanted.owner, fittings=inside)
     return ProgramHand(talk, "image" if way.kind == "image" else "python", _START)
 

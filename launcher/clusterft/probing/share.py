@@ -18,10 +18,13 @@ from clusterft.facts import frames, probe
 from clusterft.facts.health import network, storage
 from clusterft.facts.mounted import over
 from clusterft.facts.share import Share, Trial, Trouble, Untried, number, sights
+from clusterft.plan import container
+from clusterft.plan.container import Fittings
 from clusterft.probing import hands
 from clusterft.probing.crew import Crew, Silent
 from clusterft.probing.hands import Hand
 from clusterft.remote import Remote, Unreachable
+from clusterft.spec import Mount
 
 _ALL = 21.0  # seconds for everything; examining gives up at 25
 _STEP = 5.0
@@ -41,8 +44,13 @@ _BESIDE = Untried("not measured beside a run", meant=True)
 
 def prove(crew: Crew, survey: Survey, wanted: Wanted) -> Share:
     """All of it."""
-    names = [node.name for node in survey.cluster.active if node.name in survey.facts]
-    proof = _Proof(crew, wanted, names)
+    binds = (Mount(wanted.shared or ""),)
+    inside = {
+        node.name: Fittings(binds=binds, propagation=container.propagation(survey.facts[node.name], binds))
+        for node in survey.cluster.active
+        if node.name in survey.facts
+    }
+    proof = _Proof(crew, wanted, inside)
     proof.reach()
     try:
         proof.try_all()
@@ -52,11 +60,12 @@ def prove(crew: Crew, survey: Survey, wanted: Wanted) -> Share:
 
 
 class _Proof:
-    def __init__(self, crew: Crew, wanted: Wanted, names: list[str]) -> None:
+    def __init__(self, crew: Crew, wanted: Wanted, inside: Mapping[str, Fittings]) -> None:
         self._crew = crew
+        self._inside = inside
         self._wanted = wanted
         self._directory = wanted.shared or ""
-        self._names = names
+        self._names = names = list(inside)
         self._word = secrets.token_hex(4)
         self._until = time.monotonic() + _ALL
         self._files = {name: f"n{index}" for index, name in enumerate(names)}
@@ -265,7 +274,7 @@ class _Proof:
             self._in.append(name)
 
     def _take(self, name: str) -> Hand:
-        return hands.take(self._crew, self._wanted, name, self._word, self._files[name])
+        return hands.take(self._crew, self._wanted, name, self._word, self._files[name], self._inside[name])
 
     def _greet(self, name: str, hand: Hand) -> None:
         uid, gid = number(hand.hello.get("uid")), number(hand.hello.get("gid"))
