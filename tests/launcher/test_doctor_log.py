@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import scenes
 import spoken
 
 from clusterft.apply import collecting
+from clusterft.apply.collecting import Collected
+from clusterft.board.verdict import Verdict
+from clusterft.cli.diagnose import settled
 from clusterft.diagnosis import cause
 from clusterft.diagnosis.diagnosis import Diagnosis
 from clusterft.diagnosis.heard import Source
@@ -20,7 +24,7 @@ from clusterft.diagnosis.hearing import Hearing
 from clusterft.errors import UsageError
 from clusterft.events import Event, Said
 from clusterft.ui import diagnosis as view
-from clusterft_trainer import stream
+from clusterft_trainer import progress, stream
 
 BUNDLES = scenes.ROOT / "tests" / "bundles"
 NAMES = sorted(path.parent.name for path in BUNDLES.glob("*/note.json"))
@@ -229,6 +233,36 @@ def test_a_share_that_answers_again_is_a_note_and_no_cause(tmp_path: Path) -> No
 def test_logs_without_a_failure_are_said_to_have_none(tmp_path: Path) -> None:
     found = written(tmp_path, n1="step 1 loss 0.5\nstep 2 loss 0.4\n")
     assert (found.verdict, found.id, found.lines) == ("nothing", "", 2)
+
+
+MESH = (
+    "RuntimeError: Gloo connectFullMesh failed with [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:152] "
+    "timed out connecting: SO_ERROR: Connection timed out, remote=[198.18.93.12]:61312$2"
+)
+
+
+def test_ranks_that_cannot_connect_to_each_other_are_a_matter_of_the_network(tmp_path: Path) -> None:
+    """A firewall that counts connections; it was told as a bug of the trainer, to be reported."""
+    late = error(1, "10:00:04", LOST)
+    found = written(tmp_path, n1=error(0, "10:00:00", LOST), n2=late, n3=error(2, "10:00:00", MESH))
+    assert (found.id, found.rank) == ("net.high-ports", 2) and "198.18.93.12" in found.cause
+    assert any("iptables -S" in step for step in found.fix)
+    failed = spoken.told(progress.Failed("bug", MESH, "please report it", 60.0), "right", 1)
+    lines = ("Traceback (most recent call last):", '  File "/d/t.py", line 9, in g', MESH)
+    logged = [spoken.log("right", 1, line, at=60.0) for line in lines]
+    end = [*spoken.over(0, "failed", 1, 62.0), *spoken.ended("failed", 1, 63.0)]
+    run = diagnosis(of_a_run(tmp_path / "run", *spoken.begun(0), failed, *logged, *end))
+    assert (run.verdict, run.id, run.node, run.rank) == ("failed", "net.high-ports", "right", 1)
+
+
+def test_a_run_that_failed_and_was_stopped_then_is_told_by_its_logs(tmp_path: Path) -> None:
+    lines = ("Traceback (most recent call last):", '  File "/d/t.py", line 9, in g', "KeyError: 'x'")
+    logged = [spoken.log("right", 1, line, at=60.0) for line in lines]
+    found = diagnosis(of_a_run(tmp_path, *spoken.begun(0), *logged, spoken.died("right", 1, 1, 61.0)))
+    verdict = Verdict("failed", "words", "bug", "left", 0)
+    heard = collecting.files((tmp_path,)).heard
+    said = settled(replace(found, verdict="stopped"), Collected(heard, "moon", "stopped", verdict))
+    assert (said.verdict, said.id, said.node, said.rank) == ("failed", "exception", "right", 1)
 
 
 # -- a run of several attempts ------------------------------------------------------------------------

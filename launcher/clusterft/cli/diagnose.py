@@ -57,7 +57,8 @@ def settled(answer: Diagnosis, collected: Collected) -> Diagnosis:
     verdict = collected.verdict
     if verdict is None or verdict.end != "failed":
         return answer
-    return answer if answer.id and answer.verdict == "failed" else _by_the_gang(answer, verdict)
+    # Of a run that somebody has stopped once it had failed, its logs tell more than its end.
+    return replace(answer, verdict="failed") if answer.id else _by_the_gang(answer, verdict)
 
 
 def _by_the_gang(answer: Diagnosis, verdict: Verdict) -> Diagnosis:

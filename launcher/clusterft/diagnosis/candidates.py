@@ -135,8 +135,8 @@ def _told(heard: Heard) -> Iterator[Candidate]:
 
 
 def _of_a_peer(text: str) -> bool:
-    """Whether an error that nobody foresaw speaks of another rank's end."""
-    return any(match.signature.weight == "secondary" for match in find(text, known.ALL))
+    """Whether an error that nobody foresaw speaks of another rank's end, or of the way to it."""
+    return any(match.signature.weight in ("secondary", "contact") for match in find(text, known.ALL))
 
 
 def _remedies(one: Told) -> tuple[str, ...]:

@@ -57,6 +57,16 @@ SIGNATURES: tuple[Signature, ...] = (
         weight="contact",
     ),
     known(
+        0,
+        "net.high-ports",
+        r"Gloo connectFullMesh failed.*SO_ERROR: (Connection timed out|No route to host)"
+        r".*remote=\[(?P<address>(?!127\.0\.0\.1)[^\]]+)\]",
+        "connections to {address} do not come about: a firewall lets only some ports through, or counts them",
+        _OPEN,
+        "on the node with {address}: sudo iptables -S | grep -E 'limit|recent'   tells whether they are counted",
+        weight="contact",
+    ),
+    known(
         7,
         "net.high-ports",
         r"exceeded error retry count",
