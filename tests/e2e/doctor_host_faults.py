@@ -78,7 +78,7 @@ def _sshd(lines: str) -> Act:
         assert isinstance(lab, LightLab)
         node = lab.node("n2")
         path = node.state / "sshd_config"
-        kept = [line for line in path.read_text().splitlines() if not line.startswith("MaxSessions")]
+        kept = [line for line in path.read_text().splitlines() if not line.startswith(("MaxSessions", "KexAlgorithms"))]
         path.write_text("\n".join([lines, *kept]) + "\n")
         first = node._first()
         assert first is not None
@@ -310,6 +310,14 @@ SSH: tuple[Fault, ...] = (
         ("sudo tee /sys/fs/cgroup", "TasksMax=infinity"),
         evidence=("may have 100 processes", "clusterft-lab-confined"),
         options=(),
+    ),
+    Fault(
+        "sshd that knows the newest key exchange alone",
+        "ssh.handshake",
+        _sshd("KexAlgorithms sntrup761x25519-sha512@openssh.com"),
+        _sshd("MaxSessions 10"),
+        ("sshd -T | grep -i '^KexAlgorithms'", "add ,curve25519-sha256"),
+        evidence=("no acceptable kex algorithm",),
     ),
     Fault(
         "half a processor for logins",

@@ -50,6 +50,13 @@ def test_a_library_that_is_cut_short_is_named_with_the_version_to_install_again(
     assert found.fix[0] == f"on b: {PYTHON} -m pip install --force-reinstall --no-deps torch==2.13.0"
 
 
+def test_a_disk_from_which_nothing_may_run_is_no_broken_install() -> None:
+    words = "ImportError: libtorch_cpu.so: failed to map segment from shared object"
+    (found,) = imported(b=replace(WELL, error=words, noexec="/data/venv/torch"))
+    assert "mounted noexec" in found.summary and "remount,exec" in found.fix[0] and words in found.evidence
+    assert imported(b=replace(WELL, noexec="/data/venv/torch")) == [], "what is loaded was allowed"
+
+
 def test_of_a_long_error_the_last_line_counts_and_all_is_evidence() -> None:
     (found,) = imported(b=replace(WELL, error="ImportError: first\n  more\nlast words"))
     assert found.summary.endswith(": last words") and "first\n  more" in found.evidence

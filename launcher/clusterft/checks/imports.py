@@ -29,6 +29,8 @@ def found(nodes: Sequence[str], said: Mapping[str, Imports]) -> Iterator[Finding
         elif one.absent:
             names = ", ".join(one.absent)
             yield _fail(node, f"the job's Python has no {names}", _told(one), _install(node, one))
+        elif one.error and one.noexec:
+            yield _sealed(node, one)
         elif one.error:
             summary = f"the job's Python cannot import torch: {_last(one.error)}"
             yield _fail(node, summary, f"{_told(one)}\n{one.error}", _again(node, one))
@@ -72,6 +74,25 @@ def _fail(node: str, summary: str, evidence: str, fix: tuple[str, ...]) -> Findi
 def _told(one: Imports) -> str:
     return f"{one.command}: Python {one.python}; " + ", ".join(
         f"{name} {version}" for name, version in one.versions
+    )
+
+
+def _sealed(node: str, one: Imports) -> Finding:
+    """A library is a program to the kernel: from such a mount none is loaded."""
+    at = quote(one.noexec)
+    return Finding(
+        id=_ID,
+        status="fail",
+        nodes=(node,),
+        summary=f"the job's Python cannot import torch: {one.noexec} is mounted noexec",
+        evidence=f"{_told(one)}\n{one.error}",
+        cause="no library may be loaded from a mount with that option",
+        fix=(
+            f"on {node}: sudo mount -o remount,exec $(findmnt -no TARGET -T {at})",
+            f"on {node}: grep -n noexec /etc/fstab   and take it out of that line, for the next boot",
+        ),
+        needs_root=True,
+        blast_radius="that mount",
     )
 
 

@@ -28,6 +28,12 @@ for name in names:
     except metadata.PackageNotFoundError:
         pass
 error = ""
+noexec = ""
+if "torch" not in absent:
+    import os
+    where = os.path.dirname(util.find_spec("torch").origin or "")
+    if where and os.statvfs(where).f_flag & os.ST_NOEXEC:
+        noexec = where
 if load and "torch" not in absent:
     try:
         import torch
@@ -35,7 +41,8 @@ if load and "torch" not in absent:
     except BaseException as found:
         error = type(found).__name__ + ": " + str(found).strip()
 python = ".".join(map(str, sys.version_info[:3]))
-print(json.dumps({"python": python, "absent": absent, "versions": versions, "error": error}), flush=True)
+said = {"python": python, "absent": absent, "versions": versions, "error": error, "noexec": noexec}
+print(json.dumps(said), flush=True)
 import os
 os._exit(0)
 """
@@ -51,6 +58,7 @@ class Imports:
     versions: tuple[tuple[str, str], ...] = ()
     error: str = ""  # why torch cannot be imported, or why Python itself does not run
     late: bool = False  # it was not done in time
+    noexec: str = ""  # where torch lies, if no program may be run from that mount
 
 
 def argv(python: str, names: Sequence[str], env: Mapping[str, str], *, load: bool = True) -> tuple[str, ...]:
@@ -70,7 +78,8 @@ def parse(command: str, code: int, out: str, err: str) -> Imports:
                 continue
             versions = tuple(sorted((str(k), str(v)) for k, v in body["versions"].items()))
             absent = tuple(str(name) for name in body["absent"])
-            return Imports(command, str(body["python"]), absent, versions, str(body["error"]))
+            error, noexec = str(body["error"]), str(body.get("noexec", ""))
+            return Imports(command, str(body["python"]), absent, versions, error, noexec=noexec)
     last = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), "")
     if code in _TIMED_OUT:
         return Imports(command, error=last, late=True)

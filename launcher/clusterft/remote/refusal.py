@@ -13,6 +13,7 @@ from paramiko.ssh_exception import (
     AuthenticationException,
     BadHostKeyException,
     ChannelException,
+    IncompatiblePeer,
 )
 
 from clusterft.hosts import Node
@@ -27,6 +28,14 @@ _STARTUPS = (
     "try again; if it stays, on the node: MaxStartups 100:30:200 in /etc/ssh/sshd_config, then: "
     "sudo systemctl reload ssh"
 )
+# What of paramiko's sentence -> sshd's setting, and what every ssh knows.
+_ALGORITHMS = {
+    "kex": ("KexAlgorithms", "curve25519-sha256"),
+    "host key": ("HostKeyAlgorithms", "ssh-ed25519"),
+    "ciphers": ("Ciphers", "aes256-ctr"),
+    "macs": ("MACs", "hmac-sha2-256"),
+    "": ("KexAlgorithms", "curve25519-sha256"),
+}
 _AT_ONCE = 1.0  # seconds: a machine that is off costs some 3 s of asking for its card, a firewall answers at once
 
 
@@ -72,12 +81,8 @@ class Hop:
 def of(hop: Hop, error: Exception, took: float | None = None) -> Unreachable:
     """Why the hop could not be taken; `took` is the time to failure in seconds."""
     connection, login = hop.connection, f"{hop.connection.user}@{hop.connection.host}"
-    if isinstance(error, BadHostKeyException):
-        return hostkeys.changed(connection, error, hop.source, way.label(connection, hop.node))
-    if isinstance(error, hostkeys.UnknownHostKey):
-        return Strange(str(error), hostkeys.Stranger(error.name, error.key, hop.bastion, (hop.node.name,)))
-    if isinstance(error, hostkeys.RevokedHostKey):
-        return Unreachable("ssh.hostkey-revoked", str(error), fix=("give the host a new key, then: clusterft up",))
+    if presented := _by_its_key(hop, error):
+        return presented
     if isinstance(error, socket.gaierror):
         remedy = f"correct the name, or give addr= in the hostfile (line {hop.node.line})"
         return Unreachable("ssh.dns", f"{connection.host}: {error.strerror}", fix=(remedy,))
@@ -93,7 +98,26 @@ def of(hop: Hop, error: Exception, took: float | None = None) -> Unreachable:
         fix = (f"on the bastion: ssh -p {connection.port} {login}; AllowTcpForwarding yes in its sshd_config",)
         words = f"the bastion opens no way to {connection.host}:{connection.port}: {error.text}"
         return Unreachable("ssh.jump", words, fix=fix)
+    if _greeted(connection) and not isinstance(error, (OSError, EOFError)):
+        return _handshake(connection, login, error)
     return from_errno(f"{login}:{connection.port}", error, took)
+
+
+def _by_its_key(hop: Hop, error: Exception) -> Unreachable | None:
+    """What its host key says against it."""
+    if isinstance(error, BadHostKeyException):
+        return hostkeys.changed(hop.connection, error, hop.source, way.label(hop.connection, hop.node))
+    if isinstance(error, hostkeys.UnknownHostKey):
+        return Strange(str(error), hostkeys.Stranger(error.name, error.key, hop.bastion, (hop.node.name,)))
+    if isinstance(error, hostkeys.RevokedHostKey):
+        return Unreachable("ssh.hostkey-revoked", str(error), fix=("give the host a new key, then: clusterft up",))
+    return None
+
+
+def _greeted(connection: fabric.Connection) -> bool:
+    """Whether its sshd has said hello: then no firewall is in the way."""
+    transport = connection.client.get_transport()
+    return transport is not None and bool(transport.remote_version)
 
 
 def _silent(error: Exception) -> bool:
@@ -116,6 +140,20 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
         fix = ("look at its console: it hangs, sleeps or has no time for anything; restart it if nothing helps",)
         return Unreachable("ssh.timeout", words, fix=fix)
     return from_errno(f"{login}:{connection.port}", TimeoutError())
+
+
+def _handshake(connection: fabric.Connection, login: str, error: Exception) -> Unreachable:
+    """Most often paramiko and the node's sshd have no algorithm in common; OpenSSH may still get in."""
+    words = f"{login}:{connection.port}: {error or type(error).__name__}"
+    fix: tuple[str, ...] = (f"ssh -v -p {connection.port} {login}   shows where it ends",)
+    if isinstance(error, IncompatiblePeer):
+        setting, usual = next(known for sign, known in _ALGORITHMS.items() if sign in words)
+        fix = (
+            f"on the node: sudo sshd -T | grep -i '^{setting}'   tells which it takes",
+            f"on the node: in the line {setting} of /etc/ssh/sshd_config or sshd_config.d: add ,{usual}   "
+            "then: sudo systemctl reload ssh",
+        )
+    return Unreachable("ssh.handshake", words, fix=fix)
 
 
 def _asked_for_keys(connection: fabric.Connection) -> bool:

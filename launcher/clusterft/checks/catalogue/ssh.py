@@ -171,6 +171,21 @@ ENTRIES: tuple[Entry, ...] = (
         source="openvpn-install#527",
     ),
     Entry(
+        id="ssh.handshake",
+        layer="ssh",
+        title="The handshake with the node's sshd ends in an error",
+        symptom="`Incompatible ssh peer (no acceptable kex algorithm)`, while ssh itself gets in",
+        how="it said hello, and what came then was neither silence nor a refused login: most often no algorithm "
+        "in common for key exchange, cipher, MAC or host key",
+        cause="sshd was hardened to the newest algorithms alone, or is very old",
+        mends=(
+            "one more in that line of sshd_config: curve25519-sha256, aes256-ctr, hmac-sha2-256, ssh-ed25519",
+            "ssh -v USER@NODE   shows where it ends",
+        ),
+        found=("facts", "up"),
+        source="paramiko transport.py; lab",
+    ),
+    Entry(
         id="ssh.noisy-shell",
         layer="ssh",
         title="The shell of the node prints before every command",

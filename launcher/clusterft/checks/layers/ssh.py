@@ -27,6 +27,7 @@ _TOUCHES = {
     "ssh.auth": ("who may log in to the node", False),
     "ssh.maxstartups": ("sshd of the node", True),
     "ssh.maxsessions": ("sshd of the node", True),
+    "ssh.handshake": ("sshd of the node", True),
     "ssh.kex-hang": ("the MTU of a network card", True),
     "ssh.noisy-shell": ("the startup files of the shell on the node", False),
 }
