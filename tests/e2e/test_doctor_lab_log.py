@@ -40,6 +40,7 @@ class Desk:
         pins.parent.mkdir(parents=True, mode=0o700)
         shutil.copy(lab.known_hosts, pins)
         self.shared = Path(lab.shared, root.name)
+        self.shared.mkdir()
         (root / "code").mkdir()
         shutil.copy(LOOP, root / "code" / "train.py")
 
