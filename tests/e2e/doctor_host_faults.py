@@ -78,7 +78,8 @@ def _sshd(lines: str) -> Act:
         assert isinstance(lab, LightLab)
         node = lab.node("n2")
         path = node.state / "sshd_config"
-        kept = [line for line in path.read_text().splitlines() if not line.startswith(("MaxSessions", "KexAlgorithms"))]
+        ours = ("MaxSessions", "KexAlgorithms")
+        kept = [line for line in path.read_text().splitlines() if not line.startswith(ours)]
         path.write_text("\n".join([lines, *kept]) + "\n")
         first = node._first()
         assert first is not None

@@ -244,6 +244,23 @@ def test_lost_packets_are_told_from_a_slow_link(lab: LightLab, desk: Desk) -> No
     clean(desk.doctor(*ONLY))
 
 
+def test_a_dead_leg_of_a_bond_is_no_firewall(lab: LightLab, desk: Desk) -> None:
+    """Half of the flows from n1 and n2 to n3 are lost: one bit of their ports, as a bond's layer3+4 hash takes it."""
+    half = ("-m", "u32", "--u32", "0>>22&0x3C@0&0x00020002=0x2,0x20000", "-j", "DROP")
+    peers = [lab.node(name).address for name in ("n1", "n2")]
+    for peer in peers:
+        wall(lab, "n3", "-t", "raw", "-I", "PREROUTING", "-s", peer, "-p", "tcp", *half)
+    try:
+        answer = desk.doctor(*ONLY)
+    finally:
+        for peer in peers:
+            wall(lab, "n3", "-t", "raw", "-D", "PREROUTING", "-s", peer, "-p", "tcp", *half)
+    one = finding(answer, "net.loss", "n3")
+    assert one["status"] == "fail" and "/proc/net/bonding" in one["fix"][0]
+    assert "of 8 connections at once came about" in one["evidence"]
+    clean(desk.doctor(*ONLY))
+
+
 def test_an_impostor_with_a_nodes_address_is_found_by_its_card(lab: LightLab, desk: Desk) -> None:
     """A machine that is none of the nodes: one node's neighbour table leads to it."""
     stolen = lab.node("n2").address

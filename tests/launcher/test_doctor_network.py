@@ -498,6 +498,19 @@ def test_where_nobody_listens_a_refusal_is_an_answer() -> None:
     assert one_of(seen(silent), "net.high-ports").nodes == ("b",)
 
 
+def test_connections_of_which_some_never_come_about_are_no_firewalls() -> None:
+    """One leg of c's bond is dead: half of the flows with it, whoever begins."""
+    some = [
+        replace(one, some=(4, 8) if "c" in (one.source, one.target) else None)
+        for one in dials(("a", "c", "timed out", 3.0), ("c", "b", "timed out", 3.0))
+    ]
+    found = judged(seen(tuple(some)))
+    assert [(one.id, one.status, one.nodes) for one in found] == [("net.loss", "fail", ("c",))]
+    assert "4 of 8 connections at once" in found[0].evidence and "bonding" in found[0].fix[0]
+    none = [replace(one, some=(0, 8)) for one in dials(("a", "c", "timed out", 3.0))]
+    assert {one.id for one in judged(seen(tuple(none)))} == {"net.high-ports"}
+
+
 def test_what_a_program_tells_is_taken_with_care() -> None:
     assert matrix.dial(
         "a", "high", {"to": "b", "error": "No route to host", "seconds": "x", "mss": -4, "lost": 3}

@@ -23,11 +23,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Python 3.8 cannot evaluate it
+    from collections.abc import Callable
+
     Body = dict[str, Any]
 _SMALL, _LARGE = 1 << 10, 1 << 16
 _ECHO = 2.0  # seconds for an echo; a lost segment is sent again within that
 _LIFE = 20.0  # seconds of any conversation
 _GUESTS = threading.BoundedSemaphore(200)  # conversations at one time
+_MANY = 8  # more connections to a port that could not be reached
 _NARROW = (1500, 1450, 1400, 1280)  # MTUs that are tried where large packets are lost
 _COMPLAIN = threading.excepthook
 _HEADERS = {socket.AF_INET: 40, socket.AF_INET6: 60}  # bytes of IP and TCP in each packet
@@ -135,8 +138,8 @@ def dial(asked: Body) -> Body:
     """Each peer's ports, all at once; the answers are in the order in which they were asked for."""
     tries = [{"to": peer["to"], "address": peer["address"], "port": port} for peer in asked["peers"]
              for port in peer["ports"]]  # fmt: skip
-    seconds, narrow = float(asked["seconds"]), bool(asked.get("narrow"))
-    threads = [threading.Thread(target=_try, args=(one, seconds, narrow), daemon=True) for one in tries]
+    seconds, again = float(asked["seconds"]), bool(asked.get("narrow"))
+    threads = [threading.Thread(target=_try, args=(one, seconds, again), daemon=True) for one in tries]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -144,19 +147,47 @@ def dial(asked: Body) -> Body:
     return {"dials": [dict(one) for one in tries], "macs": _macs()}
 
 
-def _try(one: Body, seconds: float, narrow: bool) -> None:
+def _try(one: Body, seconds: float, again: bool) -> None:
+    others = _others(one, seconds) if again else None
     began = time.monotonic()
     try:
         guest = _connected(one, seconds)
     except OSError as error:
         one["error"] = _words(error)
         one["seconds"] = time.monotonic() - began
+        one["some"] = others() if others else None
         return
     one["seconds"] = time.monotonic() - began
     with guest:
         _talk(one, guest)
-    if narrow and one.get("lost"):
+    if others:
+        one["some"] = others()
+    if again and one.get("lost"):
         one["passes"] = _passes(one, seconds)
+
+
+def _others(one: Body, seconds: float) -> Callable[[], list[int]]:
+    """The same from other ports of ours: which of several links a connection takes hangs on its ports."""
+    came: list[int] = []
+    place = {"address": one["address"], "port": one["port"]}
+
+    def once() -> None:
+        try:
+            _connected(place, seconds).close()
+        except OSError:
+            return
+        came.append(1)
+
+    threads = [threading.Thread(target=once, daemon=True) for _ in range(_MANY)]
+    for thread in threads:
+        thread.start()
+
+    def told() -> list[int]:
+        for thread in threads:
+            thread.join(seconds + 1.0)
+        return [len(came), _MANY]
+
+    return told
 
 
 def _connected(one: Body, seconds: float, mss: int = 0) -> socket.socket:

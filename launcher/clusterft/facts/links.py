@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["rendezvous", "high"]
+_FEWER = 0.9  # of connections, which a network that is well makes all
 SPAN = (
     64  # ports: for the rendezvous of one attempt after the other; as many again for the supervisors' own meeting
 )
@@ -39,17 +40,25 @@ class Dial:
     lost: tuple[str, str, str] | None = None  # small or large, why, and on which way: there, back or empty
     passes: int | None = None  # the largest MTU of those tried with which 64 KB came through; 0: none of them
     mss: int | None = None
+    some: tuple[int, int] | None = None  # of more connections that were made at once: how many came about
+
+    @property
+    def partly(self) -> bool:
+        """Whether some connections come about and others do not, whatever became of the first."""
+        return self.some is not None and 0 < self.some[0] <= _FEWER * self.some[1]
 
     @property
     def reached(self) -> bool:
         """Whether packets and answers pass; where nobody listens, a refusal is one."""
-        return not self.error or (not self.listened and self.error == "connection refused")
+        return self.partly or not self.error or (not self.listened and self.error == "connection refused")
 
     @property
     def told(self) -> str:
         """In words, as evidence."""
         after = "at once" if self.seconds < 0.1 else f"after {self.seconds:.1f} s"
         way = f"{self.source} → {self.target} {self.address} port {self.port}"
+        if self.partly and self.some:
+            return f"{way}: {self.some[0]} of {self.some[1]} connections at once came about"
         return f"{way}: {self.error} {after}" if self.error else f"{way}: open"
 
 
@@ -108,6 +117,7 @@ def dial(source: str, kind: Kind, said: Mapping[str, Any], *, listened: bool = T
         lost=(str(lost[0]), plain(str(lost[1])), str(lost[2])) if lost and whole else None,
         passes=_whole(said.get("passes")),
         mss=_whole(said.get("mss")),
+        some=_pair(said.get("some")),
     )
 
 
@@ -133,6 +143,11 @@ def joined(one: Flow, other: Flow) -> Flow:
 def plain(words: str) -> str:
     """An error in the kernel's words, whoever passes them on."""
     return _WORDS.get(words.strip().lower(), words.strip()[:200])
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    whole = [_whole(one) for one in value] if isinstance(value, list) else []
+    return (whole[0], whole[1]) if len(whole) == 2 and whole[0] is not None and whole[1] is not None else None
 
 
 def _whole(value: object) -> int | None:

@@ -102,8 +102,10 @@ ENTRIES: tuple[Entry, ...] = (
         title="Packets are lost",
         symptom="all-reduce several times slower than the link, now and then",
         how="up to 400 small messages between two nodes, one at a time, and how many had to be sent again; "
-        "above 16 nodes, with the two beside each. From 0.2 % on it is told, which is our own threshold",
-        cause="a cable, a plug, an optic, a switch port; radio",
+        "above 16 nodes, with the two beside each. From 0.2 % on it is told, which is our own threshold. Where a "
+        "connection does not come about, eight more are made at once: some that do, and others that never do, "
+        "are a dead link among several",
+        cause="a cable, a plug, an optic, a switch port; radio; one leg of a bond",
         mends=(
             "replace the cable, or use another switch port",
             "ip -s link show dev IF   tells whose errors grow",

@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("net.master-port",), reach.master_port, reads=("facts", "links"), after=(*_AWAY, "net.high-ports")),
     Check(("net.loopback",), itself.loopback, reads=("facts", "links")),
     Check(("net.mtu",), paths.mtu, reads=("facts", "links"), after=_AWAY),
+    Check(("net.loss",), paths.some_lost, reads=("facts", "links"), after=_AWAY),
     Check(("net.loss",), paths.loss, reads=("facts", "links"), after=_AWAY),
     Check(("net.linkspeed",), paths.linkspeed, reads=("facts", "health")),
     Check(("net.linkspeed",), paths.linkspeed_measured, reads=("facts", "links"), after=(*_AWAY, "net.mtu")),

@@ -53,6 +53,39 @@ def mtu(seen: Examination) -> Iterator[Finding]:
     )
 
 
+def some_lost(seen: Examination) -> Iterator[Finding]:
+    """net.loss: of connections made at once, some never come about, each time that they are tried."""
+    partly = [one for one in (seen.links.dials if seen.links else ()) if one.partly]
+    if not partly:
+        return
+    pairs = {frozenset((one.source, one.target)) for one in partly}
+    counts = {name: sum(name in pair for pair in pairs) for name in seen.nodes}
+    most = max(counts.values())
+    nodes = tuple(name for name in seen.nodes if counts[name] == most) if most > 1 else ()
+    nodes = nodes or tuple(name for name in seen.nodes if counts[name])
+    cards = {name: _card(seen, name)[0] for name in nodes}
+    yield Finding(
+        id="net.loss",
+        status="fail",
+        nodes=nodes,
+        summary=f"some connections with {names(nodes)} come about, and others to the same port never do",
+        evidence="\n".join(one.told for one in partly[:_SHOWN]),
+        cause="which way a connection takes hangs on its ports: one link of a bond, or one of several ways to the "
+        "same place, loses everything; or connections are limited in number",
+        fix=tuple(
+            step
+            for name, card in cards.items()
+            for step in (
+                f"on {name}: grep -E 'Slave|MII Status|Failure' /proc/net/bonding/*; ip -s link show {card}   "
+                "a leg without traffic is the dead one: pull its cable, or sudo ip link set LEG down",
+                f"on {name}: sudo iptables -S | grep -E 'connlimit|limit|recent|statistic'   tells a limit",
+            )
+        ),
+        needs_root=True,
+        blast_radius="the node's link",
+    )
+
+
 def loss(seen: Examination) -> Iterator[Finding]:
     """net.loss: packets that had to be sent again although no queue was full."""
     flows = [one for one in untried.flows(seen) if one.again is not None and one.packets]
