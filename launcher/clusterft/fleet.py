@@ -268,6 +268,10 @@ class Fleet:
         return _at_once(work, nodes, tuple(widths))
 
 
+# What every shell says of the first command that wants it.
+_NULL = re.compile(r"[^\n]*/dev/null: (?:Permission denied|Read-only file system|No such file or directory)")
+
+
 def _unreached(name: str, why: Unreachable) -> Unreached:
     return Unreached(name, why.id, why.what, why.fix, why.cause)
 
@@ -280,6 +284,12 @@ def _unread(why: str, done: Completed, word: str, login: account.Login) -> Unrea
     if other:
         step = f"user={other[1]} on the node's line of the hostfile"
         return Unreachable("ssh.auth", f"this user's key is let in for a message alone: {said}", fix=(step,))
+    if null := _NULL.search(err):
+        step = "on the node: sudo rm -f /dev/null && sudo mknod -m 666 /dev/null c 1 3   (or reboot it)"
+        cause = (
+            "a program of root's has replaced /dev/null, as `-o /dev/null` or a mv does: it is no device any more"
+        )
+        return Unreachable("ssh.devnull", f"nothing can be thrown away there: {null[0]}", fix=(step,), cause=cause)
     if limit := confines.stopped(err):
         step = "on the node, as root: its pids.max and memory.max above the login, and ulimit -u -v of this user"
         cause = "pids.max or memory.max of a slice, or nproc or as in /etc/security/limits.d"

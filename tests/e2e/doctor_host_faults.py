@@ -90,6 +90,9 @@ def _sshd(lines: str) -> Act:
     return act
 
 
+_IDLE = "sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established"
+
+
 def _group(kind: str) -> Path:
     """A cgroup of this machine's own, whichever version it has."""
     first = Path("/sys/fs/cgroup") / kind
@@ -319,6 +322,15 @@ SSH: tuple[Fault, ...] = (
         _sshd("MaxSessions 10"),
         ("sshd -T | grep -i '^KexAlgorithms'", "add ,curve25519-sha256"),
         evidence=("no acceptable kex algorithm",),
+    ),
+    Fault(
+        "idle connections that are forgotten",
+        "os.conntrack",
+        shell("n2", f"{_IDLE}=120"),
+        shell("n2", f"{_IDLE}=432000"),
+        ("nf_conntrack_tcp_timeout_established=432000",),
+        evidence=("idle for 120 s",),
+        status="warn",
     ),
     Fault(
         "half a processor for logins",

@@ -245,7 +245,7 @@ def test_lost_packets_are_told_from_a_slow_link(lab: LightLab, desk: Desk) -> No
 
 
 def test_a_dead_leg_of_a_bond_is_no_firewall(lab: LightLab, desk: Desk) -> None:
-    """Half of the flows from n1 and n2 to n3 are lost: one bit of their ports, as a bond's layer3+4 hash takes it."""
+    """Half of the flows from n1 and n2 to n3 are lost: by one bit of their ports, as a bond's hash does."""
     half = ("-m", "u32", "--u32", "0>>22&0x3C@0&0x00020002=0x2,0x20000", "-j", "DROP")
     peers = [lab.node(name).address for name in ("n1", "n2")]
     for peer in peers:

@@ -92,6 +92,7 @@ def docker(**changes: Any) -> Docker:
         "driver": "overlay2",
         "runtimes": ("nvidia", "runc"),
         "rootless": False,
+        "remapped": False,
         "store": "/var/lib/docker",
         "free_bytes": 500 * 2**30,
         "free_inodes": 10_000_000,

@@ -71,6 +71,7 @@ ENGINES: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"snap": True, "path": "/usr/bin/snap"}, "dk.snap", "fail", "comes from a snap", "snap remove docker"),
     ({"api": "1.40", "version": "19.03.9"}, "dk.old", "fail", "older than 20.10", "20.10 or later"),
     ({"api": "1.9"}, "dk.old", "fail", "older than 20.10", "20.10 or later"),
+    ({"remapped": True}, "dk.userns", "fail", "userns-remap", "daemon.json"),
     ({"rootless": True}, "dk.rootless", "warn", "rootless", "docker context use default"),
     ({"arch": "arm64"}, "dk.arch", "fail", "another architecture", "put nodes of one architecture"),
     ({"runtimes": ("runc",)}, "dk.runtime", "warn", "does not know it", "nvidia-ctk runtime configure"),

@@ -190,6 +190,12 @@ def test_a_shell_that_cannot_fork_is_no_noisy_one() -> None:
     assert said.id == "os.nproc" and "Cannot fork" in said.what and "pids.max" in said.fix[0]
 
 
+def test_a_file_in_the_place_of_dev_null_is_no_noisy_shell() -> None:
+    done = Completed(2, "", "sh: 4: cannot create /dev/null: Permission denied\n")
+    said = fleet._unread("has no answer", done, "5e0f", Login())
+    assert said.id == "ssh.devnull" and "mknod -m 666 /dev/null c 1 3" in said.fix[0]
+
+
 def test_limits_are_read_from_every_directory_on_the_way_up(tmp_path: Path) -> None:
     """A real sh, both versions, in a tree of files."""
     for path, name, value in (

@@ -430,6 +430,9 @@ def test_a_table_of_connections_that_is_full() -> None:
     assert only(seen(a=replace(WELL, conntrack=(262100, 262144))), "os.conntrack")
     assert loud(seen(a=replace(WELL, conntrack=(200000, 262144)))) == []
     assert loud(seen(a=replace(WELL, conntrack=(0, 0)))) == []
+    idle = only(seen(a=replace(WELL, forgotten=120)), "os.conntrack")
+    assert "idle for 120 s" in idle.summary and "established=432000" in idle.fix[0]
+    assert loud(seen(a=replace(WELL, forgotten=432000))) == []
 
 
 def cards(*names: str, subnet: str = "10.0.0") -> dict[str, Any]:

@@ -590,6 +590,13 @@ def test_only_an_absurd_speed_is_slow_and_each_had_a_part_of_it() -> None:
     )
 
 
+def test_a_directory_of_runs_that_is_a_colleagues_is_told_though_the_share_can_be_written() -> None:
+    share = {name: trial(name, closed=(2000, 2000, "drwxr-xr-x")) for name in NAMES}
+    one = only(seen(share=proof(**share)), "fs.squash", *NAMES)
+    assert one.status == "fail" and "/mnt/out/.clusterft cannot be written" in one.summary
+    assert "shared: /mnt/out/" in one.fix[0] and "chown -R" in one.fix[1]
+
+
 def test_a_file_as_large_as_a_model_may_not_be_made() -> None:
     share = {name: trial(name, too_large=7 << 30) for name in ("b",)}
     one = only(seen(share=proof(**share)), "fs.file-size", "b")

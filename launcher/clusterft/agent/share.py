@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class Proof:
         """The directory of this proof, and a look for names that nobody has written yet."""
         own = os.path.join(self.directory, ".clusterft")
         tried = (own, os.path.join(own, "doctor-" + self._word))
+        closed: list[object] = []
         try:
             made = [_made(path) for path in tried]
             self.place = tried[1]
@@ -56,12 +58,14 @@ class Proof:
                 raise
             self.place = os.path.join(self.directory, ".clusterft-doctor-" + self._word)
             made = [False, _made(self.place)]
+            kept = os.stat(own)
+            closed = [kept.st_uid, kept.st_gid, stat.filemode(kept.st_mode)]
         _sweep(own, self.place)
         for other in asked["names"]:
             os.path.exists(os.path.join(self.place, other))
         os.listdir(self.place)
         room = os.statvfs(self.place)
-        return {"place": self.place, "made": made[0], "free": room.f_bavail * room.f_frsize}
+        return {"place": self.place, "made": made[0], "closed": closed, "free": room.f_bavail * room.f_frsize}
 
     def write(self, asked: Body) -> Body:
         """A nonce under a name of its own, by a rename; in a second round over what is there."""

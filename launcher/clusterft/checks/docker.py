@@ -30,7 +30,7 @@ RESTARTS = "all containers of the node, which stop when Docker restarts"
 
 
 def usable(survey: Survey, *, cuda: bool) -> Iterator[Finding]:
-    """dk.absent, dk.down, dk.perm, dk.old, dk.snap, dk.rootless: whether the engine takes work at all."""
+    """dk.absent, .down, .perm, .old, .snap, .rootless, .userns: whether the engine takes work at all."""
     for name, facts in survey.facts.items():
         docker = facts.docker
         if docker is None:
@@ -230,6 +230,21 @@ def _fit(name: str, docker: Docker) -> Iterator[Finding]:
             summary="Docker is older than 20.10",
             evidence=f"version {docker.version}, API {docker.api}; API 1.41 is needed",
             fix=("install Docker Engine 20.10 or later: https://docs.docker.com/engine/install/",),
+            needs_root=True,
+            blast_radius=RESTARTS,
+        )
+    if docker.remapped:
+        yield Finding(
+            id="dk.userns",
+            status="fail",
+            nodes=(name,),
+            summary="Docker gives containers other users (userns-remap): a run could not use its files",
+            evidence="name=userns in docker info",
+            cause="UID 1000 in a container is 101000 or so on the node, and gets no network of the node's",
+            fix=(
+                "take userns-remap out of /etc/docker/daemon.json, then: sudo systemctl restart docker",
+                "images and containers from before it was set are there again",
+            ),
             needs_root=True,
             blast_radius=RESTARTS,
         )

@@ -31,6 +31,7 @@ class Docker:
     default_runtime: str | None = None  # what starts a container that asks for none
     cdi: tuple[str, ...] | None = None  # devices that the engine itself lists, such as nvidia.com/gpu=all
     rootless: bool | None = None
+    remapped: bool | None = None  # users of containers are others on the node (userns-remap)
     store: str | None = None  # where images lie: the root, or the root of the system's containerd
     free_bytes: int | None = None  # room of the store
     free_inodes: int | None = None
@@ -74,7 +75,8 @@ def parse(sections: dict[str, str]) -> Docker | None:
         runtimes=_keys(info.get("Runtimes")),
         default_runtime=_text(info, "DefaultRuntime"),
         cdi=_devices(info.get("DiscoveredDevices")),
-        rootless=_rootless(info.get("SecurityOptions")),
+        rootless=_secured(info.get("SecurityOptions"), "name=rootless"),
+        remapped=_secured(info.get("SecurityOptions"), "name=userns"),
         store=store,
         free_bytes=room.free_bytes if room else None,
         free_inodes=room.free_inodes if room else None,
@@ -134,7 +136,7 @@ def _devices(value: object) -> tuple[str, ...] | None:
     return tuple(str(each["ID"]) for each in value if isinstance(each, dict) and "ID" in each)
 
 
-def _rootless(value: object) -> bool | None:
+def _secured(value: object, word: str) -> bool | None:
     if not isinstance(value, list):
         return None
-    return any("name=rootless" in str(each) for each in value)
+    return any(word in str(each) for each in value)

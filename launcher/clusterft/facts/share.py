@@ -44,6 +44,7 @@ class Trial:
     mount: Mount | None = None  # as seen from inside
     owner: tuple[int, int] | None = None  # of what it wrote, as the filesystem tells it
     free_bytes: int | None = None
+    closed: tuple[int, int, str] | None = None  # owner and mode of .clusterft, where runs may not write into it
     too_large: int = 0  # bytes that no file may have there, if that was found
     fsync: float | None = None  # seconds, the best of a few
     rate: float | None = None  # bytes a second at most, while `writers` nodes write

@@ -220,6 +220,9 @@ class _Proof:
     def _make_told(self, name: str, said: Mapping[str, Any]) -> None:
         if said.get("made"):
             self._makers.add(name)
+        closed = said.get("closed")
+        if isinstance(closed, list) and len(closed) == 3:
+            self._change(name, closed=(int(closed[0]), int(closed[1]), str(closed[2])))
         free = number(said.get("free"))
         self._change(name, free_bytes=None if free is None else int(free))
 

@@ -27,6 +27,11 @@ def check(model: str, tokenizer_folder: str | None, vae: str | None) -> None:
     tokenizers.load(_where(found), tokenizer_folder, _vocabulary(found))
 
 
+def check_vae(vae: str) -> None:
+    """The same of a VAE by itself."""
+    _find_vae(Path(vae))
+
+
 def load(
     model: str,
     tokenizer_folder: str | None,

@@ -79,6 +79,8 @@ def _model(config: TrainConfig) -> str:
     from clusterft_trainer.model import files, stored
 
     if config.model == builtin.MODEL:
+        if config.vae is not None:
+            files.check_vae(config.vae)
         return ""
     files.check(config.model, config.tokenizers, config.vae)
     return stored.fingerprint(Path(config.model))

@@ -73,6 +73,17 @@ _ENGINE: tuple[Entry, ...] = (
         found=("facts", "up", "train"),
     ),
     Entry(
+        id="dk.userns",
+        layer="docker",
+        title="Docker gives containers other users",
+        symptom="images that were there are gone; files of a run cannot be read, or belong to UID 100000 and more",
+        how="security options in `docker info`",
+        cause="userns-remap in daemon.json",
+        mends=("take userns-remap out of /etc/docker/daemon.json, then restart Docker",),
+        found=("facts", "up", "train"),
+        source="docs.docker.com/engine/security/userns-remap",
+    ),
+    Entry(
         id="dk.arch",
         layer="docker",
         title="A node is of another architecture than the image",

@@ -204,11 +204,15 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="os.conntrack",
         layer="host",
-        title="The table of tracked connections is full",
-        symptom="connections fail at random",
-        how="nf_conntrack_count against nf_conntrack_max, and the kernel's log of the last hour",
-        cause="more connections than the firewall may keep in mind",
-        mends=("a higher net.netfilter.nf_conntrack_max, in /etc/sysctl.d for good",),
+        title="The table of tracked connections is full, or forgets idle ones too soon",
+        symptom="connections fail at random; or ranks wait for each other for good after a long step",
+        how="nf_conntrack_count against nf_conntrack_max, and the kernel's log of the last hour; "
+        "nf_conntrack_tcp_timeout_established below half an hour",
+        cause="more connections than the firewall may keep in mind; a timeout that was made short",
+        mends=(
+            "a higher net.netfilter.nf_conntrack_max, in /etc/sysctl.d for good",
+            "net.netfilter.nf_conntrack_tcp_timeout_established=432000, in the same way",
+        ),
         found=("facts",),
         source="kubernetes#71261",
     ),

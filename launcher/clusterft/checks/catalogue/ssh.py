@@ -186,6 +186,17 @@ ENTRIES: tuple[Entry, ...] = (
         source="paramiko transport.py; lab",
     ),
     Entry(
+        id="ssh.devnull",
+        layer="ssh",
+        title="/dev/null is no device",
+        symptom="`cannot create /dev/null: Permission denied`, from nearly every program",
+        how="what the node's shell says when it is asked; of root, who may write there, nothing is noticed",
+        cause="a program of root's replaced it by a file",
+        mends=("sudo rm -f /dev/null && sudo mknod -m 666 /dev/null c 1 3", "or reboot"),
+        found=("facts", "up"),
+        source="lab",
+    ),
+    Entry(
         id="ssh.noisy-shell",
         layer="ssh",
         title="The shell of the node prints before every command",

@@ -52,7 +52,11 @@ def same_image(seen: Examination) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check(("dk.absent", "dk.down", "dk.perm", "dk.old", "dk.snap", "dk.rootless"), usable, contained=True),
+    Check(
+        ("dk.absent", "dk.down", "dk.perm", "dk.old", "dk.snap", "dk.rootless", "dk.userns"),
+        usable,
+        contained=True,
+    ),
     Check(("dk.arch",), arch, after=_ENGINE, contained=True),
     Check(("dk.nogpu", "dk.runtime"), cards, after=_ENGINE, contained=True, cuda=True),
     Check(("dk.subnet",), subnet, contained=True),

@@ -233,6 +233,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("os.removeipc",), removeipc, reads=_BOTH),
     Check(("os.portrange",), port_range, reads=_BOTH),
     Check(("os.conntrack",), _of_health(kernel.conntrack), reads=_BOTH),
+    Check(("os.conntrack",), _of_health(kernel.forgets), reads=_BOTH),
     Check(("os.rp-filter",), _of_both(kernel.rp_filter), reads=_BOTH),
     Check(("os.suspend",), _of_health(upkeep.suspend), reads=_BOTH),
     Check(("os.shutdown",), _of_health(upkeep.shutdown), reads=_BOTH),

@@ -28,6 +28,7 @@ _TOUCHES = {
     "ssh.maxstartups": ("sshd of the node", True),
     "ssh.maxsessions": ("sshd of the node", True),
     "ssh.handshake": ("sshd of the node", True),
+    "ssh.devnull": ("/dev/null of the node", True),
     "ssh.kex-hang": ("the MTU of a network card", True),
     "ssh.noisy-shell": ("the startup files of the shell on the node", False),
 }

@@ -21,6 +21,7 @@ CHECKS: tuple[Check, ...] = (
     Check(("fs.not-shared",), sharing.apart, reads=_PROOF, after=_GONE),
     Check(("fs.type",), shared_dir.kind, reads=_BOTH, after=_GONE),
     Check(("fs.squash",), shared_dir.squash, reads=_BOTH, after=_GONE),
+    Check(("fs.squash",), shared_dir.closed, reads=_PROOF, after=_GONE),
     Check(("fs.squash",), shared_dir.taken_for, reads=_PROOF, after=_GONE),
     Check(("fs.not-writable",), shared_dir.not_writable, reads=_PROOF, after=_GONE),
     Check(("os.disk-full",), shared_dir.quota, reads=("facts",), after=_GONE),

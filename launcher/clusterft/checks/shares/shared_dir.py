@@ -77,6 +77,33 @@ def _denied(seen: Examination, node: str, trial: Trial | None) -> Finding:
     )
 
 
+def closed(seen: Examination) -> Iterator[Finding]:
+    """fs.squash, one level below: where all runs there keep index and caches is somebody else's."""
+    shared, job = seen.wanted.shared or "", seen.wanted.job
+    for node, trial in _trials(seen):
+        if trial.closed is None:
+            continue
+        owner, group, mode = trial.closed
+        user = seen.survey.facts[node].user or str(trial.uid)
+        line = job.where("shared") if job else ""
+        own = f"{shared.rstrip('/')}/{user}"
+        yield Finding(
+            id="fs.squash",
+            status="fail",
+            nodes=(node,),
+            summary=f"{shared}/.clusterft cannot be written by {trial.uid}:{trial.gid}, the run's user",
+            evidence=f"{mode} {owner}:{group} {shared}/.clusterft",
+            cause="runs keep index and caches there, and it belongs to another user",
+            fix=(
+                f"mkdir -p {quote(own)}; then shared: {own}" + (f" at {line}" if line else " in the job"),
+                f"or, if it is nobody else's, on any node: sudo chown -R {trial.uid}:{trial.gid} "
+                f"{quote(shared + '/.clusterft')}",
+            ),
+            needs_root=False,
+            blast_radius="job.yaml; or who owns that directory",
+        )
+
+
 def _group(look: Look | None, own: int | None) -> int | None:
     """The group that may write there, and that this user is not in; None where there is none."""
     if look is None or look.owner is None or look.owner[1] in (0, own):

@@ -201,6 +201,9 @@ def _few_ports(node: str, low: int, high: int) -> Finding:
     )
 
 
+_PATIENCE = 1800  # seconds that a rank may be busy by itself: dist.PATIENCE of the trainer
+
+
 def conntrack(node: str, health: HostHealth) -> Iterator[Finding]:
     """os.conntrack: no new connections, once the table of those that are known is full."""
     dropped = [line for line in health.kernel or () if "table full" in line.words and _recent(line)]
@@ -220,6 +223,24 @@ def conntrack(node: str, health: HostHealth) -> Iterator[Finding]:
             needs_root=True,
             blast_radius="memory of the kernel, some 300 bytes a connection",
         )
+
+
+def forgets(node: str, health: HostHealth) -> Iterator[Finding]:
+    """os.conntrack: ranks say nothing to each other for minutes, while one of them works alone."""
+    if health.forgotten is None or health.forgotten >= _PATIENCE:
+        return
+    yield Finding(
+        id="os.conntrack",
+        status="warn",
+        nodes=(node,),
+        summary=f"connections that are idle for {health.forgotten} s are forgotten there",
+        evidence=f"net.netfilter.nf_conntrack_tcp_timeout_established = {health.forgotten}",
+        cause="a firewall that knows connections drops what comes over one that it has forgotten: ranks then "
+        "wait for each other for good, after a checkpoint or a long step",
+        fix=(kept("conntrack-idle", "net.netfilter.nf_conntrack_tcp_timeout_established=432000"),),
+        needs_root=True,
+        blast_radius="how long the kernel keeps idle connections in mind",
+    )
 
 
 def rp_filter(node: str, facts: NodeFacts, health: HostHealth) -> Iterator[Finding]:

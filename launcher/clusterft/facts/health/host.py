@@ -50,7 +50,8 @@ _SHM = (
 )
 _SECTIONS = {
     "host.ports": "cat /proc/sys/net/ipv4/ip_local_port_range; cat /proc/sys/net/ipv4/ip_local_reserved_ports",
-    "host.conntrack": "cat /proc/sys/net/netfilter/nf_conntrack_count /proc/sys/net/netfilter/nf_conntrack_max",
+    "host.conntrack": "cd /proc/sys/net/netfilter && "
+    "cat nf_conntrack_count nf_conntrack_max nf_conntrack_tcp_timeout_established",
     "host.rp_filter": "grep -s . /proc/sys/net/ipv4/conf/*/rp_filter /dev/null",
     # The kernel does not count ZFS's cache as available, though it is given back.
     "host.arc": "grep -E '^(size|c_min) ' /proc/spl/kstat/zfs/arcstats",
@@ -121,6 +122,7 @@ class HostHealth:
     port_range: tuple[int, int] | None = None
     reserved_ports: tuple[tuple[int, int], ...] | None = None
     conntrack: tuple[int, int] | None = None  # connections, at most
+    forgotten: int | None = None  # seconds after which an idle connection is no longer known
     rp_filter: Mapping[str, int] | None = None  # interface (or all) -> mode
     root_options: tuple[str, ...] | None = None  # of / in /etc/fstab
     logind: Logind | None = None
@@ -156,6 +158,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
         *_volumes((SHARED,), said.get("host.room.shared", "")),
     )
     ports = said["host.ports"].splitlines()
+    tracked = said["host.conntrack"].split()
     return HostHealth(
         clock=_clock(asked),
         noise=_noise(asked),
@@ -166,7 +169,8 @@ def parse(said: Mapping[str, str], asked: Asked) -> HostHealth:
         shm=None if "host.shm" + CUT in said else _shm(said["host.shm"]),
         port_range=_pair(ports[0] if ports else ""),
         reserved_ports=_reserved(ports),
-        conntrack=_pair(said["host.conntrack"]),
+        conntrack=_pair(" ".join(tracked[:2])),
+        forgotten=whole(tracked[2]) if len(tracked) > 2 else None,
         rp_filter=_rp_filter(said["host.rp_filter"]),
         root_options=tuple(said["host.fstab"].split("\n", 1)[0].split(","))
         if said["host.fstab"].strip()
