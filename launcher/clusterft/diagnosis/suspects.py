@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from clusterft.diagnosis.candidate import Candidate
@@ -29,6 +30,10 @@ def blame(heard: Heard, echoes: list[Candidate], found: list[Candidate]) -> Cand
     if not quiet:
         return replace(first, quotes=tuple(quote for one in echoes[:4] for quote in one.quotes[-2:]))
     return _named(heard, first, quiet, hung=bool(waited))
+
+
+# A program's own word for its end.
+_THROUGH = re.compile(r"\b(?:done|finished|complete|completed|all saved)\b", re.IGNORECASE)
 
 
 def odd_one(chosen: Candidate, found: list[Candidate]) -> Candidate:
@@ -112,11 +117,32 @@ def _named(heard: Heard, first: Candidate, quiet: list[tuple[str, int | None]], 
             "the others lost it, and its log ends without a word",
             "node-lost" if whole else "peer-lost",
         )
+    if not hung and last and _THROUGH.search(last[0].text):
+        return _through(first, node, rank, who, last)
     fix = first.fix if hung else tuple(step.replace("{node}", node or "that node") for step in _PEER)
     return replace(
         first, id=identity, node=node, rank=rank, summary=f"{who}: {words}", cause=words, fix=fix,
         quotes=(*last, *first.quotes),
     )  # fmt: skip
+
+
+def _through(first: Candidate, node: str, rank: int | None, who: str, last: tuple[Quote, ...]) -> Candidate:
+    """It says itself that it came to its end, and the others were still at work."""
+    where = node or "its node"
+    return replace(
+        first,
+        id="job.uneven",
+        node=node,
+        rank=rank,
+        summary=f"{who} had come to its end while the others went on, and they lost it",
+        cause="it had fewer steps to do than the others: its data ran out first, or it left the loop by itself",
+        fix=(
+            "give every rank as many batches: DistributedSampler(..., drop_last=True), or count steps",
+            f"on {where}: count what its loader finds; are there fewer files than on the other nodes?",
+            "or wrap the loop in torch.distributed.algorithms.Join",
+        ),
+        quotes=(*last, *first.quotes),
+    )
 
 
 def _last(heard: Heard, node: str, rank: int | None) -> tuple[Quote, ...]:

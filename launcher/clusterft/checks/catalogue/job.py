@@ -244,6 +244,15 @@ _LOGGED: tuple[Entry, ...] = (
         "torch distributed/rendezvous.py",
     ),
     _logged(
+        "job.uneven",
+        "job",
+        "A rank had come to its end while the others went on",
+        "training done, on one rank; Connection closed by peer, on the others",
+        "as many batches for every rank: DistributedSampler(drop_last=True), or the same number of steps",
+        "torch.distributed.algorithms.Join",
+        "third blind round",
+    ),
+    _logged(
         "job.unused",
         "job",
         "A part of the model took no part in a step",
