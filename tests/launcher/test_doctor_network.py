@@ -511,6 +511,18 @@ def test_connections_of_which_some_never_come_about_are_no_firewalls() -> None:
     assert {one.id for one in judged(seen(tuple(none)))} == {"net.high-ports"}
 
 
+def test_a_netmask_that_leaves_the_others_out_is_that_nodes() -> None:
+    known = [node(name) for name in NAMES]
+    own = known[2].addresses or ()
+    narrow = replace(
+        known[2], addresses=tuple(one._replace(prefix=30) if one.ip == ip("c") else one for one in own)
+    )
+    found = judged(seen(dials(), survey=survey(known[0], known[1], narrow)))
+    assert [(one.id, one.nodes) for one in found] == [("net.netmask", ("c",))]
+    assert f"sudo ip addr add {ip('c')}/24 dev eno1" in found[0].fix[0]
+    assert judged(seen(dials())) == []
+
+
 def test_what_a_program_tells_is_taken_with_care() -> None:
     assert matrix.dial(
         "a", "high", {"to": "b", "error": "No route to host", "seconds": "x", "mss": -4, "lost": 3}

@@ -95,8 +95,13 @@ def _failed(one: Try, seen: Rehearsal, pythons: Mapping[str, Imports]) -> Findin
         f"a rank fails when it {_doing(one)}: {_short(words)}",
         _evidence(one) or words,
         cause,
-        ((one.remedy,) if one.remedy else fix) or (*_anew(one, pythons), *_again(one.node, seen)),
+        ((_there(one),) if one.remedy else fix) or (*_anew(one, pythons), *_again(one.node, seen)),
     )
+
+
+def _there(one: Try) -> str:
+    """A remedy that is a command belongs to its node."""
+    return f"on {one.node}: {one.remedy}" if one.remedy.startswith("sudo ") else one.remedy
 
 
 def _fail(node: str, summary: str, evidence: str, cause: str, fix: tuple[str, ...]) -> Finding:

@@ -137,8 +137,12 @@ def _silence(connection: fabric.Connection, login: str) -> Unreachable:
         return Unreachable("ssh.kex-hang", words, fix=fix)
     if transport is not None and not transport.remote_version:
         words = f"{login}:{connection.port}: it took the connection, and said nothing"
-        fix = ("look at its console: it hangs, sleeps or has no time for anything; restart it if nothing helps",)
-        return Unreachable("ssh.timeout", words, fix=fix)
+        fix = (
+            "look at its console: it hangs, sleeps or has no time for anything; restart it if nothing helps",
+            "if logins there are only slow: UseDNS no in its sshd_config, or mend its name server",
+        )
+        cause = "its kernel takes connections, and its sshd does not answer: no firewall is in the way"
+        return Unreachable("ssh.timeout", words, fix=fix, cause=cause)
     return from_errno(f"{login}:{connection.port}", TimeoutError())
 
 

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -107,6 +108,11 @@ def _there(place: str) -> None:
         else:
             with open(place, "rb") as file:
                 file.read(1)
+    except PermissionError as error:
+        raise DataError(
+            f"{place}, which the job reads, cannot be read by the run's user, {os.geteuid()}:{os.getegid()}.",
+            f"sudo chmod -R a+rX {shlex.quote(place)}",
+        ) from error
     except OSError as error:
         raise DataError(
             f"{place}, which the job reads, cannot be read: {error.strerror or error}.",
@@ -130,7 +136,7 @@ def _folder(folder: str) -> None:
         except PermissionError as error:
             raise DataError(
                 f"The picture {name} cannot be read: {error.strerror}.",
-                "Let the run's user read it: chmod -R a+rX on its folder.",
+                f"sudo chmod -R a+rX {shlex.quote(os.path.dirname(name))}",
             ) from error
         except decoding.BROKEN as error:
             wrong = wrong or f"{name}: {error}"

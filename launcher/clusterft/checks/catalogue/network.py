@@ -19,6 +19,17 @@ ENTRIES: tuple[Entry, ...] = (
         source="reproduced in network namespaces",
     ),
     Entry(
+        id="net.netmask",
+        layer="network",
+        title="A node has another netmask than the others",
+        symptom="it reaches some of them over a gateway, or not at all; `No route to host`, or timeouts one way",
+        how="the mask of the address that the others dial: one node's leaves them out, and theirs has it in",
+        cause="a typing error in the node's network configuration",
+        mends=("sudo ip addr add ADDRESS/LENGTH dev IF   with the others' length, then delete the old one",),
+        found=("facts",),
+        source="third blind round",
+    ),
+    Entry(
         id="net.wrong-nic",
         layer="network",
         title="A node is dialled at an address by which the others do not reach it",

@@ -6,11 +6,12 @@ from clusterft.checks.check import Check
 from clusterft.checks.ways import addresses, itself, paths, reach, routes, untried
 
 # What then fails is not the node's firewall: it is dialled elsewhere.
-_AWAY = ("net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")
+_AWAY = ("net.netmask", "net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")
 
 CHECKS: tuple[Check, ...] = (
     Check(("net.dup-ip",), addresses.dup_ip),
     Check(("net.dup-ip",), addresses.dup_ip_unreached),
+    Check(("net.netmask",), addresses.netmask),
     Check(("nccl.bridge",), addresses.bridge),
     Check(("net.route",), routes.refused, reads=("facts", "health")),
     Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),

@@ -43,11 +43,10 @@ def unreached(seen: Examination) -> Iterator[Finding]:
     causes = {entry.id: entry.cause for entry in catalogue.ALL if entry.id not in open_}
     for found in controller.unreached(seen.survey):
         touches, root = _TOUCHES.get(found.id, ("", False))
-        said = [_seen_by_others(closed[node]) for node in found.nodes if node in closed]
-        ways = tuple(
-            dict.fromkeys(_open(closed[node]) for node in found.nodes if node in closed and closed[node].by)
-        )
-        off = not all(node in closed and closed[node].by for node in found.nodes)
+        shut = {} if found.cause else closed  # who is known to have answered is not shut off from here
+        said = [_seen_by_others(shut[node]) for node in found.nodes if node in shut]
+        ways = tuple(dict.fromkeys(_open(shut[node]) for node in found.nodes if node in shut and shut[node].by))
+        off = not all(node in shut and shut[node].by for node in found.nodes)
         yield replace(
             found,
             evidence="\n".join((found.evidence, *(line for line in said if line))),

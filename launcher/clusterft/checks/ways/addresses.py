@@ -124,6 +124,46 @@ def bridge(seen: Examination) -> Iterator[Finding]:
             )
 
 
+def netmask(seen: Examination) -> Iterator[Finding]:
+    """net.netmask: a node whose mask leaves out the others, which count it among theirs."""
+    holders = {}
+    for name, at in seen.dialled.items():
+        facts = seen.survey.facts.get(name)
+        own = networks.holder(facts, at) if facts else None
+        if own:
+            holders[name] = own
+    lengths = [own.network.prefixlen for own in holders.values()]
+    for name, own in holders.items():
+        others = {peer: one for peer, one in holders.items() if peer != name}
+        left_out = [peer for peer, one in others.items() if networks.parsed(one.ip) not in own.network]
+        usual = {one.network.prefixlen for one in others.values()}
+        counted = all(networks.parsed(own.ip) in one.network for one in others.values())
+        if (
+            len(others) < 2
+            or not left_out
+            or not counted
+            or len(usual) != 1
+            or lengths.count(own.network.prefixlen) > 1
+        ):
+            continue
+        (length,) = usual
+        yield Finding(
+            id="net.netmask",
+            status="fail",
+            nodes=(name,),
+            summary=f"{own.ip} has a mask of /{own.network.prefixlen} there, and /{length} on the other nodes",
+            evidence="\n".join(f"{each}: {one.ip}/{one.network.prefixlen}" for each, one in holders.items()),
+            cause=f"for {name} {', '.join(left_out)} lie beyond a gateway, and are not on its own network",
+            fix=(
+                f"on {name}: sudo ip addr add {own.ip}/{length} dev {own.interface} && "
+                f"sudo ip addr del {own.ip}/{own.network.prefixlen} dev {own.interface}",
+                "and the same in the node's network configuration, so that it lasts",
+            ),
+            needs_root=True,
+            blast_radius="the node's network, for a moment",
+        )
+
+
 def public_addr(seen: Examination) -> Iterator[Finding]:
     """net.public-addr: the rendezvous store asks nobody who they are."""
     if len(seen.nodes) < 2:
