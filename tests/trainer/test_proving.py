@@ -335,6 +335,7 @@ def test_a_rehearsal_goes_as_far_as_the_first_all_reduce(bench: Bench, tmp_path:
     [
         ({"model": "/nowhere/sdxl.safetensors"}, "model", "/nowhere/sdxl.safetensors", ""),
         ({}, "pictures", "None of the pictures", "git lfs pull"),
+        ({"vae": "{here}/a.png"}, "model", "Git LFS pointer", "git lfs pull"),
         ({"data": {"sources": [{"folder": "/nowhere/at all"}]}}, "pictures", "/nowhere/at all", "job.yaml"),
     ],
 )
@@ -342,6 +343,7 @@ def test_a_rehearsal_ends_where_a_run_would_and_in_its_words(
     bench: Bench, tmp_path: Path, settings: dict[str, Any], stage: str, words: str, remedy: str
 ) -> None:
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    settings = {key: one.format(here=tmp_path) if isinstance(one, str) else one for key, one in settings.items()}
     for said in rehearsed(bench, tmp_path, **settings).values():
         assert [one["stage"] for one in said if "stage" in one][-1] == stage
         told = next(one for one in said if "error" in one)
