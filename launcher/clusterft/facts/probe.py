@@ -29,7 +29,7 @@ _KERNEL_FILESYSTEMS = (
 MOUNTS = f'awk \'$3 !~ /^({_KERNEL_FILESYSTEMS})$/ && ($3 != "overlay" || $2 == "/")\' /proc/mounts'
 # Mounts whose later changes do not spread: neither into the containers of an engine, which then refuses rslave.
 _PRIVATE = (
-    "awk '{ for (i = 7; i < NF && $i != \"-\"; i++) if ($i ~ /^(shared|master):/) next; "
+    'awk \'{ for (i = 7; i < NF && $i != "-"; i++) if ($i ~ /^(shared|master):/) next; '
     f'if ($(i + 1) !~ /^({_KERNEL_FILESYSTEMS})$/) print "private " $5 }}\' /proc/self/mountinfo'
 )
 
