@@ -285,7 +285,10 @@ def test_a_container_from_before_the_mount_is_told_and_a_restart_mends_it(
         clean(rack.doctor(*QUIET))
         on(lab, "n2", "mount -t tmpfs -o mode=1777 late /shared")
         one = finding(rack.doctor(*QUIET), "dk.early-mount", "n2")
-        assert "late" in one["evidence"] and one["fix"][0] == "clusterft stop tiny-1, then clusterft resume tiny-1"
+        assert "late" in one["evidence"] and (
+            one["fix"][0]
+            == f"clusterft stop --hosts {rack.hosts} tiny-1, then clusterft resume --hosts {rack.hosts} tiny-1"
+        )
         assert one["fix"][1].startswith("or on n2: docker restart ")
         on(lab, "n2", one["fix"][1].removeprefix("or on n2: ") + " -t 0")
         assert "dk.early-mount" not in {each["id"] for each in above_info(rack.doctor(*QUIET))}
@@ -310,7 +313,10 @@ def test_a_run_under_way_is_no_leftover_and_one_that_is_over_is(rack: Rack, lab:
         clean(rack.doctor(*QUIET))  # its controller may be about to
         time.sleep(max(0.0, 63 - (time.monotonic() - began)))
         one = finding(rack.doctor(*QUIET), "dk.leftover", "n2")
-        assert one["fix"][0].startswith("clusterft stop tiny-1 --now") and "exit code 137" in one["evidence"]
+        assert (
+            one["fix"][0].startswith(f"clusterft stop --hosts {rack.hosts} tiny-1 --now")
+            and "exit code 137" in one["evidence"]
+        )
         on(lab, "n2", one["fix"][1].removeprefix("or on n2: "))
         clean(rack.doctor(*QUIET))
     finally:

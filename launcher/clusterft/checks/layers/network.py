@@ -11,8 +11,8 @@ _AWAY = ("net.netmask", "net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet
 CHECKS: tuple[Check, ...] = (
     Check(("net.dup-ip",), addresses.dup_ip),
     Check(("net.dup-ip",), addresses.dup_ip_unreached),
-    Check(("net.netmask",), addresses.netmask),
     Check(("nccl.bridge",), addresses.bridge),
+    Check(("net.netmask",), addresses.netmask, after=("dk.subnet", "net.dup-ip", "nccl.bridge")),
     Check(("net.route",), routes.refused, reads=("facts", "health")),
     Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),
     Check(("net.wrong-nic",), addresses.wrong_nic, after=("net.dup-ip", "nccl.bridge")),
