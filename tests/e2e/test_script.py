@@ -143,6 +143,7 @@ class Desk:
         pins.parent.mkdir(parents=True)
         shutil.copy(lab.known_hosts, pins)
         self.shared = Path(lab.shared, root.name)
+        self.shared.mkdir()
         self.code = root / "code"
 
     def job(self, launcher: str, args: list[str], **more: object) -> Path:
