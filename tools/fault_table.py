@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ACCOUNT = ROOT / ".test-state" / "faults.jsonl"
 PAGE = ROOT / "tests" / "FAULTS.md"
-_BLIND = ROOT / "tests" / "faults" / "BLIND.md"
+BLIND = ROOT / "tests" / "faults" / "BLIND.md"
 _HEAD = """\
 # What runs live through
 
@@ -45,7 +45,7 @@ def write(account: Path = ACCOUNT, page: Path = PAGE) -> bool:
         newest[body["test"]] = body
     doctors = {test: body for test, body in newest.items() if "/test_doctor_" in test}
     runs = {test: body for test, body in newest.items() if test not in doctors}
-    parts = ((_HEAD, runs), (_DOCTOR.format(rates=blind_rates(_BLIND.read_text(encoding="utf-8"))), doctors))
+    parts = ((_HEAD, runs), (_DOCTOR.format(rates=blind_rates(BLIND.read_text(encoding="utf-8"))), doctors))
     page.write_text("".join(head + _table(rows) for head, rows in parts if rows).lstrip(), encoding="utf-8")
     return bool(newest)
 
@@ -54,7 +54,7 @@ def blind_rates(page: str) -> str:
     """What the page of the blind faults says of each of its rounds, as it stands there."""
     rounds = re.findall(r"^\*\*([^*]*\d+ of \d+[^*]*)\*\*", page, re.MULTILINE)
     if not rounds:
-        raise ValueError(f"{_BLIND} tells no hit rate: a line that begins with **... N of N ...**.")
+        raise ValueError(f"{BLIND} tells no hit rate: a line that begins with **... N of N ...**.")
     return " ".join(rounds)
 
 

@@ -238,6 +238,20 @@ def test_a_second_run_is_told_whose_the_nodes_are(rack: Rack) -> None:
 
 
 @pytest.mark.long
+def test_a_watcher_from_whom_the_run_was_cleared_away_tells_what_it_came_to(rack: Rack) -> None:
+    process, run = rack.training(until="step ")
+    os.kill(process.pid, signal.SIGSTOP)  # it hears nothing of the end
+    try:
+        assert rack.desk.said("stop", run, "--now")["outcome"] == "stopped"
+        assert rack.containers() == {}
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    out = ended(process, 130)
+    assert "stopped at step" in out and "lost" not in out, out
+    assert rack.containers() == {}, "it has not begun anew"
+
+
+@pytest.mark.long
 def test_a_rank_and_a_container_die_and_the_run_goes_on(rack: Rack) -> None:
     process, run = rack.training(train={"steps": 60})
     rack.rank("n2", 1)

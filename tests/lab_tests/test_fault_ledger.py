@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,8 @@ def test_the_page_tells_every_round_of_blind_faults(table: Any, tmp_path: Path) 
     account.write_text(json.dumps(line) + "\n")
     assert table.write(account, page)
     told = page.read_text()
-    first, second = "Hit rate: 1 of 10; 2 near, 7 missed.", "Of the second round: 2 of 10 hit; 3 near, 5 missed."
-    assert f"{first} {second}\n" in told
+    rounds = re.findall(r"\d+ of 10(?: hit)?; \d near, \d missed\.", table.BLIND.read_text())
+    assert len(rounds) >= 3 and all(one in told for one in rounds)
 
 
 def test_a_page_of_blind_faults_without_a_rate_is_refused(table: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from clusterft import runtime
+from clusterft.apply import runs
 from clusterft.apply.listening import Source, listen, unreachable
 from clusterft.apply.runs import Located
 from clusterft.board import Board
@@ -101,6 +102,22 @@ def board(located: Located) -> Board:
         if event is not None:
             made.see(event)
     return made
+
+
+def concluded(heard: Board, fleet: Fleet) -> Board:
+    """What was heard of a run that is over, made whole from the shared dir.
+
+    Another controller may clear a part away before this one has heard its last word. That would look like a lost
+    node, and a run that was stopped would be said to have failed, or even be started anew.
+    """
+    if not heard.gone:
+        return heard
+    try:
+        now = runs.again(fleet, heard.run)
+        told = board(now) if now.outcome else heard
+    except ClusterftError:
+        return heard  # the shared dir says nothing: what was heard is all that is known
+    return told if len(told.gone) < len(heard.gone) else heard
 
 
 def empty(located: Located, offsets: Mapping[str, float]) -> Board:

@@ -114,7 +114,7 @@ class Surroundings:
 
     def locate(self, run: str) -> Located:
         """One of them in full. Its connections are these, and stay open."""
-        return _Search(self.fleet, record.find(run)).find(run)
+        return again(self.fleet, run)
 
 
 def locate(
@@ -128,6 +128,11 @@ def locate(
     except BaseException:
         fleet.__exit__(None, None, None)
         raise
+
+
+def again(fleet: Fleet, run: str) -> Located:
+    """A run as it is now, over connections that are open; they stay their owner's."""
+    return _Search(fleet, record.find(run)).find(run)
 
 
 def history(

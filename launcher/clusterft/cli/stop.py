@@ -135,6 +135,7 @@ def _await(found: Located, gang: Gang, told: _Told, seconds: float) -> Verdict |
         if time.monotonic() > deadline:
             told.waiting = [node for node in told.told if node not in board.ended]
             return None
+    board = reading.concluded(board, found.fleet)  # `train`, where it watches, clears the same parts away
     told.saved = board.saved.get("checkpoint")
     return boards.judge(board)
 

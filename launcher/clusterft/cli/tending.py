@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 
 from clusterft import board as boards
 from clusterft import commands
-from clusterft.apply import Gang, harvest, record
+from clusterft.apply import Gang, harvest, reading, record
 from clusterft.apply.mending import Mender
 from clusterft.apply.record import Entry
 from clusterft.board import Board, Verdict
@@ -104,6 +104,7 @@ def _until_over(run: Tended, interrupts: Interrupts, watcher: watch.Watcher) -> 
                 _take(Stopping(_asked(run, asked)), run.board, watcher)
                 request.ask(asked)
             request.pass_on(run.gang)
+        run.board = reading.concluded(run.board, run.fleet)
         _leave_what_is_not_heard(run)
         for more in run.mender.go_on(run.board):
             _take(more, run.board, watcher)

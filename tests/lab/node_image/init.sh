@@ -41,7 +41,9 @@ fi
 # Each file appears in one step: other nodes may do the same in the same home.
 let_in='
 set -e; cd
-[ -e .profile ] || cp /etc/skel/.[a-z]* .
+for file in /etc/skel/.[a-z]*; do
+    [ -e "${file##*/}" ] || { cp "$file" ".lab-$1" && mv ".lab-$1" "${file##*/}"; }
+done
 umask 077
 mkdir -p .ssh
 [ -e .ssh/authorized_keys ] || {
