@@ -170,7 +170,7 @@ def test_a_kill_by_hand_after_a_stop_is_a_second_one(gang: GangBench) -> None:
     assert isinstance(end, stream.Ended) and end.end == "stopped" and not node.rank_pids()
 
 
-def test_a_stop_told_twice_kills_on_all_nodes(gang: GangBench) -> None:
+def test_a_stop_at_once_kills_on_all_nodes(gang: GangBench) -> None:
     stubborn = SAVES.replace("signal.SIGTERM, save", "signal.SIGTERM, signal.SIG_IGN")
     nodes = gang.lay_out(stubborn)
     gang.start()
@@ -178,7 +178,7 @@ def test_a_stop_told_twice_kills_on_all_nodes(gang: GangBench) -> None:
     nodes[1].verb("stop")
     time.sleep(0.5)
     assert all(node.rank_pids() for node in nodes)
-    nodes[1].verb("stop")
+    nodes[1].verb("stop", "2")
     ends = [node.follow()[-1] for node in nodes]
     assert [end.end for end in ends if isinstance(end, stream.Ended)] == ["stopped"] * 2
     assert not any(node.rank_pids() for node in nodes)

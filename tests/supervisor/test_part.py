@@ -192,6 +192,9 @@ def test_a_second_stop_kills_and_nothing_is_left(bench: Bench) -> None:
     time.sleep(0.3)
     assert all(start_time(pid) for pid in pids), "the first stop only asks"
     bench.verb("stop")
+    time.sleep(0.3)
+    assert all(start_time(pid) for pid in pids), "asked again for what was asked already"
+    bench.verb("stop", "2")
     assert isinstance(bench.follow()[-1], stream.Ended)
     assert eventually(lambda: not any(start_time(pid) for pid in pids), 5)
 
@@ -267,8 +270,7 @@ def test_a_flood_from_one_rank_keeps_nobody_from_stopping_it(bench: Bench) -> No
     assert eventually(log.exists)
     time.sleep(1)
     pids = bench.rank_pids()
-    bench.verb("stop")
-    bench.verb("stop")
+    bench.verb("stop", "2")
     assert eventually(lambda: not any(start_time(pid) for pid in pids), 5)
     assert eventually(lambda: '"ended"' in bench.said()[-400:], 30)
 

@@ -108,10 +108,9 @@ class Contained:
             if one is None or seen is None or seen.over:
                 return False
             if seen.state == "running":
-                argv = (*engine.command, "exec", one.id, *part.supervisor("stop"))
+                argv = (*engine.command, "exec", one.id, *part.supervisor("stop", "2" if now else "1"))
                 try:
-                    for _ in range(2 if now else 1):
-                        told(remote, argv)
+                    told(remote, argv)
                 except Unreachable:
                     if not now:
                         raise

@@ -1,4 +1,4 @@
-"""`python -m clusterft_trainer.supervisor run|start|stop|end DIR`, or `follow DIR [SKIP]`.
+"""`python -m clusterft_trainer.supervisor run|start|end DIR`, `follow DIR [SKIP]` or `stop DIR [TIMES]`.
 
 DIR is the directory of a part; it holds assignment.json.
 """
@@ -23,14 +23,16 @@ def run(directory: Path) -> int:
 
 def main() -> int:
     """Dispatch; the launcher is the only caller, so the usage line is all the help there is."""
-    verbs = {"run": run, "start": detached.start, "stop": detached.stop, "end": detached.end}
+    verbs = {"run": run, "start": detached.start, "end": detached.end}
     match sys.argv[1:]:
         case ["follow", directory, *skip] if len(skip) < 2 and all(word.isdigit() for word in skip):
             return detached.follow(Path(directory), int(skip[0]) if skip else 0)
+        case ["stop", directory, *times] if len(times) < 2 and all(word.isdigit() for word in times):
+            return detached.stop(Path(directory), int(times[0]) if times else 1)
         case [verb, directory] if verb in verbs:
             return verbs[verb](Path(directory))
     sys.stderr.write(
-        "usage: python -m clusterft_trainer.supervisor run|start|stop|end DIR, or follow DIR [SKIP]\n"
+        "usage: python -m clusterft_trainer.supervisor run|start|end DIR, follow DIR [SKIP], stop DIR [TIMES]\n"
     )
     return 2
 

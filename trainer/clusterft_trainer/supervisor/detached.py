@@ -86,15 +86,16 @@ def follow(directory: Path, skip: int = 0) -> int:
             time.sleep(_TICK)
 
 
-def stop(directory: Path) -> int:
-    """Ask the supervisor to stop; asked twice, it no longer waits for the ranks.
+def stop(directory: Path, times: int = 1) -> int:
+    """Ask the supervisor to stop: once, after its ranks have saved; twice, at once.
 
-    The tombstone comes first: a start that is still under way (its caller gave up on it) finds it and ends.
+    The tombstone comes first: a start that is still under way (its caller gave up on it) finds it and ends. To ask
+    again for what was asked already changes nothing: whoever types a stop twice still wants the checkpoint.
     """
-    _leave_word(directory)
+    new = _leave_word(directory, times)
     pid, began = processes.read_note(directory / "supervisor.json")
     alive = bool(pid) and start_time(pid) == began
-    if alive:
+    if alive and new:
         os.kill(pid, signal.SIGTERM)
     _print({"told": alive})
     return 0
@@ -105,7 +106,7 @@ def end(directory: Path) -> int:
 
     One that waits for a head which it cannot reach would hold its node for as long as its patience lasts.
     """
-    _leave_word(directory)  # a start that is still under way ends by itself
+    _leave_word(directory, stops_asked(directory) + 1)  # a start that is still under way ends by itself
     pid, began = processes.read_note(directory / "supervisor.json")
     alive = bool(pid) and start_time(pid) == began
     if alive and not _saying_farewell(directory, pid, began):
@@ -137,10 +138,13 @@ def _await_end(pid: int, began: int | None, seconds: float) -> bool:
     return True
 
 
-def _leave_word(directory: Path) -> None:
-    if directory.is_dir():
+def _leave_word(directory: Path, times: int) -> bool:
+    """A line for each time that a stop is asked for; whether that is news."""
+    missing = times - stops_asked(directory)
+    if missing > 0 and directory.is_dir():
         with (directory / TOMBSTONE).open("a", encoding="ascii") as stone:
-            stone.write("asked\n")
+            stone.write("asked\n" * missing)
+    return missing > 0
 
 
 def note_process(directory: Path) -> None:
