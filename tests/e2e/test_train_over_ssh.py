@@ -112,6 +112,9 @@ def test_two_nodes_train_over_their_own_addresses(desk: Desk, lab: LightLab) -> 
     nobody = desk.clusterft("logs", run, "--rank", "9")
     assert (nobody.returncode, nobody.stdout) == (2, "") and "it has ranks 0 to 1" in nobody.stderr
     assert desk.clusterft("logs", run, "--rank", "1").stdout.strip()
+    never = desk.clusterft("logs", run, "--attempt", "1")
+    assert never.returncode == 2 and f"run {run} has no attempt 1" in never.stderr, never.stderr
+    assert "it has attempt 0 alone" in never.stderr and not never.stdout
     assert not Path(body["run_dir"], "logs", "attempt-1").exists()
 
 

@@ -350,3 +350,12 @@ def test_a_json_line_holds_all_that_is_known() -> None:
 def test_what_is_said_beside_the_log_names_the_node() -> None:
     said = [Silent("n1", "x"), HeardAgain("n1"), Gone("n1", "y"), HISTORY[0]]
     assert [logs.aside(one) for one in said] == ["! n1 is silent: x", "✓ n1 is heard again", "✗ n1: y", None]
+
+
+def test_an_attempt_that_never_began_is_told_with_those_that_did() -> None:
+    log_ = logs.Log(logs.Wanted(attempt=9))
+    assert log_.lacks() == "none has begun"
+    for number in (0, 1, 2):
+        log_.entry(Said("n1", stream.Attempt(number, 1, 0, 0, 1, "10.0.0.1", 29500, 1.0)))
+        assert log_.lacks() == ("it has attempt 0 alone" if number == 0 else f"it has attempts 0 to {number}")
+    assert not logs.Log(logs.Wanted()).lacks()

@@ -38,7 +38,7 @@ _HOLDER = (
 
 # What is to go from a node, if there is anything: a line that says so, then the names of runs.
 _HELD = (
-    'at=$HOME/.clusterft/$1/nodes/$2; [ -d "$at" ] || exit 0; echo held; '
+    'root=${3:-$HOME/.clusterft}; at=$root/$1/nodes/$2; [ -d "$at" ] || exit 0; echo held; '
     'for run in "$at/runs"/*/; do [ ! -d "$run" ] || { run=${run%/}; printf "%s\\n" "${run##*/}"; }; done'
 )
 _NAMED = 5  # runs, before the rest is only counted
@@ -95,16 +95,18 @@ class Teardown:
 
     def _nothing_trains(self, fleet: Fleet) -> None:
         """A run without containers has its files and its lock among those that are to go."""
-        root = str(places.controller_home())
-        local = {node.name for node in self._cluster.nodes if node.transport == "local"}
 
         def holder(name: str, remote: Remote) -> str:
-            argv = ("sh", "-c", _HOLDER, "sh", self._cluster.name, name, root if name in local else "")
-            return remote.run(argv, seconds=_SECONDS).out.strip()
+            return remote.run(("sh", "-c", _HOLDER, "sh", *self._place(name)), seconds=_SECONDS).out.strip()
 
         holders = {name: run for name, run in fleet.each(holder).items() if isinstance(run, str) and run}
         if holders:
             raise _under_way({name: f"{name}: {run}" for name, run in holders.items()}, holders.values())
+
+    def _place(self, name: str) -> tuple[str, str, str]:
+        """The cluster, the node, and where this controller keeps things if it is the node."""
+        local = any(node.name == name and node.transport == "local" for node in self._cluster.nodes)
+        return self._cluster.name, name, str(places.controller_home()) if local else ""
 
     def _own_image(self) -> tuple[str, ...]:
         """The name that it had in the engine here; the layers stay as that engine's build cache."""
@@ -124,8 +126,8 @@ class Teardown:
             return
 
         def held(name: str, remote: Remote) -> tuple[str, ...]:
-            argv = ("sh", "-c", _HELD, "sh", self._cluster.name, name)
-            return tuple(remote.run(argv, seconds=_SECONDS).out.splitlines())
+            done = remote.run(("sh", "-c", _HELD, "sh", *self._place(name)), seconds=_SECONDS)
+            return tuple(done.out.splitlines())
 
         told = {name: lines for name, lines in fleet.each(held).items() if isinstance(lines, tuple) and lines}
         runs = tuple(dict.fromkeys(run for _, *names in told.values() for run in names))

@@ -100,6 +100,8 @@ def _print(
             sys.stderr.write(aside + "\n")
         unread = unread or (isinstance(event, Gone) and event.words != listening.VANISHED)
     _write(waiting)
+    if not unread and (there := chosen.lacks()):
+        raise UsageError(f"run {located.run} has no attempt {options.attempt}", remedy=there)
     return Unreachable.exit_code if unread else 0
 
 

@@ -174,12 +174,12 @@ say end
 """
 )
 
-# word cluster node -> this node's files of one cluster are gone, and each directory that nothing else is in.
+# word cluster node root? -> this node's files of one cluster are gone, and each directory that nothing else is in.
 TAKE = (
     _BEGIN
     + """\
 cluster=$2 node=$3
-root=$HOME/.clusterft
+root=${4:-$HOME/.clusterft}
 nodes=$root/$cluster/nodes
 base=$nodes/$node
 for at in "$root/$cluster" "$nodes" "$base"; do

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from clusterft.events import Progress
 from clusterft.findings import Outcome
 from clusterft.fleet import Fleet
-from clusterft.places import NodePlaces
+from clusterft.places import NodePlaces, controller_home
 from clusterft.provision import admission, scripts, wire
 from clusterft.provision.seen import Seen, answers, filesystems
 from clusterft.remote import Remote
@@ -22,9 +22,10 @@ def take_back(fleet: Fleet, report: Callable[[Progress], None]) -> dict[str, Out
     Ask before for whatever still runs: nothing is stopped here. A node that is not reached keeps what it has.
     """
     cluster = fleet.cluster.name
-    # The root is left to each node: not even its facts are needed to leave it.
+    # The root is left to each other node: not even its facts are needed to leave it.
     places = {name: NodePlaces(PurePosixPath(), cluster, name) for name in fleet.remotes}
     local = {node.name for node in fleet.cluster.active if node.transport == "local"}
+    here = str(controller_home())
     ledger = wire.Ledger(tuple(places))
 
     def look(name: str, remote: Remote) -> Seen:
@@ -41,7 +42,7 @@ def take_back(fleet: Fleet, report: Callable[[Progress], None]) -> dict[str, Out
 
     def clear(name: str, remote: Remote) -> tuple[str, ...]:
         report(Progress(name, _STAGE, "files"))
-        word, out = wire.run(remote, scripts.TAKE, (cluster, name))
+        word, out = wire.run(remote, scripts.TAKE, (cluster, name, here if name in local else ""))
         return tuple(filter(None, (_words(*answer) for answer in answers(out, word))))
 
     for name, sentences in ledger.take(wire.each(fleet, tuple(first), close)).items():

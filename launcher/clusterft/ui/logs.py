@@ -50,6 +50,17 @@ class Log:
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         self._attempts: dict[str, int] = {}
+        self._begun: set[int] = set()
+
+    def lacks(self) -> str:
+        """Which attempts there were instead, where the one that is wanted has not begun."""
+        wanted = self._wanted.attempt
+        if wanted is None or wanted in self._begun:
+            return ""
+        if not self._begun:
+            return "none has begun"
+        first, last = min(self._begun), max(self._begun)
+        return f"it has attempts {first} to {last}" if last > first else f"it has attempt {first} alone"
 
     def entry(self, event: Event) -> Entry | None:
         """The entry for an event, if it is one and wanted."""
@@ -58,6 +69,7 @@ class Log:
         line = event.line
         if isinstance(line, stream.Attempt):
             self._attempts[event.node] = line.attempt
+            self._begun.add(line.attempt)
         told = _told(line)
         if told is None:
             return None
