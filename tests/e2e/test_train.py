@@ -137,6 +137,9 @@ def test_a_job_runs_from_one_command_to_results(desk: Desk) -> None:
     said = [progress.decode(line) for line in rank_log(run, "left", 0).splitlines()]
     assert [record.step for record in said if isinstance(record, progress.Step)] == [1, 2, 3, 4]
     assert gone(desk.processes) == []
+    down = [sys.executable, "-m", "clusterft", "down", "--yes", "--hosts", str(desk.root / "hosts file")]
+    assert "logs of 1 run" in subprocess.run(down, capture_output=True, text=True, timeout=60).stdout
+    assert not list(desk.home.glob("*/nodes")), "another home than ~/.clusterft is cleared, too"
 
 
 def rank_log(run: Path, node: str, rank: int) -> str:
