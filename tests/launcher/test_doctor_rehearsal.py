@@ -12,6 +12,8 @@ from clusterft.facts.deep import Said
 from clusterft.facts.imports import Imports
 from clusterft.facts.rehearsal import Rehearsal, Try
 from clusterft.findings import Finding
+from clusterft.hosts import Node
+from clusterft.probing import rehearsing
 
 NODES = ("a", "b", "c")
 PYTHON = "/opt/venv/bin/python"
@@ -125,3 +127,11 @@ def test_a_job_that_these_nodes_cannot_run_is_told_with_its_remedy() -> None:
 )
 def test_what_a_process_said_is_how_far_it_came(said: Said, expected: Try) -> None:
     assert facts.tried(said) == expected
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (32, [32]), (33, [16, 17]), (65, [21, 22, 22])])
+def test_waves_are_few_and_leave_nobody_alone(count: int, sizes: list[int]) -> None:
+    nodes = tuple(Node(name=f"n{number}", slots=1) for number in range(count))
+    made = list(rehearsing.waves(nodes))
+    assert [len(wave) for wave in made] == sizes
+    assert [node for wave in made for node in wave] == list(nodes)

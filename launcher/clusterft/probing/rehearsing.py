@@ -6,7 +6,7 @@ Owns what is tried and its deadlines. Uses no card, writes nothing, and leaves n
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,7 +16,9 @@ from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
 from clusterft.errors import UsageError
 from clusterft.facts import rehearsal as facts
+from clusterft.facts.deep import Said
 from clusterft.facts.rehearsal import Rehearsal
+from clusterft.hosts import Node
 from clusterft.plan import LaunchPlan
 from clusterft.plan.container import ContainerPlan, Fittings
 from clusterft.probing import occupied, site
@@ -25,7 +27,8 @@ from clusterft.probing.crew import Crew
 from clusterft.probing.imports import needed
 from clusterft.spec import JobSpec
 
-SECONDS = 75.0  # all of it, on up to 32 nodes
+SECONDS = 75.0  # all of it, for a wave
+WAVE = 32  # nodes at once: a rank's libraries take 330 MB, and many nodes may share a machine
 _READY = 40.0  # torch from a cold disk
 _TASK = 25.0
 _EACH = 0.6  # seconds more for each rank: many of them may share a machine's cores
@@ -52,22 +55,42 @@ def rehearse(crew: Crew, survey: Survey, wanted: Wanted, job: JobSpec) -> Rehear
         )
     if planned is None:
         return Rehearsal(missing=missing | stuck)
-    ready = _READY + _EACH * len(nodes)
-    talks, unopened = site.opened(crew, some, wanted, _dressed(planned), ready)
-    try:
-        if job.script and (words := _torchless(unopened)):
-            return Rehearsal(refused=words)
-        said = Bench(talks).run([_task(planned, job, set(talks))]) if talks else []
-    finally:
-        for talk in talks.values():
-            talk.close()
+    said: list[Said] = []
+    unopened: dict[str, str] = {}
+    for wave in waves(nodes):
+        here = replace(survey, cluster=replace(survey.cluster, nodes=wave))
+        words, without = _played(crew, here, wanted, job, planned)
+        if job.script and (torchless := _torchless(without)):
+            return Rehearsal(refused=torchless)
+        said += words
+        unopened |= without
     return Rehearsal(
-        tries={one.node: facts.tried(one) for one in (said[0] if said else ())},
+        tries={one.node: facts.tried(one) for one in said},
         unopened={name: words for name, words in unopened.items() if not facts.late(words)},
         addresses={node.node.name: node.address for node in planned.nodes},
         pythons={node.node.name: node.python for node in planned.nodes},
         missing={**missing, **stuck, **{name: words for name, words in unopened.items() if facts.late(words)}},
     )
+
+
+def waves(nodes: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
+    """As few as may be, and as equal as may be: a rank that is left over would meet nobody."""
+    count = -(-len(nodes) // WAVE)
+    for number in range(count):
+        yield nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count]
+
+
+def _played(
+    crew: Crew, here: Survey, wanted: Wanted, job: JobSpec, planned: LaunchPlan
+) -> tuple[list[Said], dict[str, str]]:
+    """What the ranks of a wave said, and why some nodes have none; nothing of it is left running."""
+    talks, unopened = site.opened(crew, here, wanted, _dressed(planned), _READY + _EACH * len(here.cluster.nodes))
+    try:
+        said = Bench(talks).run([_task(planned, job, set(talks))]) if talks else []
+        return list(said[0]) if said else [], unopened
+    finally:
+        for talk in talks.values():
+            talk.close()
 
 
 def _torchless(unopened: Mapping[str, str]) -> str:
@@ -126,7 +149,7 @@ def _fittings(container: ContainerPlan) -> Fittings:
 
 
 def _task(planned: LaunchPlan, job: JobSpec, up: set[str]) -> Task:
-    """Those that are up meet on a port of their own, at the first of them."""
+    """Those of a wave that are up meet on a port of their own, at the first of them."""
     here = [node for node in planned.nodes if node.node.name in up]
     port = planned.port + _PORT
     together: dict[str, Any] = {
