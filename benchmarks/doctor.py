@@ -68,7 +68,7 @@ def cost(desk: Desk, *options: str) -> Cost:
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, object]]:
     """Bring the nodes up, alternate, take them down."""
-    most, rounds = (16, 1) if quick else (64, 5)
+    most, rounds = (16, 1) if quick else (64, 3)
     few = most // 4
     with LightLab.up(count=most) as lab, tempfile.TemporaryDirectory(prefix="clusterft-doctor-") as place:
         lines = lab.hostfile.read_text().splitlines()

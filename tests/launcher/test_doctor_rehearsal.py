@@ -129,7 +129,9 @@ def test_what_a_process_said_is_how_far_it_came(said: Said, expected: Try) -> No
     assert facts.tried(said) == expected
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(0, []), (1, [1]), (32, [32]), (33, [16, 17]), (65, [21, 22, 22])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, []), (1, [1]), (16, [16]), (17, [8, 9]), (33, [11] * 3), (64, [16] * 4)]
+)
 def test_waves_are_few_and_leave_nobody_alone(count: int, sizes: list[int]) -> None:
     nodes = tuple(Node(name=f"n{number}", slots=1) for number in range(count))
     made = list(rehearsing.waves(nodes))

@@ -201,9 +201,8 @@ def _probe(
         _lacking(gathered, survey, thing)
     if job is not None and "rehearsal" not in unasked:
         show("rehearsing the beginning of a run")
-        _alone(
-            "rehearsal", lambda: rehearsing.rehearse(crew, survey, wanted, job), gathered, survey, _turns(survey)
-        )
+        turns = rehearsing.turns(len(survey.cluster.active))
+        _alone("rehearsal", lambda: rehearsing.rehearse(crew, survey, wanted, job), gathered, survey, turns)
     if job is not None and "imports" not in unasked:
         show("asking every node's Python what it has")
         tried: Rehearsal | None = _of(gathered, "rehearsal", None)

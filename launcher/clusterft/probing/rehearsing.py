@@ -28,7 +28,7 @@ from clusterft.probing.imports import needed
 from clusterft.spec import JobSpec
 
 SECONDS = 75.0  # all of it, for a wave
-WAVE = 32  # nodes at once: a rank's libraries take 330 MB, and many nodes may share a machine
+WAVE = 16  # nodes at once: a rank's libraries take 330 MB and 4 s of a core, and nodes may share a machine
 _READY = 40.0  # torch from a cold disk
 _TASK = 25.0
 _EACH = 0.6  # seconds more for each rank: many of them may share a machine's cores
@@ -73,9 +73,14 @@ def rehearse(crew: Crew, survey: Survey, wanted: Wanted, job: JobSpec) -> Rehear
     )
 
 
+def turns(count: int) -> int:
+    """How many waves that many nodes make."""
+    return -(-count // WAVE)
+
+
 def waves(nodes: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
     """As few as may be, and as equal as may be: a rank that is left over would meet nobody."""
-    count = -(-len(nodes) // WAVE)
+    count = turns(len(nodes))
     for number in range(count):
         yield nodes[number * len(nodes) // count : (number + 1) * len(nodes) // count]
 

@@ -73,7 +73,7 @@ _BEFORE: tuple[Entry, ...] = (
         symptom="a run that ends, or hangs, before its first step",
         how="one rank is started on every node with the variables, limits, mounts and user of a run; it imports "
         "the run's libraries, reads the model's headers and a few pictures, starts a helper process and meets the "
-        "others in an all-reduce over gloo, 32 nodes at a time. It uses no card and loads "
+        "others in an all-reduce over gloo, 16 nodes at a time. It uses no card and loads "
         "no weights. Not with --quick, nor beside a run. What has a check of its own is told by that",
         cause="whatever a run would meet: an install that is not whole, a model that is a Git LFS pointer, a "
         "variable in env:, a limit",
