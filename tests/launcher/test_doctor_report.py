@@ -232,6 +232,9 @@ def test_whoever_left_something_out_does_not_call_it_ready(tmp_path: Path) -> No
     assert report.untried(replace(known, unasked=quick), None) == ("the active probes were left out (--quick)",)
     assert report.untried(seen(), None) == ("no job was looked at (--job job.yaml)",)
     assert report.untried(known, frozenset({"os.shm"})) == ("all but what was asked for was left out (--only)",)
+    late = (Finding("run.rehearsal", "unknown", ("a",), "late"), Finding("dk.box", "unknown", ("a", "b"), "late"))
+    assert report.untried(known, None, late) == ("run.rehearsal, dk.box could not be tried on a, b",)
+    assert report.untried(known, None, (Finding("os.oom", "unknown", ("a",), "no rights"),)) == ()
     both = report.untried(seen(unasked=quick), None)
     words = "the active probes were left out (--quick), and no job was looked at (--job job.yaml)"
     assert last(untried=both) == f"Nothing wrong found; {words}. 2 checks."

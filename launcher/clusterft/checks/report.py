@@ -21,6 +21,8 @@ from clusterft.findings import Finding
 
 Verdict = Literal["ok", "warn", "fail", "unknown"]
 SCHEMA = 1
+# Trials in which a node shows that it can train: who was not tried is not known to be ready.
+_TRIALS = ("dk.box", "run.import", "run.rehearsal", "fs.not-shared", "data.differs", "net.high-ports")
 _LIMITS = ("os.memory-limit", "os.nproc", "os.oom")
 _BROKE = "this check broke, which is a bug of clusterft"
 
@@ -100,7 +102,7 @@ def verdict(findings: Iterable[Finding]) -> Verdict:
     return "unknown" if blind or moot else "ok"
 
 
-def untried(seen: Examination, only: Container[str] | None) -> tuple[str, ...]:
+def untried(seen: Examination, only: Container[str] | None, found: Iterable[Finding] = ()) -> tuple[str, ...]:
     """What was left out of this look, though a run would meet it; the words go on from "Nothing wrong found"."""
     left = []
     if "links" in seen.unasked:
@@ -113,6 +115,14 @@ def untried(seen: Examination, only: Container[str] | None) -> tuple[str, ...]:
         left.append("nothing was tried in a container, as there is no image yet (clusterft up)")
     if only is not None:
         left.append("all but what was asked for was left out (--only)")
+    blind: dict[str, list[str]] = {}  # nodes, by id
+    for one in found:
+        if one.status == "unknown" and one.id in _TRIALS:
+            blind.setdefault(one.id, []).extend(one.nodes)
+    if blind:
+        nodes = tuple(node for node in seen.nodes if any(node in each for each in blind.values()))
+        where = f" on {', '.join(nodes)}" if nodes and nodes != tuple(seen.nodes) else ""
+        left.append(f"{', '.join(blind)} could not be tried{where}")
     return tuple(left)
 
 

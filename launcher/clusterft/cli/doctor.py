@@ -191,7 +191,7 @@ def _report(cluster: Cluster, done: examining.Examined, only: frozenset[str] | N
         highlights=highlights.of(done.seen),
         broken=done.broken or report.broke(findings),
         busy=occupants.found(done.seen),
-        untried=report.untried(done.seen, only),
+        untried=report.untried(done.seen, only, findings),
     )
 
 

@@ -25,19 +25,25 @@ def find(fleet: Fleet, survey: Survey, wanted: Wanted) -> dict[str, Way]:
         facts = survey.facts.get(name)
         if facts is None:
             return Way("none", words="its facts are not known")
+        image = "the run's image is not there yet"
         docker = facts.docker.command if facts.docker and facts.docker.state == "ok" else ()
         if wanted.contained and wanted.tag and docker:
             done = remote.run((*docker, "image", "inspect", "-f", "{{.Id}}", wanted.tag), seconds=_SECONDS)
             if done.code == 0:
                 run = (*docker, "run", "--rm", "-i", "--pull=never")
                 return Way("image", (*run, wanted.tag), docker=docker)
+            if "no such" not in done.err.lower():
+                said = (done.err.strip().splitlines() or [f"exit code {done.code}"])[-1]
+                image = f"its engine does not say whether it has the run's image: {said[-200:]}"
+        elif wanted.contained and not docker:
+            image = "its engine cannot be used"
         if _local(survey, name):
             return Way("python", (sys.executable,), docker=docker)
         done = remote.run(("sh", "-c", _PYTHON), seconds=_SECONDS)
         python = done.out.strip().splitlines()[-1:] or ["none"]
         if python[0].startswith("/"):
             return Way("python", (python[0],), docker=docker)
-        return Way("none", words="it has no Python, and the run's image is not there yet", docker=docker)
+        return Way("none", words="it has no Python" + f", and {image}" * wanted.contained, docker=docker)
 
     found = fleet.each(one)
     return {
