@@ -19,7 +19,7 @@ from clusterft.checks import Survey, Unreached
 from clusterft.facts import NodeFacts
 from clusterft.facts.health import confines
 from clusterft.hosts import Cluster, Node
-from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable, account
+from clusterft.remote import Asker, Broken, Completed, Partial, Remote, Unreachable, account, startup
 from clusterft.remote.local import LocalRemote
 
 if TYPE_CHECKING:  # paramiko costs 0.1 s that a local cluster need not pay
@@ -298,6 +298,8 @@ def _unread(why: str, done: Completed, word: str, login: account.Login) -> Unrea
         return closed
     if not said and (silent := account.mute(login, done.code)):
         return silent
+    if word not in done.out and (rc := startup.ended(done.out, done.err, done.code, login)):
+        return rc
     if word in done.out or not said:
         return Partial(f"{why}; exit {done.code}; stderr: {err[-300:] or 'none'}")
     fix = (

@@ -384,3 +384,34 @@ def trained(run: Run, **env: str) -> None:
         path.rename(run.place / path.name)
     (run.place / "kept").rmdir()
     (run.place / "run.json").write_text("{}\n")  # that it is there says that this is a run's folder
+
+
+@scenario(
+    "torchrun, 3 nodes x 2; n3 has another config, and builds 3 layers instead of 2", "job.other-model", "n3"
+)
+def another_model(run: Run) -> None:
+    compared(run, {"n1": {}, "n2": {}, "n3": {"LAYERS": "3"}})
+
+
+@scenario(
+    "torchrun, 3 nodes x 1; n1, with rank 0, builds its layers of another size, of which n2 and n3 complain",
+    "job.other-model",
+    "n1",
+    0,
+)
+def another_size_on_rank_zero(run: Run) -> None:
+    compared(run, {"n1": {"HIDDEN": "48"}, "n2": {}, "n3": {}}, ranks=1)
+
+
+@scenario(
+    "torchrun, 2 nodes x 2; n2 builds 3 layers, and of two sides neither is the usual one", "job.other-model"
+)
+def another_model_on_one_of_two(run: Run) -> None:
+    compared(run, {"n1": {}, "n2": {"LAYERS": "3"}})
+
+
+def compared(run: Run, nodes: dict[str, dict[str, str]], ranks: int = 2) -> None:
+    """A model under DDP on each node, by that node's own settings."""
+    for place, (name, env) in enumerate(nodes.items()):
+        run.node(name, torchrun(run, place, nodes=len(nodes), ranks=ranks, script="ddp.py"), **env)
+    run.wait(100)

@@ -298,6 +298,14 @@ SSH: tuple[Fault, ...] = (
         status="warn",
     ),
     Fault(
+        "shell that ends every command",
+        "ssh.noisy-shell",
+        shell("n2", "printf 'export A=1\\nexec no-such-shell\\n' >~/.bashrc"),
+        shell("n2", "rm ~/.bashrc"),
+        ("[[ $- == *i* ]] || return", "install no-such-shell", "sftp "),
+        evidence=(".bashrc, line 2: exec: no-such-shell: not found",),
+    ),
+    Fault(
         "little memory for logins",
         "os.memory-limit",
         _confined("memory", "memory.limit_in_bytes", "memory.max", 400 << 20),

@@ -153,7 +153,19 @@ def in_docker_group(lab: AnyLab, _: Desk) -> None:
 
 def by_default(lab: AnyLab, _: Desk) -> None:
     """Of the toolkit only the engine's settings are left."""
-    added = {"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime"}}}
+    _set(lab, {"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime"}}})
+
+
+def forbidden(lab: AnyLab, _: Desk) -> None:
+    """A profile of a time that did not know clone3."""
+    call = {"names": ["clone3"], "action": "SCMP_ACT_ERRNO"}
+    profile = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [call]})
+    on(lab, "n2", f"mkdir -p /etc/docker; printf '%s' {shlex.quote(profile)} >/etc/docker/seccomp-2020.json")
+    _set(lab, {"seccomp-profile": "/etc/docker/seccomp-2020.json"})
+
+
+def _set(lab: AnyLab, added: dict[str, object]) -> None:
+    """More in n2's daemon.json; `not_by_default` puts it back."""
     path = "/etc/docker/daemon.json"
     known = on(lab, "n2", f"mkdir -p /etc/docker; [ ! -e {path} ] || cp {path} {path}.kept; cat {path}.kept || :")
     written = shlex.quote(json.dumps({**json.loads(known or "{}"), **added}))
@@ -223,6 +235,13 @@ FAULTS = [
           ('remove "default-runtime": "nvidia"', "sudo systemctl restart docker"),
           evidence=("the program of it is missing: /usr/bin/nvidia-container-runtime", "is the default"),
           options=()),
+    Fault("a seccomp profile that forbids threads", "dk.box", forbidden, not_by_default,
+          ('take "seccomp-profile": "/etc/docker/seccomp-2020.json" out of', "sudo systemctl restart docker"),
+          evidence=("clone3 ends with EPERM", "seccomp profile /etc/docker/seccomp-2020.json"), options=()),
+    Fault("a /run that is full", "os.disk-full",
+          lambda lab, _: on(lab, "n2", "head -c 256M /dev/zero >/run/exporter.log || :"),
+          lambda lab, _: on(lab, "n2", "rm /run/exporter.log"),
+          ("sudo du -xah /run",), evidence=("no space left on device",), options=()),
 ]  # fmt: skip
 
 
@@ -243,6 +262,15 @@ def test_a_healthy_rack_of_three_engines_is_clean_with_a_container_of_the_image(
     clean(answer)
     said = {one["id"]: one["status"] for one in answer["checks"]}
     assert said["dk.box"] == said["dk.image-drift"] == said["dk.early-mount"] == said["dk.leftover"] == "ok"
+
+
+def test_a_default_log_driver_that_runs_do_not_use_blocks_nothing(rack: Rack, lab: FullLab) -> None:
+    """A run's containers have a log driver of their own, and so have doctor's."""
+    _set(lab, {"log-driver": "fluentd"})
+    try:
+        clean(rack.doctor())
+    finally:
+        not_by_default(lab, rack)
 
 
 def test_a_share_whose_mount_spreads_nothing_is_mounted_all_the_same(rack: Rack, lab: FullLab, tag: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +54,21 @@ def test_a_python_that_is_not_there_is_named_on_its_node(lab: LightLab, tmp_path
     found = finding(answer, "run.import", "n2")
     assert [one["id"] for one in above_info(answer)] == ["run.import"]
     assert found["status"] == "fail" and "/run/python, does not run" in found["summary"]
+
+
+def test_a_python_whose_link_leads_to_nothing_is_told_with_its_environment(lab: LightLab, tmp_path: Path) -> None:
+    """Removed by an upgrade of the system, on one node."""
+    for name in ("n1", "n2", "n3"):
+        on(lab, name, f"mkdir -p /run/venv/bin; printf 'version = 3.10.12\\n' >/run/venv/pyvenv.cfg; "
+           f"printf '#!/bin/sh\\nexec {sys.executable} \"$@\"' >/run/real; chmod +x /run/real; "
+           "ln -sfn /run/real /run/venv/bin/python")  # fmt: skip
+    desk = Desk(
+        lab, tmp_path, job=JOB.format(shared=lab.shared, runtime="process") + "python: /run/venv/bin/python\n"
+    )
+    on(lab, "n2", "rm /run/real")
+    found = finding(desk.doctor(), "run.import", "n2")
+    assert found["status"] == "fail" and "/run/real is gone" in found["cause"]
+    assert " -m venv --clear /run/venv" in found["fix"][0]
 
 
 def test_pictures_that_one_node_lacks_are_counted(lab: LightLab, tmp_path: Path) -> None:
@@ -109,3 +126,36 @@ def test_a_model_that_is_a_pointer_is_told_before_a_run(lab: LightLab, tmp_path:
     assert "is a Git LFS pointer" in found["summary"] and found["fix"] == [
         "Fetch it with `git lfs pull`, or download it."
     ]
+
+
+def test_weights_of_the_same_size_with_zeros_at_their_end_are_told(lab: LightLab, tmp_path: Path) -> None:
+    """Of the fourth blind round: a VAE on the node's own disk, with size and time as they were."""
+    vae = tmp_path / "vae.safetensors"
+    content = os.urandom(9_000_000)
+    vae.write_bytes(content)
+    job = JOB.format(shared=lab.shared, runtime="process").replace(
+        "model: builtin:tiny", f"model: builtin:tiny\n  vae: {vae}"
+    )
+    zeros = tmp_path / "zeros"
+    zeros.write_bytes(content[:5_400_000] + bytes(3_600_000))
+    on(lab, "n2", f"mount --bind {zeros} {vae}")
+    try:
+        answer = Desk(lab, tmp_path / "desk", job=job).doctor()
+    finally:
+        on(lab, "n2", f"umount -l {vae}")
+    found = finding(answer, "data.differs", "n2")
+    assert found["status"] == "fail" and "other content on n2" in found["summary"]
+    assert "rsync -a --checksum" in found["fix"][0]
+
+
+def test_pictures_that_are_links_to_one_nodes_own_disk(lab: LightLab, tmp_path: Path) -> None:
+    pictures = Path(lab.shared) / "pics"
+    pictures.mkdir()
+    for k in range(8):
+        (pictures / f"{k:03d}.png").symlink_to(f"/srv/raw/{k:03d}.png")
+    job = JOB.format(shared=lab.shared, runtime="process").replace("{builtin: shapes}", f"{{folder: {pictures}}}")
+    answer = Desk(lab, tmp_path, job=job).doctor()
+    shutil.rmtree(pictures)
+    found = finding(answer, "run.rehearsal", "n2")
+    assert "is a link to /srv/raw/00" in found["summary"] and "LFS" not in "".join((found["cause"], *found["fix"]))
+    assert "rsync -aL" in found["fix"][0]

@@ -218,6 +218,55 @@ def test_a_peer_that_a_node_has_banned_is_one_finding_of_that_node(case: Case, l
         case.undo(lab)
 
 
+def _vpn(lab: LightLab) -> None:
+    """As tailscale keeps its routes: in a table of its own that is asked before main."""
+    ip(lab, "n2", "link", "add", "tailscale0", "type", "dummy")
+    ip(lab, "n2", "addr", "add", "100.101.7.12/32", "dev", "tailscale0")
+    ip(lab, "n2", "link", "set", "tailscale0", "up")
+    for peer in ("n1", "n3"):
+        ip(lab, "n2", "route", "add", lab.node(peer).address, "dev", "tailscale0", "table", "52")
+    ip(lab, "n2", "rule", "add", "lookup", "52", "priority", "5270")
+
+
+def test_a_vpn_that_takes_the_way_to_the_peers_is_the_route_of_that_node(lab: LightLab, desk: Desk) -> None:
+    _vpn(lab)
+    try:
+        answer = desk.doctor(*ONLY)
+        one = finding(answer, "net.route", "n2")
+        assert "tailscale0, by table 52" in one["summary"]
+        assert "n2, ip rule: 5270: from all lookup 52" in one["evidence"]
+        assert one["fix"][0] == "on n2: sudo tailscale set --accept-routes=false"
+        assert [found["id"] for found in above_info(answer)] == ["net.route"]
+        assert obey(lab, [step for step in one["fix"] if "ip rule add" in step]), one["fix"]
+        clean(desk.doctor(*ONLY))
+        ip(lab, "n2", "rule", "del", "priority", "5269")
+    finally:
+        ip(lab, "n2", "rule", "del", "priority", "5270")
+        ip(lab, "n2", "link", "del", "tailscale0")
+    clean(desk.doctor(*ONLY))
+
+
+def _apart(lab: LightLab, state: str) -> None:
+    for node in ("n2", "n3"):
+        words = ["link", "set", "dev", node, "type", "bridge_slave", "isolated", state]
+        subprocess.run(["ip", "netns", "exec", lab.switch._self, "ip", *words], check=True)
+    for node, other in (("n2", "n3"), ("n3", "n2")):
+        ip(lab, node, "neigh", "flush", "to", lab.node(other).address)
+
+
+def test_two_ports_that_the_switch_isolates_are_no_firewalls(lab: LightLab, desk: Desk) -> None:
+    _apart(lab, "on")
+    try:
+        answer = desk.doctor(*ONLY)
+        one = finding(answer, "net.isolated", "n2", "n3")
+        assert f"n2: no MAC of n3, {lab.node('n3').address}, on eth0" in one["evidence"]
+        assert "iptables" not in "".join(one["fix"]) and "switch" in one["fix"][0]
+        assert [found["id"] for found in above_info(answer)] == ["net.isolated"]
+    finally:
+        _apart(lab, "off")
+    clean(desk.doctor(*ONLY))
+
+
 @pytest.mark.parametrize("case", PATHS, ids=str)
 def test_what_the_way_does_not_carry_is_named_and_mended(case: Case, lab: LightLab, desk: Desk) -> None:
     case.inject(lab)

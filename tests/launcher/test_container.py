@@ -54,11 +54,12 @@ def test_a_run_is_brought_back_by_its_engine_and_has_time_to_stop() -> None:
 def test_docker_run_is_told_the_same() -> None:
     """For the container that doctor opens; a list is read as CSV."""
     stack = ("--ulimit", "stack=67108864:67108864")
-    assert Fittings().words() == ("--network=host", "--ipc=host", "--init", *stack)
+    log = ("--log-driver=json-file", "--log-opt", "max-size=50m", "--log-opt", "max-file=3")
+    assert Fittings().words() == ("--network=host", "--ipc=host", "--init", *log, *stack)
     odd = Mount('/data/a,b "c"', read_only=True)
     words = plan(gpus=("0", "2"), binds=(Mount("/mnt/out"), odd), shm=2**30).words()
     assert words == (
-        *("--network=host", "--ipc=private", "--init", "--shm-size=1073741824"),
+        *("--network=host", "--ipc=private", "--init", "--shm-size=1073741824", *log),
         *("--ulimit", "memlock=-1:-1", *stack, "--device", "/dev/infiniband"),
         *("--mount", "type=bind,source=/mnt/out,target=/mnt/out,bind-propagation=rslave"),
         "--mount",

@@ -126,6 +126,16 @@ OTHERS = (
         "RANK expected, but not set",
     ),
     (
+        "job.other-model",
+        "RuntimeError: DDP expects same model across all ranks, but Rank 0 has 1120 params, while rank 4 has "
+        "inconsistent 1400 params.",
+    ),
+    (
+        "job.other-model",
+        "RuntimeError: [1]: params[0] in this process with sizes [32, 64] appears not to match sizes of the "
+        "same param in process 0.",
+    ),
+    (
         "job.unused",
         "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new",
     ),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,20 +17,26 @@ import scenes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterft.agent import box as agent_box
 from clusterft.checks import occupants, report, suite
 from clusterft.checks.engines import containers
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.occupants import Occupant
 from clusterft.facts import DockerGroup, Mount, box, health
-from clusterft.facts.box import Box, Torch
-from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth
+from clusterft.facts import docker as docker_facts
+from clusterft.facts.box import Box, Threads, Torch
+from clusterft.facts.health import Health, HostHealth, NetworkHealth, StorageHealth, confines
 from clusterft.facts.health import docker as docker_health
 from clusterft.facts.health.docker import Container, DockerHealth
 from clusterft.facts.health.gpu import Card, GpuHealth
 from clusterft.facts.health.ours import OursHealth
 from clusterft.facts.image import Identity
 from clusterft.facts.mounted import Mounted, over
+from clusterft.facts.storage import Disk, disk
 from clusterft.findings import Finding
+from clusterft.plan.container import Fittings
+from clusterft.probing import box as box_probe
+from clusterft.probing.crew import Silent
 
 THREE = scenes.cluster("a slots=1\nb slots=1\nc slots=1\n")
 NAMES = ("a", "b", "c")
@@ -96,7 +103,7 @@ def seen(
 
 def judged(of: Examination) -> list[Finding]:
     """All above info, of these layers alone."""
-    mine = ("dk.", "gpu.", "nccl.version", "os.memlock", "os.disk-full")
+    mine = ("dk.", "gpu.", "nccl.version", "os.memlock", "os.disk-full", "os.inodes")
     found = report.judge(of, suite.CHECKS)
     return [one for one in found if one.status in ("fail", "warn") and one.id.startswith(mine)]
 
@@ -595,3 +602,184 @@ def test_a_run_in_containers_holds_its_nodes_and_one_that_was_left_behind_holds_
     assert occupants.found(seen(engine(containers=(container(state="exited"),)))) == ()
     over = engine(containers=(container(),), ended={"moon-1": NOW - 3600})
     assert [one.id for one in judged(seen(over))] == ["dk.leftover"] and occupants.found(seen(over)) == ()
+
+
+# -- what is full, and what cannot be done in a container that runs ------------------------------
+
+RUN_FULL = (
+    "docker: Error response from daemon: failed to start shim: symlink /var/lib/docker/containerd/daemon/io.x/ab "
+    "/var/run/docker/containerd/daemon/io.x/ab/work: no space left on device: unknown."
+)
+
+
+def df(mounted_on: str, free: int, inodes: int | None = 1000) -> Disk:
+    """As the node was asked once the engine had complained."""
+    return Disk(mounted_on, "tmpfs", mounted_on, free, inodes, writable=False)
+
+
+@pytest.mark.parametrize("room", [df("/run", 0), None], ids=("asked", "not asked"))
+def test_a_full_run_is_named_and_no_image_is_to_go_for_it(room: Disk | None) -> None:
+    """Found blind with `docker image prune` as the remedy, of another disk."""
+    assert box.refusal(RUN_FULL) == "room"
+    assert box.full(RUN_FULL) == "/run/docker/containerd/daemon/io.x/ab/work"
+    found = only(seen(boxes={"b": Box("b", refused="room", words=RUN_FULL, room=room)}))
+    assert (found.id, found.nodes) == ("os.disk-full", ("b",)) and "/run" in found.summary
+    assert found.fix[0].startswith("sudo du -xah /run | sort -h | tail")
+    assert "prune" not in "\n".join(found.fix) and ("df: 0 MiB" in found.evidence) == (room is not None)
+
+
+def test_an_images_own_disk_that_is_full_is_pruned() -> None:
+    words = "docker: Error response from daemon: mkdir /var/lib/docker/overlay2/ab-init: no space left on device."
+    found = only(seen(boxes={"b": Box("b", refused="room", words=words, room=df("/", 0, 99999))}))
+    assert found.id == "os.disk-full" and "docker image prune" in found.fix[0] and "/ is full" in found.summary
+
+
+def test_no_inodes_and_a_disk_that_has_room_are_told_apart() -> None:
+    few = only(seen(boxes={"b": Box("b", refused="room", words=RUN_FULL, room=df("/run", 2**26, 0))}))
+    assert few.id == "os.inodes" and "du -x --inodes /run" in few.fix[0]
+    roomy = only(seen(boxes={"b": Box("b", refused="room", words=RUN_FULL, room=df("/run", 2**36))}))
+    assert "is full" not in roomy.summary and "quota" in roomy.cause
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "cause"),
+    [
+        ("mkdir /sys/fs/cgroup/memory/docker/ab: no space left on device", "room", "lies on no disk"),
+        ("unable to join session keyring: unable to create session key: disk quota exceeded", "keys", "no disk"),
+    ],
+)
+def test_a_limit_of_the_kernels_is_no_full_disk(words: str, kind: str, cause: str) -> None:
+    told = f"docker: Error response from daemon: failed to create task: {words}: unknown."
+    assert box.refusal(told) == kind
+    found = only(seen(boxes={"b": Box("b", refused=kind, words=told)}))  # type: ignore[arg-type]
+    assert found.id == "dk.box" and cause in found.cause and "prune" not in "\n".join(found.fix)
+
+
+def test_where_an_engine_names_no_path_df_is_asked_first() -> None:
+    words = "docker: Error response from daemon: no space left on device."
+    found = only(seen(boxes={"b": Box("b", refused="room", words=words)}))
+    assert found.fix[0].startswith("df -h") and "if that is where" in found.fix[1]
+
+
+def test_the_room_at_a_path_is_asked_of_the_nearest_directory_that_is_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "gone" / "deeper")
+    done = subprocess.run(box.room(path), capture_output=True, text=True)
+    found = disk(path, done.stdout)
+    assert found is not None and found.writable and found.free_bytes > 0
+
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "box", line 99\nRuntimeError: can\'t start new thread'
+MOBY = "/etc/docker/seccomp-2020.json"
+
+
+def threadless(told: Threads | None, **docker: Any) -> Finding:
+    """A container in which no thread begins."""
+    refused = Box("b", refused="threadless", words="RuntimeError: can't start new thread", threads=told)
+    return only(seen(boxes={"b": refused}, docker=scenes.docker(**docker)))
+
+
+def test_a_seccomp_profile_that_forbids_threads_is_no_engine_that_starts_nothing() -> None:
+    """Found blind as "no container can be started" and a limit of the login: neither was so."""
+    assert box.refusal(f"it ended: {TRACEBACK}") == "threadless"
+    assert confines.stopped(TRACEBACK, contained=True) == "" and confines.stopped(TRACEBACK)
+    found = threadless(Threads("EPERM", -1, None), seccomp=MOBY)
+    assert (found.id, found.nodes) == ("dk.box", ("b",)) and "starts, and no thread" in found.summary
+    assert "answers clone3 with EPERM" in found.cause and MOBY in found.cause
+    assert '"seccomp-profile"' in found.fix[0] and "sudo systemctl restart docker" in found.fix[0]
+    assert f"seccomp profile {MOBY}" in found.evidence and "login" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("told", "docker", "cause", "fix"),
+    [
+        (None, {"seccomp": MOBY}, "may forbid clone3", "seccomp-profile"),
+        (None, {"seccomp": "default", "version": "20.10.5"}, "may forbid clone3", "20.10.10"),
+        (Threads("EPERM"), {"seccomp": "default", "version": "20.10.5"}, "answers clone3 with EPERM", "20.10.10"),
+        (Threads("EPERM"), {"seccomp": "builtin"}, "old runc", "libseccomp2"),
+        (Threads("ENOSYS", -1, 4), {"seccomp": MOBY}, "4 processes (pids.max)", "default-pids-limit"),
+        (Threads("EINVAL", 3, None), {"seccomp": "builtin"}, "3 processes of one user", "default-ulimits"),
+        (Threads("EINVAL", -1, None), {"seccomp": "builtin", "version": "20.10.5"}, "", "default-ulimits"),
+        (None, {}, "", "default-ulimits"),
+    ],
+)
+def test_seccomp_is_blamed_only_where_something_speaks_for_it(
+    told: Threads | None, docker: dict[str, Any], cause: str, fix: str
+) -> None:
+    found = threadless(told, **docker)
+    assert cause in found.cause and bool(cause) == bool(found.cause) and fix in found.fix[0]
+
+
+def test_a_profile_that_others_do_not_have_is_shown_with_theirs() -> None:
+    of = seen(
+        boxes={"b": Box("b", refused="threadless", words="RuntimeError: x", threads=Threads("EPERM"))},
+        docker=scenes.docker(seccomp=MOBY),
+    )
+    known = dict(of.survey.facts)
+    known["a"] = replace(known["a"], docker=scenes.docker(seccomp="builtin"))
+    found = only(replace(of, survey=replace(of.survey, facts=known)))
+    assert "a: Docker 28.3.3, seccomp profile builtin" in found.evidence
+
+
+def test_a_container_without_memory_is_no_bug_of_clusterft() -> None:
+    words = "it ended: Traceback (most recent call last):\n  x\nMemoryError"
+    assert box.refusal(words) == "starved"
+    found = only(seen(boxes={"b": Box("b", refused="starved", words=words)}))
+    assert found.id == "dk.box" and "gets no memory" in found.summary
+
+
+def test_what_a_container_without_threads_says_is_read() -> None:
+    body = {"threadless": "x", "clone3": "EPERM", "processes": -1, "pids": None}
+    assert box.threads(body) == Threads("EPERM", -1, None)
+    assert agent_box.clone3() in (None, "EINVAL", "ENOSYS"), "a call without arguments begins nothing"
+
+
+def test_the_profile_is_read_of_docker_info() -> None:
+    def profile(*options: str) -> str | None:
+        info = json.dumps({"SecurityOptions": options})
+        named = {"docker.path": "/usr/bin/docker", "docker.info": info, "docker.root": "", "docker.store": ""}
+        found = docker_facts.parse({**named, "docker.version": 'docker\n{"ApiVersion": "1.41"}'})
+        return found.seccomp if found else None
+
+    assert profile("name=apparmor", f"name=seccomp,profile={MOBY}") == MOBY
+    assert profile("name=seccomp,profile=default", "name=cgroupns") == "default"
+    assert profile("name=apparmor") is None
+
+
+class _Engine:
+    """A node whose program's last words and room are given."""
+
+    def __init__(self, room: str) -> None:
+        self.room = room
+
+    def run(self, argv: tuple[str, ...], *, seconds: float) -> Any:
+        """What `df` says there."""
+        return SimpleNamespace(code=0, out=self.room, err="")
+
+
+class _Crew:
+    """Its container says one line, or nothing but why."""
+
+    def __init__(self, says: dict[str, Any] | str) -> None:
+        self.says = says
+
+    def start(self, *_: object, **__: object) -> Any:
+        """As a crew does."""
+        if isinstance(self.says, str):
+            raise Silent(self.says)
+        return SimpleNamespace(release="", hear=lambda _: self.says, close=lambda: None)
+
+
+def tried(says: dict[str, Any] | str, room: str = "") -> Box:
+    """What doctor's own trial makes of it."""
+    request = box_probe._Request("b", Fittings(), None)
+    return box_probe._one(_Crew(says), _Engine(room), request)  # type: ignore[arg-type]
+
+
+def test_the_trial_asks_for_the_room_and_hears_of_threads() -> None:
+    table = "Filesystem 1024-blocks Used Available Capacity Mounted on\ntmpfs 65536 65536 0 100% /run\n"
+    full = tried(f"it ended: {RUN_FULL}", f"no\n{table}{table.replace('65536 65536 0', '1000 900 100')}")
+    assert full.refused == "room" and full.room is not None
+    assert (full.room.mounted_on, full.room.free_bytes, full.room.free_inodes) == ("/run", 0, 100)
+    bare = tried({"threadless": "can't start new thread", "clone3": "EPERM", "processes": -1, "pids": None})
+    assert (bare.refused, bare.threads) == ("threadless", Threads("EPERM", -1, None))
+    assert tried("it ended: docker: Error response from daemon: x").room is None

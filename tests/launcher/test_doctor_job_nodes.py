@@ -16,7 +16,7 @@ from clusterft.checks import holdings as disks
 from clusterft.checks import imports as pythons
 from clusterft.facts import holdings, imports
 from clusterft.facts.holdings import Holding
-from clusterft.facts.imports import Imports
+from clusterft.facts.imports import Imports, Interpreter
 from clusterft.findings import Finding
 from clusterft.probing.imports import needed
 
@@ -75,7 +75,69 @@ def test_packages_that_are_not_there_are_installed(absent: tuple[str, ...], inst
 def test_a_python_that_does_not_run_is_told_by_its_words() -> None:
     (found,) = imported(b=Imports(PYTHON, error="env: '/opt/venv/bin/python': No such file or directory"))
     assert found.status == "fail" and found.summary == f"the job's Python, {PYTHON}, does not run"
-    assert found.evidence.endswith("No such file or directory") and "python:" in found.fix[0]
+    assert found.evidence.endswith("No such file or directory") and found.fix[0].startswith("in job.yaml: python:")
+
+
+WORDS = "env: '/srv/venv/bin/python': No such file or directory"
+
+
+def broken(python: Path, words: str = WORDS) -> Finding:
+    """Of a node whose Python does not run; the shell looks for it here."""
+    done = subprocess.run(imports.where(str(python)), capture_output=True, text=True)
+    place = imports.place(done.stdout)
+    assert place is not None, done
+    (found,) = imported(b=Imports(str(python), error=words, place=place))
+    assert found.status == "fail" and found.evidence.startswith(words) and not found.fix[0].startswith("or")
+    assert "cannot load" not in found.cause and found.fix[-1].startswith("or, in job.yaml: python:")
+    return found
+
+
+def test_a_link_that_leads_to_nothing_is_told_with_its_environment(tmp_path: Path) -> None:
+    """Found blind as a Python that cannot load what ranks need, with a remedy that began with "or"."""
+    venv = tmp_path / "my venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.10.12\n")
+    (venv / "bin" / "python3").symlink_to("/usr/bin/python3.1099")
+    (venv / "bin" / "python").symlink_to("python3")
+    found = broken(venv / "bin" / "python")
+    assert "/usr/bin/python3.1099 is gone" in found.cause
+    assert f"leads to /usr/bin/python3.1099, which is not there\n{venv} is an environment" in found.evidence
+    assert found.fix[0] == f"on b: python3.11 -m venv --clear '{venv}'   (python3.11, as the other nodes have it)"
+    assert found.fix[1] == f"on b: '{venv}/bin/python' -m pip install 'clusterft[trainer]'"
+    assert found.fix[2].startswith("or on b: put back /usr/bin/python3.1099")
+
+
+def test_an_interpreter_that_is_not_there_is_made_where_the_job_looks(tmp_path: Path) -> None:
+    found = broken(tmp_path / "venv" / "bin" / "python")
+    assert (
+        f"it is not there; {tmp_path} is" in found.evidence.replace("which", "it") and "not there" in found.cause
+    )
+    assert found.fix[0].startswith(f"on b: python3.11 -m venv {tmp_path}/venv")
+
+
+def test_a_file_that_may_not_be_run_and_a_script_of_a_python_that_is_gone(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/no/such/python -s\n")
+    closed = broken(python)
+    assert "may not be run" in closed.cause and closed.needs_root
+    assert closed.fix[0] == f"on b: sudo chmod a+rx {python}"
+    python.chmod(0o755)
+    script = broken(python)
+    assert "is a script for /no/such/python" in script.cause and not script.needs_root
+    python.write_bytes(b"\x7fELF nothing")
+    assert "no program for this machine" in broken(python, "env: 'x': Exec format error").cause
+    assert "what loads it" in broken(python).cause
+    words = "python: error while loading shared libraries: libpython3.10.so.1.0: cannot open shared object file"
+    assert "a library of Python's own is not there" in broken(python, words).cause
+    assert "ends with those words" in broken(python, "python: 1: exec: /gone: not found").cause
+
+
+def test_a_name_that_no_path_has_is_no_file_to_be_made() -> None:
+    done = subprocess.run(imports.where("no-such-python"), capture_output=True, text=True)
+    place = imports.place(done.stdout)
+    assert place == Interpreter("unknown") and imports.place("") is None
+    (found,) = imported(b=Imports("no-such-python", error="env: no", place=place))
+    assert "no no-such-python on its PATH" in found.cause and len(found.fix) == 1
 
 
 def test_what_takes_too_long_is_unknown_and_no_failure() -> None:
@@ -223,3 +285,43 @@ def test_only_what_lies_outside_the_shared_dir_is_asked_for(tmp_path: Path) -> N
     shared = scenes.job(text, tmp_path).shared
     assert scenes.job(text, tmp_path).own_paths == ("/data/set",), shared
     assert scenes.job(scenes.JOB, tmp_path).own_paths == ()
+
+
+def test_files_of_one_size_with_other_content_are_told_of_the_odd_node() -> None:
+    """Of the fourth blind round: the last 40 % of a VAE were zeros, its size and time were right."""
+    right, zeros = replace(ALL, files=1, sum="a" * 64), replace(ALL, files=1, sum="b" * 64)
+    (found,) = held(a=right, b=zeros, c=right)
+    assert (found.id, found.status, found.nodes) == ("data.differs", "fail", ("b",))
+    assert found.summary == "/data/a set has other content on b than on other nodes, in files of the same sizes"
+    assert found.fix == ("on b: rsync -a --checksum 10.0.0.1:'/data/a set' /data/",)
+    assert "bbbbbbbbbbbb" in found.evidence
+    assert held(a=right, b=replace(right, sum=""), c=right) == [], "who could not sample says nothing of it"
+    two = {"a": {"/x": right}, "b": {"/x": zeros}}
+    (found,) = disks.found(("a", "b"), two, WHERE)
+    assert "which of the two is right is not known" in found.cause and found.fix[0].startswith(
+        "on both: sha256sum"
+    )
+
+
+def test_samples_see_zeros_in_a_large_file_and_a_change_in_a_small_one(tmp_path: Path) -> None:
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    big, small = folder / "vae.safetensors", folder / "config.json"
+    content = os.urandom(10_000_000)
+
+    def sums() -> list[str]:
+        paths = (str(folder), str(big))
+        done = subprocess.run(holdings.sums_argv(paths), capture_output=True, text=True)
+        return [one.sum for one in holdings.with_sums(dict.fromkeys(paths, ALL), done.stdout, paths).values()]
+
+    big.write_bytes(content)
+    small.write_text("{1}")
+    first = sums()
+    assert all(len(one) == 64 for one in first) and first == sums()
+    small.write_text("{2}")
+    assert sums()[0] != first[0] and sums()[1] == first[1]
+    big.write_bytes(content[:6_000_000] + bytes(4_000_000))
+    assert sums()[1] != first[1]
+    big.write_bytes(content[:-1] + b"x")
+    assert sums()[1] != first[1] or content[-1:] == b"x", "its last byte counts"
+    assert holdings.with_sums({"/x": ALL}, "sum 0 \n", ("/x",)) == {"/x": ALL}

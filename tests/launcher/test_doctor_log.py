@@ -426,3 +426,41 @@ def test_a_kill_for_memory_explains_ranks_that_only_lost_a_peer(tmp_path: Path) 
     (tmp_path / "dmesg-n2.txt").write_text(KERNEL.format("10:00:00", "Killed process 77 (python3) total-vm:1kB"))
     found = written(tmp_path, n1=error(0, "10:00:01", LOST), n2="2026-11-26T09:59:59.000000000Z step 4\n")
     assert (found.id, found.node) == ("os.oom", "n2")
+
+
+def unlike(rank: int, has: int, peer: int, theirs: int) -> str:
+    """DDP's words on a rank, as in the fourth blind round."""
+    words = f"Rank {rank} has {has} params, while rank {peer} has inconsistent {theirs} params."
+    return error(rank, "21:14:08", f"RuntimeError: DDP expects same model across all ranks, but {words}")
+
+
+def test_the_node_whose_model_is_another_one_is_named_and_not_who_first_said_so(tmp_path: Path) -> None:
+    logs = {
+        name: "".join(unlike(rank, *words) for rank in ranks)
+        for name, ranks, words in (
+            ("n1", (0, 1), (1120, 4, 1400)),
+            ("n2", (2, 3), (1120, 4, 1400)),
+            ("n3", (4, 5), (1400, 0, 1120)),
+        )
+    }
+    found = written(tmp_path, **logs)
+    assert (found.id, found.node, found.rank) == ("job.other-model", "n3", None)
+    assert found.summary.endswith("(ranks 4 and 5: 1400 params; ranks 0 to 3: 1120 params)")
+    assert found.evidence[0].where.startswith("n3.log") and found.fix[0].endswith("on n3 as on n1")
+    assert not found.followed
+
+
+def test_of_two_sides_as_large_as_each_other_neither_is_blamed(tmp_path: Path) -> None:
+    found = written(tmp_path, n1=unlike(0, 4, 1, 6), n2=unlike(1, 6, 0, 4))
+    assert (found.id, found.node, found.rank) == ("job.other-model", "", None)
+    assert "rank 0: 4 params; rank 1: 6 params" in found.summary
+
+
+def test_one_log_alone_blames_only_whom_its_words_prove(tmp_path: Path) -> None:
+    found = written(tmp_path, n1="world_size=6\n" + unlike(0, 1120, 2, 1400))
+    assert (found.id, found.node, found.rank) == ("job.other-model", "", None)  # 2, 1, and 3 that nobody knows of
+
+
+def test_ranks_of_one_node_that_differ_are_a_matter_of_the_program(tmp_path: Path) -> None:
+    found = written(tmp_path, n1=unlike(0, 382, 1, 0) + "".join(unlike(rank, 0, 0, 382) for rank in (1, 2)))
+    assert (found.node, found.rank) == ("n1", 0) and "a branch on the rank" in found.cause

@@ -22,9 +22,11 @@ from hypothesis import strategies as st
 from clusterft.checks import Survey, highlights, networks, report
 from clusterft.checks.examination import Examination, Wanted
 from clusterft.checks.layers import network, rendezvous
-from clusterft.checks.ways import addresses, meeting, untried, walls
+from clusterft.checks.ways import addresses, meeting, reach, severed, untried, walls
+from clusterft.checks.ways import routes as routing
 from clusterft.facts import Address, Firewall, InfiniBand, Link, NodeFacts, frames, health
 from clusterft.facts import links as matrix
+from clusterft.facts import network as parse
 from clusterft.facts.health import network as look
 from clusterft.facts.health.docker import Container, DockerHealth
 from clusterft.facts.health.network import Chain, Listener, NetworkHealth
@@ -165,6 +167,102 @@ def test_a_route_that_is_not_taken_is_nothing() -> None:
     ways = [node(name, routes=tuple((ip(other), "eno1", ip(name)) for other in NAMES)) for name in NAMES]
     assert judged(seen((), survey=survey(*ways), health=wide, links=None)) == []
     assert judged(seen(dials(), health=wide)) == []
+
+
+VPN = "10.0.0.10 dev tailscale0 table 52 src 100.101.7.12 uid 0"  # as the fourth blind round had it
+RULES = "seen\nfamily 4\n0:\tfrom all lookup local\n5210:\tfrom all fwmark 0x80000/0xff0000 lookup main\n" + (
+    "5270:\tfrom all lookup 52\n32766:\tfrom all lookup main\n32767:\tfrom all lookup default\nfamily 6\n"
+    "0:\tfrom all lookup local\n5270:\tfrom all lookup 52\n"
+)
+AWAY = tuple((one, other, "timed out", 3.0) for one, other in (("b", "a"), ("b", "c"), ("a", "b"), ("c", "b")))
+
+
+def led(interface: str, table: str = "", *more: Address, tried: tuple[Dial, ...] | None = None) -> Examination:
+    """b's way to its peers leaves by this interface."""
+    routes = tuple((ip(peer), interface, "100.101.7.12") for peer in "ac")
+    tables = tuple((ip(peer), table) for peer in "ac") if table else ()
+    other = node("b", *more, routes=routes, tables=tables)
+    usual = [node(name, routes=tuple((ip(to), "eno1", ip(name)) for to in NAMES if to != name)) for name in "ac"]
+    both = (*dials(*AWAY), *dials(*AWAY, kind="rendezvous"))
+    rules = replace(QUIET, rules=tuple(look._policy(RULES)))
+    health_of = {name: _health(rules if name == "b" else QUIET) for name in NAMES}
+    return seen(tried or both, survey=survey(usual[0], other, usual[1]), health=health_of)
+
+
+def test_a_vpns_table_that_leads_to_the_peers_is_the_route_of_that_node_and_no_firewall() -> None:
+    assert parse.route(VPN) == ("tailscale0", "100.101.7.12") and parse.table(VPN) == "52"
+    assert parse.table("10.0.0.10 dev eno1 src 10.0.0.11 uid 0") == ""
+    of = led("tailscale0", "52", Address("tailscale0", "100.101.7.12", 32))
+    one = one_of(of, "net.route")
+    assert one.nodes == ("b",) and "leaves by tailscale0, by table 52, and not by eno1" in one.summary
+    assert "b, ip route get 10.0.0.10: dev tailscale0 table 52 src 100.101.7.12" in one.evidence
+    assert "b, ip rule: 5270: from all lookup 52" in one.evidence and "b → a" in one.evidence
+    assert one.fix[0] == "on b: sudo tailscale set --accept-routes=false"
+    assert one.fix[1].startswith("on b: sudo ip rule add to 10.0.0.0/24 lookup main priority 5269")
+    assert severed.by(of, NAMES) == "net.route" and severed.by(of, ()) == ""
+    tun = led("tun0", "", Address("tun0", "10.0.0.77", 25))  # narrower than the node's own network
+    (found,) = routing.led_away(tun)
+    assert found.nodes == ("b",) and found.fix[0].startswith("on b: sudo ip route replace 10.0.0.10 dev eno1 src ")
+
+
+def test_another_way_that_is_well_or_as_good_is_nothing() -> None:
+    vpn = Address("tailscale0", "100.101.7.12", 32)
+    assert judged(led("tailscale0", "52", vpn, tried=dials())) == []
+    second = led("eno2", "", Address("eno2", "10.0.0.77", 24))
+    assert list(routing.led_away(second)) == [], "two cards of one subnet are another id's"
+    assert list(routing.led_away(led("eno1"))) == []
+    assert list(routing.led_away(replace(led("tailscale0", "52", vpn), links=None))) == []
+
+
+# -- a switch that keeps ports apart -------------------------------------------
+
+
+APART = (("b", "c", "no route to host", 0.002), ("c", "b", "no route to host", 3.0))
+
+
+def arp(*failed: tuple[str, str, str, float], **silent: str) -> Examination:
+    """Dials in two kinds, and for which of the nodes a sender's neighbour table has no answer."""
+    unanswered = {name: {ip(to): "eno1" for to in others} for name, others in silent.items()}
+    both = (*dials(*failed), *dials(*failed, kind="rendezvous"))
+    return seen(links=Links({name: ip(name) for name in NAMES}, both, unanswered=unanswered))
+
+
+def test_a_pair_without_an_answer_to_arp_is_kept_apart_and_has_no_firewall() -> None:
+    """The fourth blind round: "n2's firewall for n3", where the switch had isolated the two ports."""
+    of = arp(*APART, b="c", c="b")
+    one = one_of(of, "net.isolated")
+    assert one.nodes == ("b", "c") and "b and c get no answer to ARP" in one.summary
+    assert "b: no MAC of c, 10.0.0.12, on eno1" in one.evidence and "a → b" in one.evidence
+    assert "switch or hypervisor" in one.fix[0]
+    assert one.fix[1].startswith("on b: ip neigh show to 10.0.0.12 ") and not any("iptables" in x for x in one.fix)
+    assert severed.by(of, NAMES) == "net.isolated"
+    assert one_of(arp(*APART, b="c"), "net.isolated").nodes == ("b", "c"), "one end's table is enough"
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (arp(*((*one[:3], 0.001) for one in APART)), {"net.high-ports"}),  # a REJECT: the MAC is known
+        (arp(*APART[:1], b="c"), {"net.high-ports"}),  # an answer came the other way
+        (arp(), set()),
+        (arp(b="c"), set()),  # an old entry, and all is well
+        # nobody reaches c: whether it is there at all is not known
+        (arp(*((one, "c", "no route to host", 3.1) for one in "ab"),
+             *(("c", one, "no route to host", 3.1) for one in "ab"), a="c", b="c", c="ab"), {"net.wrong-nic"}),
+    ],
+)  # fmt: skip
+def test_what_is_answered_or_answers_nobody_is_not_kept_apart_by_a_switch(
+    what: Examination, told: set[str]
+) -> None:
+    assert {one.id for one in judged(what)} == told
+
+
+def test_some_ports_are_not_said_to_be_let_through_where_none_answers() -> None:
+    shut = (("a", "b", "timed out", 3.0), ("c", "b", "timed out", 3.0))
+    (one,) = reach.high_ports(seen((*dials(*shut), *dials(*shut, kind="rendezvous"))))
+    assert "only some" not in one.cause and "no port that was tried there answers" in one.cause
+    (one,) = reach.high_ports(seen((*dials(*shut), *dials(kind="rendezvous"))))
+    assert one.cause.startswith("a firewall that lets only some ports through, and drops the rest in silence")
 
 
 # -- which network training uses ----------------------------------------------
@@ -339,7 +437,7 @@ def test_the_line_is_for_whatever_manages_that_nodes_firewall(
     shut = dials(("a", "b", "no route to host", 0.0), ("c", "b", "no route to host", 0.0))
     what = seen(shut, survey=known, health={"a": _health(QUIET), "b": _health(health), "c": _health(QUIET)})
     one = one_of(what, "net.high-ports")
-    assert one.fix[0] == line and "refuses the rest at once" in one.cause
+    assert one.fix[0] == line and "refuses at once" in one.cause
     assert all(shlex.split(step.partition(": ")[2]) for step in one.fix if step.startswith("on b: "))
 
 

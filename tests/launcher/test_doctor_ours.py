@@ -223,3 +223,41 @@ def test_a_docker_context_that_is_gone_is_not_an_engine_that_is_down() -> None:
     survey = scenes.survey(TWO, scenes.facts("a"), scenes.facts("b", docker=engine))
     (one,) = docker.usable(survey, cuda=False)
     assert one.nodes == ("b",) and one.fix[0] == "on b: docker context use default"
+
+
+@pytest.mark.parametrize(
+    ("err", "file", "line", "fix"),
+    [
+        ("/lab/n2/home/.bashrc: line 5: exec: zsh: not found\n", "/lab/n2/home/.bashrc", 5,
+         "install zsh, or put this before line 5 of /lab/n2/home/.bashrc: [[ $- == *i* ]] || return"),
+        ("hi\n/etc/profile.d/x.sh: line 3: module: command not found\n", "/etc/profile.d/x.sh", 3,
+         "case $- in *i*)"),
+        ("/home/me/.profile: 2: exec: fish: not found\n", "/home/me/.profile", 2, "install fish, or"),
+        ("/home/me/.zshenv:1: command not found: tmux\n", "/home/me/.zshenv", 1, "[[ -o interactive ]] || return"),
+        ("fish: Unknown command: tmux\n~/.config/fish/config.fish (line 4): \nexec tmux\n^~~~~~~~^\n",
+         "~/.config/fish/config.fish", 4, "status is-interactive; and"),
+    ],
+)  # fmt: skip
+def test_a_startup_file_that_ends_every_command_is_named_and_no_forced_command(
+    err: str, file: str, line: int, fix: str
+) -> None:
+    """Found blind as a command of the node's own, to be looked for in authorized_keys and sshd_config."""
+    said = fleet._unread("it ends after section None", Completed(127, "", err), "5e0f", Login("me", "-p 22 me@n2"))
+    told = "\n".join((said.what, said.cause, *said.fix))
+    assert said.id == "ssh.noisy-shell" and f"line {line} of {file}" in said.cause and fix in said.fix[0]
+    assert "authorized_keys" not in told and "ForceCommand" not in told
+    assert "sftp -P 22 me@n2" in said.fix[1] and "~" not in said.fix[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "err"),
+    [
+        (127, "/usr/local/bin/wrapper.sh: line 3: rrsync: command not found\n"),  # of a key's own command
+        (127, "bash: line 1: rrsync: command not found\n"),
+        (0, "/home/me/.bashrc: line 3: module: command not found\n"),
+        (127, "/home/me/.bashrc: line 3: module: command not found\nThis account is for rsync.\n"),
+    ],
+)
+def test_a_startup_file_that_complains_is_not_known_to_be_the_end(code: int, err: str) -> None:
+    said = fleet._unread("it ends after section None", Completed(code, "", err), "5e0f", Login())
+    assert said.id == "ssh.noisy-shell" and "authorized_keys" in said.fix[0]

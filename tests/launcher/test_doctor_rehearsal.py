@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from clusterft.facts.imports import Imports
 from clusterft.facts.rehearsal import Rehearsal, Try
 from clusterft.findings import Finding
 from clusterft.hosts import Node
-from clusterft.probing import rehearsing
+from clusterft.probing import bench, rehearsing
 
 NODES = ("a", "b", "c")
 PYTHON = "/opt/venv/bin/python"
@@ -71,10 +73,67 @@ def test_words_that_the_tables_know_bring_their_own_fix() -> None:
     assert known[0].fix != one.fix and any("ulimit" in step for step in known[0].fix)
 
 
-def test_who_was_killed_was_most_likely_out_of_memory() -> None:
+def test_who_was_killed_was_out_of_memory_only_if_somebody_says_so() -> None:
+    """The fourth blind round: "it was killed, as the kernel does when memory runs out", with memory enough."""
     said = Said("b", 0, ({"stage": "libraries"},), code=-9)
     (one,) = found(b=facts.tried(said))
-    assert one.nodes == ("b",) and "memory runs out" in one.summary
+    assert one.nodes == ("b",) and one.summary.endswith("it was killed by signal 9")
+    assert "dmesg" in one.fix[0]
+    (one,) = found(b=facts.tried(replace(said, words="Memory cgroup out of memory: Killed process 12 (python3)")))
+    assert "memory runs out" in one.summary
+
+
+@pytest.mark.parametrize("stage", ["libraries", "store"])
+def test_a_rank_that_doctor_ended_has_not_failed(stage: str) -> None:
+    """n1 was killed as n2 and n3 had ended, and was told of as the one that failed."""
+    ended = facts.tried(Said("a", 0, ({"stage": stage},), code=-9, stopped=True))
+    assert ended.signal == 0 and ended.error == facts.STOPPED
+    broken = Try("b", "libraries", error="ImportError: no")
+    assert [(one.status, one.nodes) for one in found(a=ended, b=broken, c=waiting("c"))] == [("fail", ("b",))]
+    told = found(a=ended, b=waiting("b"), c=waiting("c"))
+    if stage == "store":
+        (one,) = told
+        assert one.nodes == NODES and f"a: {facts.STOPPED}, when it meets the others" in one.evidence
+    else:
+        assert [(one.status, one.nodes) for one in told] == [("unknown", ("a",)), ("fail", ("b", "c"))]
+
+
+def test_that_they_do_not_meet_is_not_said_where_the_network_layer_says_why() -> None:
+    tries = {name: waiting(name) for name in NODES}
+    assert "one by one" in found(**tries)[0].cause
+    (blind,) = checks.found(NODES, replace(WELL, tries=tries), PYTHONS, dialled=False)
+    assert "could be reached" not in blind.cause
+    (one,) = checks.found(NODES, replace(WELL, tries=tries), PYTHONS, severed="net.route")
+    assert (one.status, one.nodes, one.summary) == ("skipped", NODES, "(net.route)")
+    broken = {**tries, "b": Try("b", "group", error="RuntimeError: Unable to find address for: eth7")}
+    (one,) = checks.found(NODES, replace(WELL, tries=broken), PYTHONS, severed="net.route")
+    assert (one.status, one.nodes) == ("fail", ("b",)), "its own words count even so"
+
+
+class Deaf:
+    """A node's proving program, by hand."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.says: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def tell(self, body: dict[str, Any]) -> None:
+        self.told.append(body)
+        if body["do"] == "stop":
+            self.says.put({"group": body["group"], "slot": 0, "ended": -9, "words": ""})
+
+    def hear(self, _: float) -> dict[str, Any]:
+        return self.says.get()
+
+
+def test_the_bench_knows_whom_it_has_ended_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_ALONE", 0.1)
+    a, b = Deaf(), Deaf()
+    b.says.put({"group": "g1", "slot": 0, "ended": -9, "words": ""})
+    talks: Any = {"a": a, "b": b}
+    task = bench.Task("rehearse", tuple(bench.Seat(name, 0, {}) for name in talks), 20.0)
+    ((first, second),) = bench.Bench(talks).run([task])
+    assert (first.stopped, first.code, second.stopped, second.code) == (True, -9, False, -9)
 
 
 def test_ranks_that_are_well_alone_and_do_not_meet_are_told_of_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -1015,3 +1016,47 @@ def test_a_filesystem_of_another_kind_that_is_mounted_on_the_others_alone() -> N
     alone = trial("b", seen={}, renewed={})  # it may write there, and is told once even so
     again = judged(replace(whole, share=proof(a=one, b=alone, c=other)))
     assert [(one.id, one.nodes) for one in again] == [("fs.not-shared", ("b",))]
+
+
+DATA = over(["40 1 0:52 / /data rw,nosuid - fuse /dev/fuse rw,user_id=0"])
+
+
+def test_a_mount_of_the_jobs_data_that_hangs_is_named_with_its_node_and_its_mount() -> None:
+    """Of the fourth blind round: /data of one node was FUSE whose server had been stopped."""
+    well = {name: healthy(name, paths={"/data/pics": "there"}) for name in ("a", "c")}
+    stuck = healthy("b", paths={"/data/pics": "waits"}, under={"/data/pics": DATA})
+    one = only(with_health(**well, b=stuck), "fs.hung", "b")
+    assert one.summary == "/data/pics, which the job names, does not answer on b: whatever touches it waits"
+    assert "/data/pics answers on a c" in one.evidence and "mounted on /data" in one.evidence
+    assert "device 0:52" in one.evidence and any("sudo umount -f -l /data" in step for step in one.fix)
+
+
+def test_a_link_of_the_roots_disk_that_hangs_is_not_put_on_that_disk() -> None:
+    stuck = healthy("b", paths={"/pics": "waits"}, under={"/pics": over(["1 0 8:2 / / rw - ext4 /dev/sda2 rw"])})
+    one = only(with_health(b=stuck), "fs.hung", "b")
+    assert "sda2" not in one.evidence and "/proc/self/mountinfo" in one.fix[0]
+
+
+def test_each_path_is_looked_into_by_itself_and_what_hangs_is_given_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "file").write_text("x")
+    paths = tuple(str(tmp_path / name) for name in ("a b", "file", "gone", "fifo"))
+    asked = Asked("w", paths=paths)
+    text = health.storage.stages(asked)["storage.paths"]
+    whole = probe.framed("w", {"begin": ":"}, {"storage.paths": text}, within=8)
+    done = subprocess.run(["sh"], input=whole, capture_output=True, text=True, timeout=30)
+    said = health.storage.answers(done.stdout, paths)
+    assert [said[path] for path in paths] == ["there", "there", "absent", "there"], "a pipe is not waited for"
+
+
+def test_what_began_and_did_not_end_waits_and_what_did_not_begin_is_not_known() -> None:
+    found = health.storage.answers("began 0\nbegan 1\nthere 1\n", ("/a", "/b", "/c"))
+    assert found == {"/a": "waits", "/b": "there"}
+
+
+def test_the_mount_under_each_path_is_read() -> None:
+    asked = Asked("w", paths=("/proc/self", "/"))
+    done = subprocess.run(["sh", "-c", sections(asked)["storage.under"]], capture_output=True, text=True)
+    found = health.storage._under(done.stdout, asked.paths)
+    assert found["/proc/self"].mount.target == "/proc" and found["/"].mount.target == "/"

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from ranks import TRAINER, free_port
 
-from clusterft_trainer.proving import cards, checkpointing, collective
+from clusterft_trainer.errors import DataError
+from clusterft_trainer.proving import cards, checkpointing, collective, rehearsal
 from clusterft_trainer.rank import start_time
 
 pytestmark = pytest.mark.trainer
@@ -334,7 +335,7 @@ def test_a_rehearsal_goes_as_far_as_the_first_all_reduce(bench: Bench, tmp_path:
     ("settings", "stage", "words", "remedy"),
     [
         ({"model": "/nowhere/sdxl.safetensors"}, "model", "/nowhere/sdxl.safetensors", ""),
-        ({}, "pictures", "None of the pictures", "git lfs pull"),
+        ({}, "pictures", "a.png is a Git LFS pointer, and no picture", "git lfs pull"),
         ({"vae": "{here}/a.png"}, "model", "Git LFS pointer", "git lfs pull"),
         ({"data": {"sources": [{"folder": "/nowhere/at all"}]}}, "pictures", "/nowhere/at all", "job.yaml"),
     ],
@@ -348,3 +349,33 @@ def test_a_rehearsal_ends_where_a_run_would_and_in_its_words(
         assert [one["stage"] for one in said if "stage" in one][-1] == stage
         told = next(one for one in said if "error" in one)
         assert words in told["error"] and remedy in told["remedy"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["outside", "gone"])
+def test_pictures_that_are_links_out_of_the_folder_are_refused_as_by_a_run(tmp_path: Path, there: bool) -> None:
+    """In the fourth blind round the links led to a disk of one node alone; there too no run reads them."""
+    raw, pictures = tmp_path / "raw", tmp_path / "pics"
+    raw.mkdir()
+    pictures.mkdir()
+    if there:
+        Image.new("RGB", (8, 8)).save(raw / "000.png")
+    (pictures / "000.png").symlink_to(raw / "000.png")
+    with pytest.raises(DataError) as refused:
+        rehearsal._folder(str(pictures))
+    why = f"lies outside of {pictures}: no run reads it" if there else "is not there for a rank"
+    assert refused.value.message == f"{pictures}/000.png is a link to {raw}/000.png, which {why}."
+    assert "rsync -aL" in refused.value.remedy and "LFS" not in refused.value.remedy
+
+
+def test_pictures_that_are_links_within_their_folder_are_read(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "real" / "a.bin", format="PNG")
+    (tmp_path / "b.png").symlink_to("real/a.bin")
+    rehearsal._folder(str(tmp_path))
+
+
+def test_what_is_no_picture_is_told_without_a_word_of_weights(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="None of the pictures that were tried") as refused:
+        rehearsal._folder(str(tmp_path))
+    assert "LFS" not in refused.value.remedy

@@ -1,11 +1,14 @@
 """What a container got: locked memory, the shared dir's filesystem, cards, what the image's torch can do.
 
 argv[3]: a JSON object: {"shared": path or null, "cuda": bool, "seconds": for torch}. Says one line at once, and
-two more where there are cards to ask about. Writes nothing.
+two more where there are cards to ask about. Where it cannot begin a thread, it says what the kernel says of that
+instead, and ends. Writes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import resource
@@ -93,6 +96,34 @@ def attend() -> None:
     os._exit(0)
 
 
+def clone3() -> str | None:
+    """The error of a call without arguments: EINVAL of a kernel that knows it, ENOSYS of one that does not.
+
+    A C library goes back to clone for ENOSYS alone, so what forbids the call in other words forbids threads.
+    """
+    try:
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        library.syscall(435, None, 0)  # the same number on every machine
+        return errno.errorcode.get(ctypes.get_errno())
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
+def pids() -> int | None:
+    """How many processes the container may have; null for no limit."""
+    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            return int(file.read())
+    return None
+
+
 if __name__ == "__main__":
-    threading.Thread(target=attend, daemon=True).start()
+    try:
+        threading.Thread(target=attend, daemon=True).start()
+    except RuntimeError as error:
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        tell({"threadless": str(error), "clone3": clone3(), "processes": most, "pids": pids()})
+        sys.exit(1)
     main()

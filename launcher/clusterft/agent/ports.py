@@ -144,7 +144,7 @@ def dial(asked: Body) -> Body:
         thread.start()
     for thread in threads:
         thread.join(_LIFE)
-    return {"dials": [dict(one) for one in tries], "macs": _macs()}
+    return {"dials": [dict(one) for one in tries], "macs": _macs(), "unanswered": _unanswered()}
 
 
 def _try(one: Body, seconds: float, again: bool) -> None:
@@ -338,6 +338,12 @@ def _macs() -> Body:
         if len(words) >= 6 and words[2] != "0x0" and words[3] != "00:00:00:00:00:00":
             found[words[0]] = words[3].lower()
     return found
+
+
+def _unanswered() -> Body:
+    """Address -> interface of those that the kernel has asked for by ARP without an answer, now or just before."""
+    rows = (line.split() for line in _read("/proc/net/arp").splitlines()[1:])
+    return {words[0]: words[5] for words in rows if len(words) >= 6 and words[2] == "0x0"}
 
 
 def _patience(guest: socket.socket, deadline: float) -> None:

@@ -19,6 +19,7 @@ from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.checks.work import measured
 from clusterft.errors import ClusterftError
 from clusterft.facts.deep import Deep
+from clusterft.facts.health import Health
 from clusterft.facts.rehearsal import Rehearsal
 from clusterft.fleet import Fleet
 from clusterft.hosts import Cluster, Node
@@ -100,7 +101,7 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     own = begun(("desk",), lambda _: client.look(desk.look(known), cluster, fleet, survey))
     near = nearby.look(fleet, wanted.job)
     head = next((node.name for node in survey.cluster.active if node.name in survey.facts), None)
-    read = _read(fleet, wanted.job, head) if wanted.job and head else {}
+    read = _read(fleet, wanted.job, head, _waits(gathered)) if wanted.job and head else {}
     found = {} if depth == "quick" else ways.find(fleet, survey, wanted)
     here = own(None)["desk"]
     unasked: dict[Thing, str] = {} if wanted.job else {"job": "no job is given: --job job.yaml"}
@@ -141,13 +142,23 @@ def examine(cluster: Cluster, fleet: Fleet, wanted: Wanted, depth: Depth, show: 
     return Examined(seen, time.monotonic() - began, _notes(gathered, looked), broken=bool(gathered.bugs))
 
 
-def _read(fleet: Fleet, job: JobSpec, head: str) -> dict[str, Any]:
+def _waits(gathered: _Gathered) -> dict[str, frozenset[str]]:
+    """Node -> the paths of the job that do not answer there: what touches them would wait, too."""
+    looked: Mapping[str, Health] = _of(gathered, "health", {})
+    found = {
+        name: frozenset(path for path, answer in one.storage.paths.items() if answer == "waits")
+        for name, one in looked.items()
+    }
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def _read(fleet: Fleet, job: JobSpec, head: str, waits: Mapping[str, frozenset[str]]) -> dict[str, Any]:
     """What the job reads: whether it is there on all nodes, and how large its model is by its files on one."""
     path = job.train.model if job.train else None
     return {
-        "sources": sources.look(fleet, job),
-        "named": sources.named(fleet, job, head),
-        "weights": model.weights(fleet.remotes[head], path) if path else None,
+        "sources": sources.look(fleet, job, waits),
+        "named": sources.named(fleet, job, head, waits),
+        "weights": model.weights(fleet.remotes[head], path) if path and path not in waits.get(head, ()) else None,
     }
 
 
@@ -192,7 +203,7 @@ def _probe(
         "box": lambda: box.open_(crew, survey, wanted),
     }
     if (job := wanted.job) is not None:
-        parts["holdings"] = lambda: holdings.count(crew.fleet, job.own_paths)
+        parts["holdings"] = lambda: holdings.count(crew.fleet, job.own_paths, job.weight_paths, _waits(gathered))
     show("trying ports, shared dir and containers")
     began = time.monotonic()
     threads = {thing: _begin(thing, work, gathered) for thing, work in parts.items() if thing not in unasked}
@@ -202,7 +213,13 @@ def _probe(
     if job is not None and "rehearsal" not in unasked:
         show("rehearsing the beginning of a run")
         turns = rehearsing.turns(len(survey.cluster.active))
-        _alone("rehearsal", lambda: rehearsing.rehearse(crew, survey, wanted, job), gathered, survey, turns)
+        _alone(
+            "rehearsal",
+            lambda: rehearsing.rehearse(crew, survey, wanted, job, _waits(gathered)),
+            gathered,
+            survey,
+            turns,
+        )
     if job is not None and "imports" not in unasked:
         show("asking every node's Python what it has")
         tried: Rehearsal | None = _of(gathered, "rehearsal", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from shlex import quote
 
 from clusterft.checks.sizes import about
@@ -39,6 +40,7 @@ def _unread(path: str, there: Mapping[str, Holding]) -> Iterator[Finding]:
 
 
 def _unlike(path: str, known: Mapping[str, Holding], addresses: Mapping[str, str]) -> Iterator[Finding]:
+    known = _filled(known)
     usual = _usual(list(known.values()))
     if usual is None:
         yield from (_absent(path, node, None, "") for node in known)
@@ -47,6 +49,9 @@ def _unlike(path: str, known: Mapping[str, Holding], addresses: Mapping[str, str
     for node, one in known.items():
         if one.state == "absent":
             yield _absent(path, node, good, _evidence(known))
+        elif one != usual and (one.files, one.bytes) == (usual.files, usual.bytes):
+            many = Counter(known.values())
+            yield _other(path, node, good, _evidence(known), addresses, tied=many[one] == many[usual])
         elif one != usual:
             words, breaks = _apart(path, node, one, usual, leads=node == head)
             fix: tuple[str, ...] = (
@@ -66,6 +71,36 @@ def _unlike(path: str, known: Mapping[str, Holding], addresses: Mapping[str, str
                 fix=fix,
                 blast_radius=path,
             )
+
+
+def _filled(known: Mapping[str, Holding]) -> Mapping[str, Holding]:
+    """Where no samples came, content is taken for the usual one: nothing is said of it."""
+    sums = Counter(one.sum for one in known.values() if one.sum)
+    usual = sums.most_common(1)[0][0] if sums else ""
+    return {
+        node: replace(one, sum=usual) if one.state == "whole" and not one.sum else one
+        for node, one in known.items()
+    }
+
+
+def _other(path: str, node: str, good: str, evidence: str, addresses: Mapping[str, str], *, tied: bool) -> Finding:
+    """Files of the same sizes with other bytes in them, which no listing shows."""
+    whole = quote(path)
+    copy = f"on {node}: rsync -a --checksum {addresses.get(good, good)}:{whole} {quote(_parent(path))}"
+    sure = f"on both: sha256sum of its files, beside what its author gives; the right one is copied: {copy}"
+    return Finding(
+        id=_ID,
+        status="fail",
+        nodes=(node,),
+        summary=f"{path} has other content on {node} than on {good if tied else 'other nodes'}, in files of the "
+        "same sizes",
+        evidence=evidence,
+        cause="a copy that went wrong or broke off, a disk that returns other bytes, or another version of it; "
+        "which of the two is right is not known" if tied else
+        "a copy that went wrong or broke off, a disk that returns other bytes, or another version of it",
+        fix=(sure if tied else copy,),
+        blast_radius=path,
+    )  # fmt: skip
 
 
 def _apart(path: str, node: str, one: Holding, usual: Holding, *, leads: bool) -> tuple[str, bool]:
@@ -110,11 +145,16 @@ def _much(one: Holding) -> str:
     if one.state == "absent":
         return "not there"
     shown = f" ({about(one.bytes)})" if one.bytes >= 10**6 else ""
-    return f"{one.files:,} files, {one.bytes:,} bytes{shown}"
+    content = f", samples of its content: {one.sum[:12]}" if one.sum else ""
+    return f"{one.files:,} files, {one.bytes:,} bytes{shown}{content}"
 
 
 def _push(path: str) -> str:
     return f"clusterft push {quote(path)}   where this machine has all of it"
+
+
+def _parent(path: str) -> str:
+    return (path.rstrip("/").rpartition("/")[0] or "") + "/"
 
 
 def _inside(path: str) -> str:

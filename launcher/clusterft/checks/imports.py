@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
+from clusterft.checks import interpreters
 from clusterft.facts.imports import Imports
 from clusterft.findings import Finding
 
@@ -25,7 +26,7 @@ def found(nodes: Sequence[str], said: Mapping[str, Imports]) -> Iterator[Finding
         if one.late:
             yield Finding(_ID, "unknown", (node,), f"{python} did not load torch in time", one.error)
         elif not one.python:
-            yield _fail(node, f"the job's Python, {python}, does not run", one.error, (_another(node),))
+            yield interpreters.found(node, one, _usual(said))
         elif one.absent:
             names = ", ".join(one.absent)
             yield _fail(node, f"the job's Python has no {names}", _told(one), _install(node, one))
@@ -37,6 +38,12 @@ def found(nodes: Sequence[str], said: Mapping[str, Imports]) -> Iterator[Finding
         else:
             well[node] = one
     yield from _unlike(well)
+
+
+def _usual(said: Mapping[str, Imports]) -> str:
+    """The Python of most nodes, such as 3.11; empty where none has answered."""
+    versions = Counter(".".join(one.python.split(".")[:2]) for one in said.values() if one.python)
+    return versions.most_common(1)[0][0] if versions else ""
 
 
 def _unlike(well: Mapping[str, Imports]) -> Iterator[Finding]:
@@ -106,7 +113,7 @@ def _install(node: str, one: Imports) -> tuple[str, ...]:
     what = "clusterft[trainer]" if "clusterft_trainer" in one.absent else " ".join(map(_named, one.absent))
     return (
         f"on {node}: {quote(one.command)} -m pip install {quote(what) if '[' in what else what}",
-        _another(node),
+        f"or, {interpreters.another(node)}",
     )
 
 
@@ -118,10 +125,6 @@ def _again(node: str, one: Imports) -> tuple[str, ...]:
         f"on {node}: {quote(one.command)} -m pip install --force-reinstall --no-deps {pinned}",
         f"on {node}: {quote(one.command)} -c 'import torch'   then says nothing",
     )
-
-
-def _another(node: str) -> str:
-    return f"or, in job.yaml: python: of an interpreter that {node} has, with clusterft[trainer]"
 
 
 def _named(module: str) -> str:

@@ -12,7 +12,7 @@ from clusterft.checks.gathering import gathered
 from clusterft.checks.run_room import RunRoom
 from clusterft.checks.shares import misnamed
 from clusterft.checks.survey import Survey
-from clusterft.checks.ways import reach, routes
+from clusterft.checks.ways import isolated, reach, routes
 from clusterft.facts.health.confines import Limit
 from clusterft.facts.nearby import Nearby
 from clusterft.facts.sources import Named, State
@@ -75,7 +75,8 @@ def judge_run_room(survey: Survey, shared: str, room: RunRoom) -> tuple[Finding,
 
 def judge_meeting(seen: Examination) -> tuple[Finding, ...]:
     """Whether all nodes reach where a run is about to meet, by the words and lines of the whole look."""
-    return gathered((*reach.master_port(seen), *routes.refused(seen)))
+    told = (reach.master_port, routes.refused, routes.led_away, isolated.found)
+    return gathered(finding for find in told for finding in find(seen))
 
 
 def judge_nearby(

@@ -1,7 +1,7 @@
 """The node whose rank does not come as far as its first all-reduce in a rehearsal of the run, and why. Pure.
 
-A rank that fails at what is its own is believed; others that waited for it are not. Where all of them are well by
-themselves and do not meet, that is said of all.
+A rank that fails at what is its own is believed; others that waited for it, or that doctor itself ended, are not.
+Where all of them are well by themselves and do not meet, that is said of all, unless the network layer says why.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from clusterft.findings import Finding
 
 _ID = "run.rehearsal"
 _KILL = 9
+_APART = "one rank on each node, started as a run would start them, do not meet"
+_REACHED = "ports and addresses could be reached one by one, and not as torch uses them: "
+_UNTRIED = "the nodes' ports were not tried one by one; if they can be reached: "
+_OOM = re.compile(r"out of memory|oom[-_ ]kill", re.IGNORECASE)
 _FEW = 200  # characters of an error that a summary has room for
 _LINES = 8  # of a traceback, whose end says where
 _PACKAGE = re.compile(r"(?:site|dist)-packages/(\w+)")
@@ -33,14 +37,25 @@ _DOING = {
 }
 
 
-def found(nodes: Sequence[str], seen: Rehearsal, pythons: Mapping[str, Imports]) -> Iterator[Finding]:
-    """run.rehearsal, of every node whose rank was tried; `pythons` tells which version of a package to install."""
+def found(
+    nodes: Sequence[str],
+    seen: Rehearsal,
+    pythons: Mapping[str, Imports],
+    *,
+    severed: str = "",
+    dialled: bool = True,
+) -> Iterator[Finding]:
+    """run.rehearsal, of every node whose rank was tried; `pythons` tells which version of a package to install.
+
+    severed: the id of the network layer that tells already why some of them cannot meet; dialled: whether their
+    ports were tried at all.
+    """
     if seen.unfit:
         fix = (seen.remedy,) if seen.remedy else ()
         yield Finding(
             _ID, "fail", (), f"this job cannot run on these nodes: {seen.unfit}", fix=fix, blast_radius="the job"
         )
-    own = [one for one in seen.tries.values() if one.alone and not one.late]
+    own = [one for one in seen.tries.values() if one.alone and not one.late and not one.stopped]
     for node, words in seen.unopened.items():
         yield _fail(node, f"a rank's Python does not come up: {_short(words)}", words, "", _again(node, seen))
     for one in own:
@@ -50,13 +65,31 @@ def found(nodes: Sequence[str], seen: Rehearsal, pythons: Mapping[str, Imports])
             summary = f"what a rank does before its first step did not end in time: it {_doing(one)}"
             yield Finding(_ID, "unknown", (one.node,), summary, one.words)
     yield from _unlike(seen)
-    if own or seen.unopened or any(one.alone for one in seen.tries.values()):
+    alone = [one for one in seen.tries.values() if one.alone]
+    if own or seen.unopened or any(not one.stopped for one in alone):
         return  # the others waited for these in vain
-    yield from _apart(nodes, [one for one in seen.tries.values() if not one.done], seen, pythons)
+    for one in alone:
+        yield Finding(
+            _ID,
+            "unknown",
+            (one.node,),
+            f"it had come no further when another rank ended: it {_doing(one)}",
+            one.error,
+        )
+    left = [one for one in seen.tries.values() if not one.done and one not in alone]
+    told = _apart(nodes, left, seen, pythons, _REACHED if dialled else _UNTRIED)
+    yield from told if not severed else _but_severed(told, severed)
+
+
+def _but_severed(told: Iterator[Finding], severed: str) -> Iterator[Finding]:
+    """That they do not meet is no news then, and nobody's guess; nor is it proven that the rest is well."""
+    for one in told:
+        together = one.summary == _APART
+        yield Finding(_ID, "skipped", one.nodes, f"({severed})") if together else one
 
 
 def _apart(
-    nodes: Sequence[str], left: list[Try], seen: Rehearsal, pythons: Mapping[str, Imports]
+    nodes: Sequence[str], left: list[Try], seen: Rehearsal, pythons: Mapping[str, Imports], lead: str
 ) -> Iterator[Finding]:
     """Those that broke by themselves while all met; else all that did not meet."""
     broken = [one for one in left if not one.lost]
@@ -69,13 +102,12 @@ def _apart(
             id=_ID,
             status="fail",
             nodes=tuple(node for node in nodes if node in {one.node for one in left}),
-            summary="one rank on each node, started as a run would start them, do not meet",
+            summary=_APART,
             evidence="\n".join(
                 f"{one.node}: {one.error or 'no end in time'}, when it {_doing(one)}" for one in left
             ),
             cause=known_fix[0]
-            or "ports and addresses could be reached one by one, and not as torch uses them: "
-            "a variable in env: of the job, or what is counted or limited between the nodes",
+            or f"{lead}a variable in env: of the job, or what is counted or limited between the nodes",
             fix=known_fix[1]
             or (
                 "in job.yaml: look at env: for NCCL_, GLOO_, TORCH_; leave out what need not be there",
@@ -87,15 +119,26 @@ def _apart(
 
 def _failed(one: Try, seen: Rehearsal, pythons: Mapping[str, Imports]) -> Finding:
     words = one.error.removesuffix(".") or "it ended without a word"
-    if one.signal == _KILL:
-        words = "it was killed, as the kernel does when memory runs out"
     cause, fix = _known(one)
+    if one.signal == _KILL:
+        words, cause, fix = _killed(one)
     return _fail(
         one.node,
         f"a rank fails when it {_doing(one)}: {_short(words)}",
         _evidence(one) or words,
         cause,
         ((_there(one),) if one.remedy else fix) or (*_anew(one, pythons), *_again(one.node, seen)),
+    )
+
+
+def _killed(one: Try) -> tuple[str, str, tuple[str, ...]]:
+    """Signal 9 has no sender: only the kernel's own words make it the memory."""
+    if _OOM.search(one.words):
+        return "it was killed, as the kernel does when memory runs out", "the node's memory ran out", ()
+    return (
+        "it was killed by signal 9",
+        "the kernel kills so when memory runs out, and its log then says it; else a person or a program did",
+        (f"on {one.node}: sudo dmesg -T | grep -iE 'out of memory|oom-kill' | tail -n 5   names it, if memory",),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from clusterft.diagnosis.heard import End, Quote, Sighting
@@ -29,6 +30,7 @@ class Candidate:
     kernel: bool = False  # what a kernel said, and no end of a process is known to be of it
     ends: tuple[End, ...] = ()
     called: tuple[str, str] | None = None  # (rank, collective), where the others called something else
+    built: Mapping[str, str] | None = None  # what torch says of this rank's model and of another's, in its words
 
 
 def as_signature(base: Candidate, strength: int, match: Match, node: str) -> Candidate:
@@ -45,6 +47,7 @@ def as_signature(base: Candidate, strength: int, match: Match, node: str) -> Can
         rank=rank,
         node=where,
         called=(match.words["one"], match.words["op"]) if match.words.get("one") else None,
+        built=match.words if match.words.get("mine") else None,
         cause=told(match.signature.cause, words),
         fix=tuple(told(step, words) for step in match.signature.fix),
     )

@@ -16,6 +16,7 @@ from clusterft.diagnosis.candidates import gather
 from clusterft.diagnosis.diagnosis import Diagnosis, Follower, Setback, Verdict
 from clusterft.diagnosis.heard import Course, Heard, Quote
 from clusterft.diagnosis.suspects import blame, odd_one
+from clusterft.diagnosis.unlike import odd_models
 
 _SLACK = 5.0  # seconds by which clocks and launchers' looks may differ
 _AT_ONCE = 120.0  # seconds in which a fault that a kernel has told ends whoever meets it
@@ -147,6 +148,8 @@ def _known(heard: Heard, chosen: Candidate | None, found: list[Candidate]) -> Ca
     """With the node of a rank that only others named."""
     if chosen is not None and chosen.called:
         chosen = odd_one(chosen, found)
+    if chosen is not None and chosen.built:
+        return odd_models(heard, chosen, found)
     if chosen is not None and chosen.id == "rdzv.partial":
         spoke = {voice.node for voice in heard.voices}
         absent = [node for node in heard.nodes if node not in spoke]
@@ -172,8 +175,9 @@ def _followed(first: Candidate, found: Iterable[Candidate]) -> Iterable[Follower
     """How the others ended, alike ones together."""
     groups: dict[str, dict[tuple[str, int | None, int], Candidate]] = {}
     mine = (first.node, first.rank)
+    same = {(one.node, one.rank) for one in found if one.built and first.built}  # the same, told by other ranks
     for one in found:
-        if one is first or (one.node, one.rank) == mine or one.gang:
+        if one is first or (one.node, one.rank) in (mine, *same) or one.gang:
             continue
         if one.rank is None and one.strength in (SPECIFIC, OWN) and one.node == first.node:
             continue

@@ -75,6 +75,19 @@ def _behind(heard: Heard) -> tuple[Voice, Sighting, str] | None:
 def _quiet(heard: Heard, echoes: list[Candidate]) -> list[tuple[str, int | None]]:
     """Ranks, else nodes, that are known and did not complain."""
     complained = {one.rank for one in echoes if one.rank is not None}
+    known = seated(heard)
+    quiet: list[tuple[str, int | None]] = [(known[rank], rank) for rank in sorted(known) if rank not in complained]
+    if quiet and complained:
+        return quiet
+    nodes = {one.node for one in echoes}
+    silent = dict.fromkeys(voice.node for voice in heard.voices if voice.node and voice.node not in nodes)
+    return [
+        (node, None) for node in (*silent, *(one for one in heard.nodes if one not in nodes and one not in silent))
+    ]
+
+
+def seated(heard: Heard) -> dict[int, str]:
+    """The ranks that are known of, and their nodes as far as any line tells."""
     known: dict[int, str] = {}
     for voice in heard.voices:
         if voice.rank is not None:
@@ -87,14 +100,7 @@ def _quiet(heard: Heard, echoes: list[Candidate]) -> list[tuple[str, int | None]
             known.setdefault(rank, node)
     for rank in range(heard.world or 0):
         known.setdefault(rank, "")
-    quiet: list[tuple[str, int | None]] = [(known[rank], rank) for rank in sorted(known) if rank not in complained]
-    if quiet and complained:
-        return quiet
-    nodes = {one.node for one in echoes}
-    silent = dict.fromkeys(voice.node for voice in heard.voices if voice.node and voice.node not in nodes)
-    return [
-        (node, None) for node in (*silent, *(one for one in heard.nodes if one not in nodes and one not in silent))
-    ]
+    return known
 
 
 def _named(heard: Heard, first: Candidate, quiet: list[tuple[str, int | None]], *, hung: bool) -> Candidate:

@@ -26,6 +26,7 @@ class Said:
     said: tuple[Mapping[str, Any], ...] = ()
     code: int | None = None  # None: it never told
     late: bool = False  # killed at its deadline
+    stopped: bool = False  # killed by us, as another of its group had ended
     words: str = ""  # the end of its stderr, or why nothing was heard
 
     @property

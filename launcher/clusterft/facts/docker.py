@@ -32,6 +32,7 @@ class Docker:
     cdi: tuple[str, ...] | None = None  # devices that the engine itself lists, such as nvidia.com/gpu=all
     rootless: bool | None = None
     remapped: bool | None = None  # users of containers are others on the node (userns-remap)
+    seccomp: str | None = None  # the profile of containers: default, builtin, unconfined, or the path of a file
     store: str | None = None  # where images lie: the root, or the root of the system's containerd
     free_bytes: int | None = None  # room of the store
     free_inodes: int | None = None
@@ -77,6 +78,7 @@ def parse(sections: dict[str, str]) -> Docker | None:
         cdi=_devices(info.get("DiscoveredDevices")),
         rootless=_secured(info.get("SecurityOptions"), "name=rootless"),
         remapped=_secured(info.get("SecurityOptions"), "name=userns"),
+        seccomp=_seccomp(info.get("SecurityOptions")),
         store=store,
         free_bytes=room.free_bytes if room else None,
         free_inodes=room.free_inodes if room else None,
@@ -140,3 +142,12 @@ def _secured(value: object, word: str) -> bool | None:
     if not isinstance(value, list):
         return None
     return any(word in str(each) for each in value)
+
+
+def _seccomp(value: object) -> str | None:
+    """`name=seccomp,profile=...`; an engine without seccomp lists none."""
+    for each in value if isinstance(value, list) else ():
+        name, _, profile = str(each).partition(",profile=")
+        if name == "name=seccomp":
+            return profile or None
+    return None

@@ -1,4 +1,4 @@
-"""What a node's own disk holds of the paths that a job reads: how many files, how many bytes. Pure.
+"""What a node's own disk holds of the paths that a job reads: files, bytes, of weights samples of them. Pure.
 
 Files whose names begin with a dot are nobody's pictures and do not count. A walk ends at a number of files and
 after some seconds, and says so: what is not whole must not be compared.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 State = Literal["whole", "absent", "full", "cut", "closed"]
@@ -33,6 +33,27 @@ for p; do
           printf "%s %d %.0f\\n", state, files, bytes }'
 done
 """
+_SUMMING = 12  # seconds, for all paths whose content is sampled
+# A digest of each path: of a file up to 4 MiB all of it, of a larger one 64 blocks from its head to its tail.
+# It is printed only when the end was reached: of what was cut short it would be another one than elsewhere.
+_SUM = """
+if [ -d "$1" ]; then cd -- "$1" && names=$(find -L . -mindepth 1 -name '.*' -prune -o -type f -print)
+else cd -- "$(dirname -- "$1")" && names=./$(basename -- "$1"); fi || exit
+names=$(printf '%s\n' "$names" | LC_ALL=C sort | head -n 64)
+printf '%s\n' "$names" | while IFS= read -r f; do [ -r "$f" ] || exit 1; done || exit
+printf '%s\n' "$names" | while IFS= read -r f; do
+  s=$(stat -L -c %s -- "$f"); echo "$f $s"
+  if [ "$s" -le 4194304 ]; then cat -- "$f"; continue; fi
+  i=0; while [ "$i" -lt 64 ]; do
+    dd if="$f" bs=65536 skip=$((s / 65536 * i / 63)) count=1 2>/dev/null; i=$((i + 1))
+  done
+  tail -c 65536 -- "$f"
+done | sha256sum
+"""
+_SUMS = """
+each=$1; inner=$2; shift 2; k=0
+for p; do echo "sum $k $(timeout -k 1 "$each" sh -c "$inner" sh "$p" 2>/dev/null)"; k=$((k + 1)); done
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,7 @@ class Holding:
     )
     files: int
     bytes: int
+    sum: str = ""  # of samples of its content, where these were taken
 
 
 def argv(paths: Sequence[str]) -> tuple[str, ...]:
@@ -60,4 +82,19 @@ def parse(text: str, paths: Sequence[str]) -> Mapping[str, Holding] | None:
     return {
         path: Holding(state, int(files), int(size))
         for path, (state, files, size) in zip(paths, lines, strict=True)
+    }
+
+
+def sums_argv(paths: Sequence[str]) -> tuple[str, ...]:
+    """The command for one node that samples the content of what must be the same everywhere."""
+    each = max(2, _SUMMING // max(1, len(paths)))
+    return ("sh", "-c", _SUMS, "sh", str(each), _SUM, *paths)
+
+
+def with_sums(held: Mapping[str, Holding], text: str, paths: Sequence[str]) -> Mapping[str, Holding]:
+    """What is held, with the digests that it printed."""
+    found = {int(number): digest for number, digest in re.findall(r"^sum (\d{1,4}) ([0-9a-f]{64})\b", text, re.M)}
+    sums = {path: found[number] for number, path in enumerate(paths) if number in found}
+    return {
+        path: replace(one, sum=sums.get(path, "")) if one.state == "whole" else one for path, one in held.items()
     }

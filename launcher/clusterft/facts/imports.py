@@ -7,13 +7,15 @@ enough to know that they are there, and in which version: each takes seconds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 SECONDS = 45.0  # torch from a cold disk, on a machine that has other things to do
 _LIMIT = 40
 _TIMED_OUT = (124, 137)
-_NO_PYTHON = (126, 127)
+NO_PYTHON = (126, 127)  # of `env`: it could not be run at all
 _DISTRIBUTIONS = {"PIL": "pillow", "clusterft_trainer": "clusterft"}
 _SCRIPT = """
 import json, sys
@@ -47,6 +49,49 @@ import os
 os._exit(0)
 """
 
+# Where the way ends on which an interpreter's links lead, and whether an environment lies around it.
+_WHERE = r"""
+p=$1 n=0
+case $p in */*) ;; *) p=$(command -v -- "$p") || { echo "state unknown"; exit; } ;; esac
+q=$p
+while [ -L "$q" ] && [ $n -lt 20 ]; do
+  t=$(readlink -- "$q"); n=$((n + 1))
+  case $t in /*) q=$t ;; *) q=$(dirname -- "$q")/$t ;; esac
+done
+d=$(dirname -- "$q")
+while [ ! -d "$d" ] && [ "$d" != / ] && [ "$d" != . ]; do d=$(dirname -- "$d"); done
+if [ -f "$q" ]; then [ -x "$q" ] && s=program || s=closed
+elif [ -d "$q" ]; then s=directory
+elif [ ! -x "$d" ]; then s=hidden
+elif [ $n -gt 0 ]; then s=dangling
+else s=absent; fi
+echo "state $s"; echo "path $p"; echo "end $q"; echo "above $d"
+[ "$s" = program ] && head -c 200 "$q" | sed -n '1s/^#! *\([^ ]*\).*/begins \1/p'
+e=$(dirname -- "$(dirname -- "$p")")
+[ -f "$e/pyvenv.cfg" ] && echo "venv $e" && sed -n 's/^version\(_info\)\{0,1\} *= */made /p' "$e/pyvenv.cfg"
+[ -d "$e/conda-meta" ] && echo "conda $e"
+:
+"""
+_LOOK_SECONDS = 4
+
+# program: it is there and may be run, so what it needs is not; hidden: a directory on the way may not be entered;
+# unknown: a name that no directory of PATH has.
+State = Literal["program", "closed", "directory", "hidden", "dangling", "absent", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """What lies where a Python should, that does not run."""
+
+    state: State
+    path: str = ""
+    end: str = ""  # of its links
+    above: str = ""  # the nearest directory above that is there
+    begins: str = ""  # the program that a script is for
+    venv: str = ""  # the environment that it is in
+    made: str = ""  # of which version of Python
+    conda: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Imports:
@@ -59,6 +104,7 @@ class Imports:
     error: str = ""  # why torch cannot be imported, or why Python itself does not run
     late: bool = False  # it was not done in time
     noexec: str = ""  # where torch lies, if no program may be run from that mount
+    place: Interpreter | None = None  # of one that does not run
 
 
 def argv(python: str, names: Sequence[str], env: Mapping[str, str], *, load: bool = True) -> tuple[str, ...]:
@@ -84,4 +130,17 @@ def parse(command: str, code: int, out: str, err: str) -> Imports:
     if code in _TIMED_OUT:
         return Imports(command, error=last, late=True)
     said = last or "it said nothing"
-    return Imports(command, error=said if code in _NO_PYTHON else f"exit {code}: {said}")
+    return Imports(command, error=said if code in NO_PYTHON else f"exit {code}: {said}")
+
+
+def where(python: str) -> tuple[str, ...]:
+    """The command that looks for an interpreter that could not be run."""
+    return ("timeout", "-k", "1", str(_LOOK_SECONDS), "sh", "-c", _WHERE, "sh", python)
+
+
+def place(out: str) -> Interpreter | None:
+    """Its answer."""
+    said = dict(re.findall(r"^(state|path|end|above|begins|venv|made|conda) (.+)$", out, re.MULTILINE))
+    if said.get("state") not in get_args(State):
+        return None
+    return Interpreter(**said)

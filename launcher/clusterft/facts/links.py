@@ -82,6 +82,8 @@ class Links:
     flows: tuple[Flow, ...] = ()
     busy: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # node -> port -> why it could not be had
     macs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> neighbour's address -> its MAC
+    # node -> address that it asked its own wire for, without an answer -> by which interface; IPv4 alone
+    unanswered: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # addresses on a network that does connect all
     missing: Mapping[str, str] = field(default_factory=dict)  # node -> why nothing is known of it
     machines: tuple[str, ...] = ()  # nodes that were to try each other

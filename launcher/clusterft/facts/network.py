@@ -127,6 +127,12 @@ def route(text: str) -> tuple[str, str] | None:
     return (device.group(1), source.group(1)) if device and source else None
 
 
+def table(text: str) -> str:
+    """The table of `ip -o route get`, which names every one but main."""
+    found = re.search(r"\btable (\S+)", text)
+    return found.group(1) if found else ""
+
+
 def login(text: str) -> str | None:
     """The own side in $SSH_CONNECTION, if other machines may use it: an IP, and not one of a single link."""
     words = text.split()

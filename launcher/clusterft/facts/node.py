@@ -61,6 +61,7 @@ class NodeFacts:
     disks: tuple[storage.Disk, ...]
     routes: tuple[tuple[str, str, str], ...]
     controller_route: tuple[str, str] | None  # (interface, own address) towards the controller
+    tables: tuple[tuple[str, str], ...] = ()  # (peer, table), where its route is not in main
     login_address: str | None = None  # the node's own IP, on which this SSH login came in
     shm_free: int | None = None
     arch: str | None = None  # as uname says it: x86_64, aarch64
@@ -110,7 +111,8 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
     mounts = storage.mounts(said["mounts"])
     rooms = ((disk, f"disk.{index}") for index, disk in enumerate(asked.disks))
     disks = (storage.disk(directory, said[section], mounts or ()) for directory, section in rooms)
-    routes = ((peer, network.route(said[f"route.{index}"])) for index, peer in enumerate(asked.peers))
+    ways = [(peer, said[f"route.{index}"]) for index, peer in enumerate(asked.peers)]
+    routes = ((peer, network.route(text)) for peer, text in ways)
     return NodeFacts(
         node=node,
         clock_offset=_offset(said["clock"], asked),
@@ -129,6 +131,7 @@ def parse(node: str, output: str, asked: Asked) -> NodeFacts:
         gpus=gpu.cards(said),
         disks=tuple(disk for disk in disks if disk),
         routes=tuple((peer, *route) for peer, route in routes if route),
+        tables=tuple((peer, table) for peer, text in ways if (table := network.table(text))),
         controller_route=network.route(said["controller"]),
         login_address=network.login(said["login"]),
         shm_free=storage.size(said["shm"], 3),

@@ -21,6 +21,7 @@ _UNMET = (
     "closed by peer",
     "reset",
 )
+STOPPED = "doctor ended it, as another rank had ended"
 _KEPT = 2500  # characters of what a rank said at its end
 
 
@@ -34,7 +35,8 @@ class Try:
     remedy: str = ""  # the trainer's own, where it knew one
     words: str = ""  # the end of its stderr
     late: bool = False  # it was ended at its deadline
-    signal: int = 0  # that ended it
+    stopped: bool = False  # doctor ended it, as another rank had ended
+    signal: int = 0  # that ended it, and was not doctor's
     model: str = ""  # by which its model is known; empty: none, or the builtin one
 
     @property
@@ -51,7 +53,8 @@ class Try:
     def lost(self) -> bool:
         """Whether it only waited for others, or lost one."""
         told = self.error.lower()
-        return not self.done and not self.alone and (self.late or any(one in told for one in _UNMET))
+        ours = self.late or self.stopped
+        return not self.done and not self.alone and (ours or any(one in told for one in _UNMET))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ def tried(said: Said) -> Try:
     """One rank's words -> what became of it."""
     error: Mapping[str, Any] = said.error or {}
     model = next((str(one["model"]) for one in said.said if "model" in one), "")
-    ended = "" if said.code in (0, None) else f"ended by signal {-said.code}" if said.code < 0 else ""
+    code = said.code or 0
+    ours = said.late or said.stopped
+    ended = STOPPED if said.stopped else f"ended by signal {-code}" if code < 0 else ""
     return Try(
         node=said.node,
         stage=said.stage,
@@ -80,7 +85,8 @@ def tried(said: Said) -> Try:
         remedy=str(error.get("remedy", "")),
         words=said.words[-_KEPT:],
         late=said.late,
-        signal=-said.code if said.code is not None and said.code < 0 and not said.late else 0,
+        stopped=said.stopped,
+        signal=-code if code < 0 and not ours else 0,
         model=model,
     )
 

@@ -103,6 +103,8 @@ class Fittings:
         if self.gpus:
             cards = {"Count": -1} if self.gpus == ("all",) else {"DeviceIDs": list(self.gpus)}
             host["DeviceRequests"] = [{"Capabilities": [["gpu"]], **cards}]
+        # Never the engine's default, which may be a driver whose server is gone: then no container starts.
+        host["LogConfig"] = {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}}
         return host
 
     def words(self) -> tuple[str, ...]:
@@ -110,6 +112,9 @@ class Fittings:
         host = self.host()
         words = [f"--network={host['NetworkMode']}", f"--ipc={host['IpcMode']}", "--init"]
         words += [f"--shm-size={host['ShmSize']}"] if "ShmSize" in host else []
+        words += [f"--log-driver={host['LogConfig']['Type']}"]
+        for name, value in host["LogConfig"]["Config"].items():
+            words += ["--log-opt", f"{name}={value}"]
         for limit in host["Ulimits"]:
             words += ["--ulimit", f"{limit['Name']}={limit['Soft']}:{limit['Hard']}"]
         for device in host["Devices"]:
@@ -155,11 +160,7 @@ class ContainerPlan(Fittings):
 
     def to_dict(self) -> dict[str, Any]:
         """The engine's own create request (API 1.41)."""
-        host = {
-            **self.host(),
-            "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES, "max-file": _LOG_FILES}},
-            "RestartPolicy": {"Name": self.restart},
-        }
+        host = {**self.host(), "RestartPolicy": {"Name": self.restart}}
         return {
             "Image": self.image,
             "Cmd": list(self.command),

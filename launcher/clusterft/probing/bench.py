@@ -45,6 +45,7 @@ class Bench:
         self._talks = dict(talks)
         self._heard: dict[tuple[str, str, int], Said] = {}
         self._over: set[tuple[str, str, int]] = set()
+        self._stopped: set[tuple[str, str, int]] = set()  # told to end before they did
         self._gone: dict[str, str] = {}
         self._news = threading.Condition()
         self._count = 0
@@ -96,6 +97,7 @@ class Bench:
         return name
 
     def _stop(self, name: str, task: Task) -> None:
+        self._stopped |= {(name, seat.node, seat.slot) for seat in task.seats} - self._over
         for node in {seat.node for seat in task.seats} - set(self._gone):
             try:
                 self._talks[node].tell({"do": "stop", "group": name})
@@ -149,6 +151,8 @@ class Bench:
         if "ended" in body:
             code = body["ended"]
             ended = code if isinstance(code, int) else None
-            known = replace(known, code=ended, late=body.get("late") is True, words=str(body.get("words", "")))
+            ours = where in self._stopped and ended is not None and ended < 0
+            late, words = body.get("late") is True, str(body.get("words", ""))
+            known = replace(known, code=ended, late=late, stopped=ours and not late, words=words)
             self._over.add(where)
         self._heard[where] = known

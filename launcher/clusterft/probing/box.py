@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from clusterft.checks import Survey
 from clusterft.checks.examination import Wanted
-from clusterft.facts import NodeFacts
+from clusterft.facts import NodeFacts, storage
 from clusterft.facts import box as answers
 from clusterft.facts.box import Box
+from clusterft.facts.storage import Disk
 from clusterft.hosts import Node
 from clusterft.plan import container
 from clusterft.plan.container import Fittings
@@ -24,6 +25,7 @@ from clusterft.spec import Mount
 
 _START_SECONDS = 20.0
 _LOOK_SECONDS = 4.0
+_ROOM_SECONDS = 9.0
 _CARDS_SECONDS = 24.0  # all of it, from the start; torch is imported from a disk that may be slow
 _TORCH_SECONDS = 15
 _SAID = {
@@ -91,7 +93,11 @@ def _one(crew: Crew, remote: Remote, request: _Request) -> Box:
         refused = answers.refusal(words)
         if refused == "hung" and _runs(remote, crew.ways[name].docker, release):
             refused = "slow"
-        return replace(box, refused=refused, words=words)
+        room = _room(remote, answers.full(words)) if refused == "room" else None
+        return replace(box, refused=refused, words=words, room=room)
+    if "threadless" in body:
+        words = f"RuntimeError: {body['threadless']}"
+        return replace(box, refused="threadless", words=words, threads=answers.threads(body))
     try:
         box = replace(box, **answers.shaped(body))
         return _cards(box, talk, began) if box.carded else box
@@ -108,6 +114,16 @@ def _runs(remote: Remote, docker: tuple[str, ...], container_name: str) -> bool:
     except Unreachable:
         return False
     return done.out.strip() == "running"
+
+
+def _room(remote: Remote, path: str) -> Disk | None:
+    """Of the place that an engine found full, as it is now."""
+    if not path:
+        return None
+    try:
+        return storage.disk(path, remote.run(answers.room(path), seconds=_ROOM_SECONDS).out)
+    except Unreachable:
+        return None
 
 
 def _cards(box: Box, talk: Talk, began: float) -> Box:

@@ -97,11 +97,12 @@ class Talk:
             raise Silent(f"the connection broke: {error}") from None
         if not data:
             words = self._stream.complaint()
-            raise Silent(confines.stopped(words) or f"it ended: {words or 'without a word'}")
+            limit = confines.stopped(words, contained=bool(self.release))
+            raise Silent(limit or f"it ended: {words or 'without a word'}")
         return data
 
 
-def _fed(remote: Remote, argv: tuple[str, ...], source: bytes) -> Stream:
+def _fed(remote: Remote, argv: tuple[str, ...], source: bytes, *, contained: bool) -> Stream:
     """A program that has its text; Silent with the reason when it ended before it had read that."""
     try:
         stream = remote.stream(argv)
@@ -117,7 +118,7 @@ def _fed(remote: Remote, argv: tuple[str, ...], source: bytes) -> Stream:
                 pass
         words = stream.complaint() or str(error)
         stream.close()
-        raise Silent(confines.stopped(words) or f"it could not be started: {words}") from None
+        raise Silent(confines.stopped(words, contained=contained) or f"it could not be started: {words}") from None
     return stream
 
 
@@ -190,7 +191,7 @@ class Crew:
             name = f"clusterft-doctor-{self._word}-{self._count}" if way.kind == "image" else ""
         carried = way.argv if way.kind == "python" else self._contained(way, name, owner, fittings, env)
         argv = (*carried, "-u", "-c", _BOOT, str(len(source)), program, *arguments)
-        talk = Talk(node, _fed(remote, argv, source), name)
+        talk = Talk(node, _fed(remote, argv, source, contained=bool(name)), name)
         with self._turn:
             self._talks.append(talk)
             over = self._over

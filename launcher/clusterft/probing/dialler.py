@@ -37,6 +37,7 @@ class Seen:
 
     dials: tuple[Said, ...] = ()
     macs: Mapping[str, str] = field(default_factory=dict)
+    unanswered: Mapping[str, str] = field(default_factory=dict)  # address -> interface: no answer to ARP
 
 
 class Dialler(Protocol):
@@ -71,10 +72,11 @@ class Program:
         """All at once. `again`: also how small packets must be where large ones are lost."""
         told = [{"to": one.to, "address": one.address, "ports": one.ports} for one in peers]
         said = self._ask({"do": "dial", "peers": told, "seconds": seconds, "narrow": again}, seconds + 13.0)
-        dials, macs = said.get("dials"), said.get("macs")
+        dials = said.get("dials")
         return Seen(
             tuple(one for one in dials if isinstance(one, dict)) if isinstance(dials, list) else (),
-            {str(ip): str(mac) for ip, mac in macs.items()} if isinstance(macs, dict) else {},
+            _words(said.get("macs")),
+            _words(said.get("unanswered")),
         )
 
     def measure(self, address: str, port: int, seconds: float, pings: int) -> Said:
@@ -160,6 +162,10 @@ def _received(channel: Any, end: bytes | None, size: int) -> bytes:
             raise EOFError("closed by the other side")
         said += chunk
     return said
+
+
+def _words(said: object) -> dict[str, str]:
+    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
 
 
 def _range(said: object) -> tuple[int, int] | None:

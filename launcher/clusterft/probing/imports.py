@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from clusterft.facts import imports
-from clusterft.facts.imports import Imports
+from clusterft.facts.imports import Imports, Interpreter
 from clusterft.fleet import Fleet
 from clusterft.remote import Remote, Unreachable
 from clusterft.spec import JobSpec
 
+_LOOK_SECONDS = 6.0
 _TRAINER = ("accelerate", "deepspeed", "diffusers", "transformers", "safetensors", "pydantic", "numpy", "PIL")
 _FINDING = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
@@ -28,6 +30,17 @@ def look(fleet: Fleet, job: JobSpec, loaded: frozenset[str] = frozenset()) -> di
     def one(name: str, remote: Remote) -> Imports:
         command = imports.argv(python, needed(job), env, load=name not in loaded)
         done = remote.run(command, seconds=imports.SECONDS)
-        return imports.parse(python, done.code, done.out, done.err)
+        found = imports.parse(python, done.code, done.out, done.err)
+        if found.python or found.late or done.code not in imports.NO_PYTHON:
+            return found
+        return replace(found, place=_place(remote, python))
 
     return fleet.each(one)
+
+
+def _place(remote: Remote, python: str) -> Interpreter | None:
+    """What lies there instead."""
+    try:
+        return imports.place(remote.run(imports.where(python), seconds=_LOOK_SECONDS).out)
+    except Unreachable:
+        return None

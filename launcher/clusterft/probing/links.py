@@ -68,6 +68,7 @@ def look(crew: Crew, survey: Survey, wanted: Wanted, health: Mapping[str, Health
         flows=tuple(looking.flows),
         busy={name: dict(one.busy) for name, one in looking.programs.items() if one.busy},
         macs=looking.macs,
+        unanswered=looking.unanswered,
         elsewhere=elsewhere,
         missing=looking.missing(),
         machines=looking.machines,
@@ -93,6 +94,7 @@ class _Look:
     own: dict[str, Dial] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     macs: dict[str, dict[str, str]] = field(default_factory=dict)
+    unanswered: dict[str, dict[str, str]] = field(default_factory=dict)
     until: float = 0.0
     word: str = ""
 
@@ -200,6 +202,7 @@ class _Look:
                 self.programs.pop(name, None)
                 continue
             self.macs.setdefault(name, {}).update(one.macs)
+            self.unanswered[name] = dict(one.unanswered)  # as it was last
             for said in one.dials:
                 self._note(name, said)
 

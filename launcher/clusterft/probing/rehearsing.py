@@ -6,9 +6,10 @@ Owns what is tried and its deadlines. Uses no card, writes nothing, and leaves n
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from clusterft import places, plan
@@ -37,12 +38,21 @@ NO_TORCH = "it has no torch"  # as the program says that looks for it
 _PORT = 95  # of the range that a run may use: none that --deep comes to
 
 
-def rehearse(crew: Crew, survey: Survey, wanted: Wanted, job: JobSpec) -> Rehearsal:
-    """A rank on every node that can have one, from its libraries to its first all-reduce."""
+def rehearse(
+    crew: Crew,
+    survey: Survey,
+    wanted: Wanted,
+    job: JobSpec,
+    waits: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Rehearsal:
+    """A rank on every node that can have one, from its libraries to its first all-reduce.
+
+    `waits`: node -> what the job names there and does not answer.
+    """
     if refused := occupied.reason(crew, survey, wanted, cards=False):
         return Rehearsal(refused=refused)
     able, missing = site.able(crew, survey, wanted)
-    able, stuck = _answering(able, survey, wanted)
+    able, stuck = _answering(able, survey, wanted, waits)
     nodes = tuple(node for node in survey.cluster.active if node.name in able)
     some = replace(survey, cluster=replace(survey.cluster, nodes=nodes))
     try:
@@ -103,7 +113,9 @@ def _torchless(unopened: Mapping[str, str]) -> str:
     return next((f"a script without torch: {words}" for words in unopened.values() if NO_TORCH in words), "")
 
 
-def _answering(able: list[str], survey: Survey, wanted: Wanted) -> tuple[list[str], dict[str, str]]:
+def _answering(
+    able: list[str], survey: Survey, wanted: Wanted, waits: Mapping[str, Collection[str]]
+) -> tuple[list[str], dict[str, str]]:
     """An engine that is asked to mount what hangs would hang with it."""
     shared = wanted.shared
     stuck = {
@@ -111,6 +123,7 @@ def _answering(able: list[str], survey: Survey, wanted: Wanted) -> tuple[list[st
         for name in able
         if shared and not any(disk.directory == shared for disk in survey.facts[name].disks)
     }
+    stuck |= {name: f"{', '.join(sorted(waits[name]))} does not answer there" for name in able if waits.get(name)}
     return [name for name in able if name not in stuck], stuck
 
 

@@ -169,6 +169,20 @@ class JobSpec(_Section):
         read = sorted({path for _, path in _train_paths(self.train)}) if self.train else []
         return tuple(path for path in read if not mounts.covered(path, [Mount(str(self.shared))]))
 
+    @property
+    def named_paths(self) -> tuple[str, ...]:
+        """What a run touches on each node outside the shared dir: what it reads, and what is mounted for it."""
+        whole = [Mount(str(self.shared))]
+        given = (mounts.parse(text).path for text in self.mounts)
+        return tuple(dict.fromkeys((*self.own_paths, *(one for one in given if not mounts.covered(one, whole)))))
+
+    @property
+    def weight_paths(self) -> tuple[str, ...]:
+        """The model's files that lie outside the shared dir: on all nodes they must be the same, to the byte."""
+        weights = {"model", "vae", "tokenizers"}
+        read = {path for name, path in _train_paths(self.train) if name in weights} if self.train else set()
+        return tuple(path for path in self.own_paths if path in read)
+
     def where(self, *steps: str | int) -> str:
         """FILE:LINE:COLUMN of a setting, or of the nearest above it; nothing of a job that came from no file."""
         if self._document is None:

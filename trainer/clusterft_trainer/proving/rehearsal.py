@@ -14,17 +14,21 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clusterft_trainer.config import BuiltinSource, FolderSource, TrainConfig, Zero
 from clusterft_trainer.errors import DataError, TrainerError
 from clusterft_trainer.proving import collective
 from clusterft_trainer.proving.forks import Tell
 
+if TYPE_CHECKING:
+    from clusterft_trainer.corpus.look import Reader
+
 _FIRST = 1 << 20  # bytes of the all-reduce: more than one packet, and soon over
 _LISTED = 64  # names of a folder, of which a few pictures are taken
 _TRIED = 4
 _HELPER = 20.0  # seconds
+_POINTER = b"version https://git-lfs"
 
 
 def run(given: dict[str, Any], tell: Tell) -> None:
@@ -122,29 +126,72 @@ def _there(place: str) -> None:
 
 def _folder(folder: str) -> None:
     """A picture that is broken is the job's own affair (data.problems); none that is well is not."""
+    from clusterft_trainer import decoding
+    from clusterft_trainer.corpus.look import Reader
+
+    names = list(itertools.islice(_pictures_of(folder), _LISTED))
+    if not names:
+        return
+    wrong: DataError | None = None
+    reader = Reader(folder)  # which a run reads with as well
+    try:
+        for name in names[:: max(1, len(names) // _TRIED)]:
+            try:
+                fault = _led_astray(folder, name) or _decoded(reader, folder, name)
+            except decoding.BROKEN as error:
+                fault = _broken(folder, name, error)
+            if fault is None:
+                return
+            wrong = wrong or fault
+    finally:
+        reader.close()
+    if wrong is not None:
+        raise wrong
+
+
+def _decoded(reader: Reader, folder: str, name: str) -> DataError | None:
     from PIL import Image
 
     from clusterft_trainer import decoding
 
-    names = list(itertools.islice(_pictures_of(folder), _LISTED))
-    wrong = ""
-    for name in names[:: max(1, len(names) // _TRIED)]:
-        try:
-            with open(name, "rb") as file, Image.open(file) as picture:
+    try:
+        with os.fdopen(reader.opened(os.path.relpath(name, folder)), "rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                return DataError(
+                    f"{name} is a Git LFS pointer, and no picture.",
+                    "`git lfs pull` where it was cloned, or copy the pictures again.",
+                )
+            file.seek(0)
+            with Image.open(file) as picture:
                 decoding.rgb(picture)
-            return
-        except PermissionError as error:
-            raise DataError(
-                f"The picture {name} cannot be read: {error.strerror}.",
-                f"sudo chmod -R a+rX {shlex.quote(os.path.dirname(name))}",
-            ) from error
-        except decoding.BROKEN as error:
-            wrong = wrong or f"{name}: {error}"
-    if wrong:
+    except PermissionError as error:
         raise DataError(
-            f"None of the pictures that were tried in {folder} can be decoded; {wrong}.",
-            "Look at one of them: a small text in its place is a Git LFS pointer, which `git lfs pull` replaces.",
-        )
+            f"The picture {name} cannot be read: {error.strerror}.",
+            f"sudo chmod -R a+rX {shlex.quote(os.path.dirname(name))}",
+        ) from error
+    return None
+
+
+def _led_astray(folder: str, name: str) -> DataError | None:
+    """A run reads no file outside of the folder, wherever a link may lead."""
+    real = os.path.realpath(name)
+    outside = not real.startswith(os.path.realpath(folder).rstrip("/") + "/")
+    gone = os.path.islink(name) and not os.path.lexists(real)
+    if not outside and not gone:
+        return None
+    why = "is not there for a rank" if gone else f"lies outside of {folder}: no run reads it"
+    return DataError(
+        f"{name} is a link to {real}, which {why}.",
+        f"Real files in place of links, made where what they lead to is there: "
+        f"rsync -aL {shlex.quote(folder.rstrip('/') + '/')} NEW/   and NEW in its place, or in job.yaml.",
+    )
+
+
+def _broken(folder: str, name: str, error: BaseException) -> DataError:
+    return DataError(
+        f"None of the pictures that were tried in {folder} can be decoded; {name}: {error}.",
+        f"Look at one of them: ls -lL and file of {shlex.quote(name)}; copy them again, or name another folder.",
+    )
 
 
 def _pictures_of(folder: str) -> Iterator[str]:

@@ -44,11 +44,13 @@ ENTRIES: tuple[Entry, ...] = (
         title="The nodes' own disks do not hold the same data",
         symptom="a run that ends with `No such file or directory` on one node, often only after some steps",
         how="for what a job reads outside the shared dir (pictures, captions, the model): number and sizes of the "
-        "files on every node, hidden ones left out; more than 200,000 of a path are not counted. Not with --quick",
-        cause="a copy that broke off, or that was made before the last pictures came",
+        "files on every node, hidden ones left out; more than 200,000 of a path are not counted. Of model, VAE "
+        "and tokenizers the content is compared too: small files whole, of a large one 64 blocks from its head to "
+        "its tail. Not with --quick",
+        cause="a copy that broke off or went wrong, or that was made before the last pictures came",
         mends=(
             "clusterft push PATH   where the controller has all of it",
-            "on the node: rsync -a OTHER:PATH/ PATH/",
+            "on the node: rsync -a OTHER:PATH/ PATH/   with --checksum where sizes are the same",
             "put it into the shared dir",
         ),
         found=("probe",),

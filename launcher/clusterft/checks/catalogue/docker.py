@@ -179,8 +179,14 @@ _IMAGE: tuple[Entry, ...] = (
         layer="docker",
         title="A container of the image cannot be started, or cannot use what it got",
         symptom="a run ends before its first line",
-        how="a container of the very image on every node, with the network, limits, mounts and cards of a run",
-        mends=("sudo journalctl -u docker -n 50   (why)", "sudo systemctl restart containerd docker"),
+        how="a container of the very image on every node, with the network, limits, mounts, cards and log driver "
+        "of a run. Where no thread begins in it, it is asked what clone3 ends with there, and the engine for its "
+        "seccomp profile",
+        mends=(
+            "sudo journalctl -u docker -n 50   (why)",
+            "sudo systemctl restart containerd docker",
+            'where clone3 is forbidden: take "seccomp-profile" out of /etc/docker/daemon.json, or a newer engine',
+        ),
         found=("probe",),
     ),
     Entry(

@@ -45,7 +45,8 @@ ENTRIES: tuple[Entry, ...] = (
         how="df of the home directory, /tmp, /var/tmp, the shared dir and Docker's data, against what a run "
         "needs; a warning below 5 % if that is also little. Of the shared dir, against the checkpoints, exports "
         "and logs that the job's settings leave there: it blocks where no checkpoint fits beside the one before "
-        "it, and warns where not all fit that are kept",
+        "it, and warns where not all fit that are kept. Where an engine says that it has no room to start a "
+        "container, df of the path in its words, such as /run",
         cause="images, caches, or checkpoints of earlier runs",
         mends=("docker image prune", "sudo du -xh DIRECTORY --max-depth=2 | sort -h | tail   names what is big"),
         found=("facts", "probe", "deep", "up", "train", "log"),

@@ -57,11 +57,14 @@ _BEFORE: tuple[Entry, ...] = (
         title="The job's Python cannot load what its ranks need",
         symptom="a run that ends on one node with `ImportError`, `ModuleNotFoundError` or `file too short`",
         how="with runtime: process: on every node the job's Python imports torch in a process of its own, and has "
-        "the trainer and its packages; their versions are compared. Not with --quick. A container's Python is "
-        "tried when its image is built",
-        cause="an install that broke off, another environment in that place, or libraries of another machine",
+        "the trainer and its packages; their versions are compared. Of one that cannot be started it is told "
+        "where its links lead, what is not there, and whether it is in an environment. Not with --quick. A "
+        "container's Python is tried when its image is built",
+        cause="an install that broke off, another environment in that place, libraries of another machine, or a "
+        "link to a Python that was removed",
         mends=(
             "on the node: PYTHON -m pip install --force-reinstall --no-deps torch==VERSION",
+            "on the node: python3 -m venv --clear DIRECTORY   where the environment's own Python is gone",
             "python: of job.yaml names an interpreter that has clusterft[trainer] on every node",
         ),
         found=("probe",),
@@ -251,6 +254,15 @@ _LOGGED: tuple[Entry, ...] = (
         "as many batches for every rank: DistributedSampler(drop_last=True), or the same number of steps",
         "torch.distributed.algorithms.Join",
         "third blind round",
+    ),
+    _logged(
+        "job.other-model",
+        "job",
+        "The ranks have not built the same model",
+        "DDP expects same model across all ranks; appears not to match sizes of the same param in process 0",
+        "the same config, script and packages on all nodes",
+        "sha256sum SCRIPT CONFIG on every node tells which is another one",
+        "torch reducer.cpp; fourth blind round",
     ),
     _logged(
         "job.unused",

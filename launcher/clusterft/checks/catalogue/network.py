@@ -44,18 +44,38 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="net.route",
         layer="network",
-        title="A route of the node itself stops what it would send to a peer",
-        symptom="`No route to host` or `Invalid argument` at once from one node; the way back times out",
+        title="A route of the node itself stops or leads astray what it would send to a peer",
+        symptom="from one node `No route to host` or `Invalid argument` at once, or timeouts; the way back too",
         how="routes of the kinds unreachable, blackhole, prohibit and throw that hold a peer's address, where no "
-        "other route leads there",
-        cause="fail2ban, or a person who has banned the address",
+        "other route leads there; and where dialling a peer of the node's own subnet fails, whether "
+        "`ip route get` leads there by another interface",
+        cause="fail2ban, or a person who has banned the address; a VPN whose routes come before the node's own",
         mends=(
+            "sudo tailscale set --accept-routes=false",
+            "sudo ip rule add to SUBNET lookup main priority N   below that of the rule that leads away",
             "sudo ip route del unreachable ADDRESS",
             "sudo fail2ban-client unban ADDRESS, and the address into ignoreip of jail.local",
         ),
-        found=("facts",),
+        found=("facts", "probe"),
         source="ip-route(8); found blind in a lab",
         vital=True,
+    ),
+    Entry(
+        id="net.isolated",
+        layer="network",
+        title="Two nodes on one wire are kept apart from each other",
+        symptom="`No route to host` between two nodes that all others reach",
+        how="where dialling fails, whether the sender's neighbour table has no answer to ARP from an address of "
+        "its own subnet that its node does have, while both nodes and others reach each other; IPv4 alone. "
+        "Of a firewall that refuses the MAC is known",
+        cause="port isolation, protected ports, a private VLAN or client isolation on a switch, access point or "
+        "hypervisor; or ports in two VLANs",
+        mends=(
+            "take isolation off the two ports on the switch or hypervisor, and put both into one VLAN",
+            "ip neigh show to ADDRESS   FAILED or INCOMPLETE is no answer",
+        ),
+        found=("probe",),
+        source="fourth blind round",
     ),
     Entry(
         id="net.high-ports",

@@ -202,9 +202,11 @@ ENTRIES: tuple[Entry, ...] = (
         title="The shell of the node prints before every command",
         symptom="scp and rsync fail with `protocol version mismatch` or `Received message too long`",
         how="what came before the answer of `date`; clusterft's own answers are framed, and survive it. Where "
-        "other words come in place of an answer, it is a command of the node's own (command=, ForceCommand)",
-        cause="an echo in ~/.bashrc, ~/.zshenv or a file that they read",
-        mends=("[[ $- == *i* ]] || return   before it",),
+        "other words come in place of an answer, it is a command of the node's own (command=, ForceCommand); "
+        "where the shell itself names a startup file, its line and what could not be run there, exit 126 or 127, "
+        "that file ends every command",
+        cause="an echo in ~/.bashrc, ~/.zshenv or a file that they read; or an exec of what is not there",
+        mends=("[[ $- == *i* ]] || return   before it", "install what the file runs"),
         found=("facts", "up"),
         source="rsync(1), diagnostics",
     ),

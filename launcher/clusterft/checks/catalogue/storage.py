@@ -8,10 +8,11 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         id="fs.hung",
         layer="storage",
-        title="The shared directory does not answer",
+        title="The shared directory, or another place that the job names, does not answer",
         symptom="everything that touches it waits for ever: ls, df, training",
         how="ls and the steps of the storage proof run in children that are given up after seconds; the port "
-        "of an NFS server is dialled",
+        "of an NFS server is dialled. What a job reads or mounts outside of the shared directory is looked "
+        "into in the same way, twice before anything is said; nothing else touches it then",
         mends=(
             "bring its server back: sudo systemctl enable --now nfs-server",
             "let clients through to its port 2049",

@@ -6,8 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from clusterft.checks import docker, docker_room, gpu, job
+from clusterft.checks import docker, gpu, job
 from clusterft.checks.accelerators import cards as accelerator_cards
+from clusterft.checks.engines import inside, no_room
+from clusterft.checks.engines.words import last
 from clusterft.checks.examination import Examination
 from clusterft.facts import box as box_facts
 from clusterft.facts.box import NO_LIMIT, Box
@@ -24,6 +26,10 @@ def started(seen: Examination) -> Iterator[Finding]:
     for name, box in seen.boxes.items():
         if box.refused == "runtime gone":
             yield _gone(seen, name, box)
+        elif box.refused == "room":
+            yield no_room.found(seen, name, box)
+        elif box.refused in ("threadless", "starved"):
+            yield inside.found(seen, name, box)
         elif box.refused is not None and box.refused in _TOLD:
             yield _TOLD[box.refused](name, box)
         elif box.refused in ("other", "nvml"):
@@ -207,7 +213,7 @@ def _box(
         status="fail",
         nodes=(name,),
         summary=summary,
-        evidence=evidence or _last(box.words),
+        evidence=evidence or last(box.words),
         fix=fix or ("sudo journalctl -u docker -n 50   (why)", "sudo systemctl restart docker"),
         needs_root=not blast,
         blast_radius=blast or "all containers of the node, which stop when Docker restarts",
@@ -220,7 +226,7 @@ def _runtime(name: str, box: Box) -> Finding:
         status="fail",
         nodes=(name,),
         summary="Docker does not know the NVIDIA runtime",
-        evidence=_last(box.words),
+        evidence=last(box.words),
         fix=docker.CONFIGURE,
         needs_root=True,
         blast_radius=docker.RESTARTS,
@@ -244,7 +250,7 @@ def _gone(seen: Examination, name: str, box: Box) -> Finding:
         status="fail",
         nodes=(name,),
         summary=f"Docker knows its runtime, and the program of it is missing: {program}",
-        evidence=_last(box.words),
+        evidence=last(box.words),
         cause=f"its package was removed, and /etc/docker/daemon.json still names it{why}",
         fix=fix,
         needs_root=True,
@@ -258,7 +264,7 @@ def _libraries(name: str, box: Box) -> Finding:
         status="fail",
         nodes=(name,),
         summary="the NVIDIA container toolkit does not find the driver",
-        evidence=_last(box.words),
+        evidence=last(box.words),
         cause="the driver's libraries are not among those that the linker knows, or its module is not loaded",
         fix=(
             "sudo ldconfig && sudo modprobe nvidia",
@@ -275,36 +281,18 @@ def _no_card(name: str, box: Box) -> Finding:
         status="fail",
         nodes=(name,),
         summary="a card of the hostfile cannot be given to a container",
-        evidence=_last(box.words),
+        evidence=last(box.words),
         fix=("correct gpus= in the hostfile; nvidia-smi -L names the cards",),
         blast_radius="the hostfile",
     )
 
 
-def _no_room(name: str, box: Box) -> Finding:
-    return Finding(
-        id="os.disk-full",
-        status="fail",
-        nodes=(name,),
-        summary="Docker has no room to start a container",
-        evidence=_last(box.words),
-        fix=(docker_room.PRUNE,),
-        blast_radius="Docker's images",
-    )
-
-
 _TOLD: dict[str, Callable[[str, Box], Finding]] = {
-    "no toolkit": lambda name, box: docker.no_toolkit(name, _last(box.words)),
+    "no toolkit": lambda name, box: docker.no_toolkit(name, last(box.words)),
     "no runtime": _runtime,
-    "old driver": lambda name, box: accelerator_cards.too_old(name, _last(box.words)),
-    "mismatch": lambda name, box: gpu.upgraded(name, _last(box.words)),
+    "old driver": lambda name, box: accelerator_cards.too_old(name, last(box.words)),
+    "mismatch": lambda name, box: gpu.upgraded(name, last(box.words)),
     "no driver": _libraries,
     "no card": _no_card,
-    "room": _no_room,
+    "keys": lambda name, box: no_room.keys(name, last(box.words)),
 }
-
-
-def _last(words: str) -> str:
-    """The end of a long complaint, without the help that docker adds."""
-    lines = [line for line in words.splitlines() if line.strip() and "--help" not in line]
-    return "\n".join(lines)[-700:].removeprefix("it ended: ").removeprefix("it could not be started: ")

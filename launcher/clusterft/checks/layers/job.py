@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from clusterft.checks import holdings, imports, nearby, rehearsal, sources
 from clusterft.checks.check import Check
 from clusterft.checks.examination import Examination
+from clusterft.checks.ways import severed
 from clusterft.findings import Finding
 from clusterft_trainer.config import BuiltinSource
 
@@ -104,7 +105,14 @@ def importing(seen: Examination) -> Iterator[Finding]:
 def rehearsed(seen: Examination) -> Iterator[Finding]:
     """run.rehearsal: the beginning of a run, on all nodes at once."""
     if seen.rehearsal is not None:
-        yield from rehearsal.found(seen.nodes, seen.rehearsal, seen.imports)
+        dialled = seen.links is not None and bool(seen.links.dials)
+        yield from rehearsal.found(
+            seen.nodes,
+            seen.rehearsal,
+            seen.imports,
+            severed=severed.by(seen, seen.rehearsal.tries),
+            dialled=dialled,
+        )
 
 
 def _figures(text: str | None) -> dict[str, int]:

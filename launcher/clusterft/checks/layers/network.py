@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clusterft.checks.check import Check
-from clusterft.checks.ways import addresses, itself, paths, reach, routes, untried
+from clusterft.checks.ways import addresses, isolated, itself, paths, reach, routes, untried
 
 # What then fails is not the node's firewall: it is dialled elsewhere.
 _AWAY = ("net.netmask", "net.dup-ip", "net.wrong-nic", "nccl.bridge", "dk.subnet")
@@ -14,8 +14,10 @@ CHECKS: tuple[Check, ...] = (
     Check(("nccl.bridge",), addresses.bridge),
     Check(("net.netmask",), addresses.netmask, after=("dk.subnet", "net.dup-ip", "nccl.bridge")),
     Check(("net.route",), routes.refused, reads=("facts", "health")),
+    Check(("net.route",), routes.led_away, reads=("facts", "links"), after=("dk.subnet", "net.netmask")),
     Check(("net.dup-ip",), addresses.dup_ip_dialled, reads=("facts", "links")),
     Check(("net.wrong-nic",), addresses.wrong_nic, after=("net.dup-ip", "nccl.bridge")),
+    Check(("net.isolated",), isolated.found, reads=("facts", "links"), after=_AWAY),
     Check(
         ("net.wrong-nic",),
         addresses.wrong_nic_dialled,

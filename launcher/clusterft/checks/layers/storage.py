@@ -32,4 +32,5 @@ CHECKS: tuple[Check, ...] = (
     Check(("fs.slow",), shared_dir.slow, reads=_PROOF, after=_GONE),
     Check(("fs.retrans",), shared_dir.retrans, reads=_BOTH, after=_GONE),
     Check(_UNTRIED, shared_dir.untried, reads=_PROOF, after=_STOPPED),
+    Check(("fs.hung",), sharing.paths_hung, reads=_BOTH),  # the last: of the shared directory it says nothing
 )

@@ -62,6 +62,46 @@ def _hung(seen: Examination, node: str, step: str) -> Finding:
     )
 
 
+def paths_hung(seen: Examination) -> Iterator[Finding]:
+    """fs.hung: what the job names beside the shared directory, and touched twice; one finding for each mount."""
+    for node, health in seen.health.items():
+        stuck: dict[Mounted | None, list[str]] = {}
+        for path, answer in health.storage.paths.items():
+            if answer == "waits":
+                under = health.storage.under.get(path)
+                # A link leads away from a disk of the node's own: its mount is not the one that hangs.
+                stuck.setdefault(under if under and not under.mount.own else None, []).append(path)
+        for mounted, paths in stuck.items():
+            yield _path_hung(seen, node, mounted, paths)
+
+
+def _path_hung(seen: Examination, node: str, mounted: Mounted | None, paths: list[str]) -> Finding:
+    first = paths[0]
+    well = [
+        other
+        for other, health in seen.health.items()
+        if health.storage.paths.get(first) == "there" != node != other
+    ]
+    said = [f"{', '.join(paths)} did not answer ls within seconds, twice"]
+    said += [f"{first} answers on {' '.join(well)}"] if well else []
+    said += [f"it lies on {mounted}"] if mounted else []
+    cause, fix = _stuck(mounted.mount) if mounted else (
+        "what it lies on does not answer",
+        (f"on {node}: cat /proc/self/mountinfo   names the mount of {quote(first)}; bring its server back",),
+    )  # fmt: skip
+    return Finding(
+        id="fs.hung",
+        status="fail",
+        nodes=(node,),
+        summary=f"{', '.join(paths)}, which the job names, does not answer on {node}: whatever touches it waits",
+        evidence="\n".join(said),
+        cause=cause,
+        fix=fix,
+        needs_root=True,
+        blast_radius="all that uses this directory; what waits for it goes on, or ends if it is unmounted",
+    )
+
+
 def _server_away(seen: Examination, node: str, mount: Mount) -> tuple[str, tuple[str, ...]]:
     """Why an NFS server is not heard, and what brings it back."""
     server, dialled = nfs.server_of(mount), _dialled(seen, node, mount)

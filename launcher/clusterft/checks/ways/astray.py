@@ -11,7 +11,7 @@ from typing import Literal
 
 from clusterft.checks import networks
 from clusterft.checks.examination import Examination
-from clusterft.checks.ways import routes
+from clusterft.checks.ways import isolated, routes
 from clusterft.facts import NodeFacts
 from clusterft.facts.links import Dial
 
@@ -50,7 +50,8 @@ def _troubles(seen: Examination) -> tuple[Trouble, ...]:
 
 def _trouble(seen: Examination, one: Dial) -> Trouble | None:
     facts = seen.survey.facts.get(one.target)
-    if facts is None or (one.error and (one.source, one.target) in routes.cut(seen)):
+    way = (one.source, one.target)
+    if facts is None or (one.error and (way in routes.cut(seen) or way in isolated.pairs(seen))):
         return None
     # Its own program is no stranger, whatever boot id it was told: in a container on a node that is one itself.
     if one.boot and facts.boot_id and one.boot != facts.boot_id and one.name != one.target:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusterft.checks.examination import Examination
-from clusterft.checks.ways import astray, forwards, routes, walls
+from clusterft.checks.ways import astray, forwards, isolated, routes, walls
 from clusterft.checks.ways.walls import Opening, Side
 from clusterft.facts.links import SPAN, Dial, Kind
 from clusterft.findings import Finding
@@ -70,7 +70,7 @@ def blamed(seen: Examination, kind: Kind) -> list[Blame]:
     """By node, in the hostfile's order; what a wrong address explains is left out."""
     if seen.links is None:
         return []
-    elsewhere = astray.misled(seen) | routes.cut(seen)
+    elsewhere = astray.misled(seen) | routes.cut(seen) | set(isolated.pairs(seen))
     tried = [
         one
         for one in seen.links.of(kind)
@@ -190,7 +190,7 @@ def _finding(
         summary=_summary(what, same)
         + (f"; it matters once {later} is lost and another node leads" if later else ""),
         evidence="\n".join([*told, *rest]),
-        cause=_cause(first),
+        cause=_cause(first, some=_some_answer(seen, first)),
         fix=(
             *(f"{where}: {step}" if step.startswith("sudo ") else step for step in steps),
             *(step for step in senders if step not in steps),
@@ -211,20 +211,34 @@ def _summary(what: str, same: tuple[Blame, ...]) -> str:
     return f"new connections from {names(senders)} to {what} on {one.node} do not come about"
 
 
-def _cause(blame: Blame) -> str:
+def _some_answer(seen: Examination, blame: Blame) -> bool:
+    """Whether other ports of a node answered to those whom these did not."""
+    ways = {(one.source, one.target) for one in blame.inward}
+    return any(
+        one.reached and not one.stranger
+        for one in (seen.links.dials if seen.links else ())
+        if (one.source, one.target) in ways
+    )
+
+
+def _cause(blame: Blame, *, some: bool) -> str:
     """In the words of the run's own look before it starts."""
     errors = {one.error for one in blame.inward}
     quick = all(one.seconds < _AT_ONCE for one in blame.inward)
     if blame.side == "out":
         return f"rules on {blame.node} itself that keep it from connecting"
-    how = "a firewall that lets only some ports through"
-    if blame.doubted:
-        theirs = names(tuple(f"{name}'s" for name in blame.doubted))
-        how = f"{blame.node}'s firewall for {names(blame.doubted)}, or {theirs} own for what goes out"
-    if errors == {"timed out"}:
-        how += ", and drops the rest in silence"
-    elif errors <= {"no route to host", "connection refused"} and quick:
-        how += ", and refuses the rest at once"
+    silent = errors == {"timed out"}
+    at_once = errors <= {"no route to host", "connection refused"} and quick
+    if not some and not blame.doubted:
+        manner = " that drops in silence" if silent else " that refuses at once" if at_once else ""
+        how = f"a firewall, most likely{manner}: no port that was tried there answers"
+    else:
+        how = "a firewall that lets only some ports through"
+        if blame.doubted:
+            theirs = names(tuple(f"{name}'s" for name in blame.doubted))
+            how = f"{blame.node}'s firewall for {names(blame.doubted)}, or {theirs} own for what goes out"
+        rest = "the rest " if some else ""
+        how += f", and drops {rest}in silence" if silent else f", and refuses {rest}at once" if at_once else ""
     return how + (f"; {names(blame.works)} can" if blame.works else "")
 
 

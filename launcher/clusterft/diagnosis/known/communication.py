@@ -219,6 +219,22 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     known(
         0,
+        "job.other-model",
+        r"expects same model across all ranks, but Rank (?P<mine>\d{1,6}) has (?P<has>\d+) params, "
+        r"while rank (?P<peer>\d{1,6}) has inconsistent (?P<theirs>\d+) params",
+        "all ranks must build the same model, and rank {mine} has {has} params where rank {peer} has {theirs}",
+        "the same config, script and packages on all nodes",
+    ),
+    known(
+        0,
+        "job.other-model",
+        r"\[(?P<mine>\d{1,6})\]: params\[(?P<place>\d+)\] in this process with (?:sizes|strides) "
+        r"(?P<has>\[[\d, ]*\]) appears not to match (?:sizes|strides) of the same param in process 0",
+        "all ranks must build the same model, and that of rank {mine} has other sizes than that of rank 0",
+        "the same config, script and packages on all nodes",
+    ),
+    known(
+        0,
         "run.watchdog",
         r"\b[Rr]anks? (?P<rank>\d+)(?:, \d+)* failed to pass monitoredBarrier",
         "rank {rank} did not come to a barrier at which the others waited",

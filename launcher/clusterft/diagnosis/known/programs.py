@@ -55,6 +55,13 @@ SIGNATURES: tuple[Signature, ...] = (
     known(
         0,
         "data.broken-file",
+        r"(?P<path>/\S+) is a Git LFS pointer",
+        "a Git LFS pointer lies in the place of {path}: it was cloned without its large files",
+        "on {node}: head -c 200 {path}   shows it; git lfs pull where it was cloned, or copy it again",
+    ),
+    known(
+        0,
+        "data.broken-file",
         r"invalid load key, 'v'|is a Git LFS pointer|HeaderTooLarge|InvalidHeader(?:Deserialization|Length|Start)",
         "a Git LFS pointer, or something else, lies in the place of the weights",
         "on {node}: head -c 200 FILE   of the file that the log names; a pointer is replaced by git lfs pull",

@@ -19,3 +19,4 @@ class Asked:
     contained: bool = True  # training runs in containers
     tag: str | None = None  # of the run's image
     clock: str = ""  # what the node's date said between the two
+    paths: tuple[str, ...] = ()  # that the job names on nodes, outside the shared directory

@@ -18,6 +18,10 @@ _STOPPED = re.compile(
     r"can't start new thread|MemoryError|[Cc]annot allocate memory|[Cc]annot fork|failed to map segment|"
     r"fork: (?:retry: )?Resource temporarily unavailable"
 )
+# Of a container: the engine's own complaint, or words of a Python that was started in it.
+_INSIDE = re.compile(
+    r"^(?:Traceback \(most recent|MemoryError)|can't start new thread|Error response from daemon", re.MULTILINE
+)
 STOPPED = "a limit on memory or processes of the login stopped it"
 _NO_LIMIT = 2**60  # version 1 writes nearly 2^63 for none
 # Of every directory from the login's own up to where the hierarchy is mounted: the least counts, so all are told.
@@ -84,8 +88,13 @@ class Confines:
         return min(holding, key=lambda one: one.value, default=None)
 
 
-def stopped(words: str) -> str:
-    """The one line that tells of a limit, with what it means; empty where nothing of the kind was said."""
+def stopped(words: str, *, contained: bool = False) -> str:
+    """The one line that tells of a limit, with what it means; empty where nothing of the kind was said.
+
+    A container is under no limit of the login: what is said in it, or by its engine, is of something else.
+    """
+    if contained and _INSIDE.search(words):
+        return ""
     line = next((one for one in words.splitlines() if _STOPPED.search(one)), "")
     return f"{STOPPED}: {line.strip()[:200]}" if line else ""
 

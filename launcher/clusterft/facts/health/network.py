@@ -76,6 +76,15 @@ class Refusal(NamedTuple):
         return " ".join((kind, to, *(word for pair in pairs if pair[0] in ("table", "metric") for word in pair)))
 
 
+class Rule(NamedTuple):
+    """A line of `ip rule`: which table is asked, and when."""
+
+    line: str  # as ip tells it
+    version: int
+    priority: int
+    table: str
+
+
 class Chain(NamedTuple):
     """A place in the kernel's packet filter where rules begin."""
 
@@ -98,6 +107,7 @@ class NetworkHealth:
     chains: tuple[Chain, ...] | None = None  # only root may know
     iptables: bool | None = None  # whether the command is there
     refusals: tuple[Refusal, ...] | None = None  # routes that send nothing; None: there is no ip command
+    rules: tuple[Rule, ...] = ()  # of policy routing
     refusing: frozenset[str] | None = None  # INPUT, OUTPUT: those in which iptables drops or rejects something
 
 
@@ -108,7 +118,8 @@ def sections(asked: Asked) -> dict[str, str]:
         # The kernel's own for IPv6 lie on lo.
         "net.refusals": "ip route show table all | head -n 1 | grep -q . && echo seen; for f in 4 6; do "
         "echo family $f; ip -$f route show table all | "
-        "grep -E '^(unreachable|blackhole|prohibit|throw) ' | grep -v ' dev lo' | head -n 40; done",
+        "grep -E '^(unreachable|blackhole|prohibit|throw) ' | grep -v ' dev lo' | head -n 40; "
+        "ip -$f rule show | head -n 60; done",
         "net.wireless": "[ -d /sys/class/net ] && echo seen; ls -d /sys/class/net/*/wireless",
         "net.running": f"[ -r /proc/self/cmdline ] && echo seen; {RUNNING}",
     }
@@ -135,6 +146,7 @@ def parse(said: Mapping[str, str], asked: Asked) -> NetworkHealth:
         chains=tuple(_chains(rules)) if "nft" in rules else None,
         iptables="iptables" in rules if "seen" in rules else None,
         refusals=tuple(_refusals(said["net.refusals"])) if said["net.refusals"].startswith("seen") else None,
+        rules=tuple(_policy(said["net.refusals"])),
         refusing=_refusing(said["net.rules"]),
     )
 
@@ -157,6 +169,15 @@ def _refusals(text: str) -> Iterator[Refusal]:
             to = wide if found[1] == "default" else found[1]
             with contextlib.suppress(ValueError):  # what looks like an address and is none
                 yield Refusal(line.strip(), ipaddress.ip_network(to, strict=False))
+
+
+def _policy(text: str) -> Iterator[Rule]:
+    """5270: from all lookup 52"""
+    version = 4
+    for line in text.splitlines():
+        version = 6 if line == "family 6" else version
+        if found := re.fullmatch(r"(\d{1,10}):\s+((?:not )?from .*\blookup (\S+).*)", line):
+            yield Rule(f"{found[1]}: {found[2].strip()}", version, whole(found[1]) or 0, found[3])
 
 
 def _listeners(text: str) -> tuple[Listener, ...]:

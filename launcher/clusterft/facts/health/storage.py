@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from clusterft.facts import probe
@@ -19,6 +19,8 @@ from clusterft.facts.mounted import Mounted, over
 from clusterft.facts.storage import Mount, mounts, plain
 
 _PATIENCE = 7  # seconds for a look at the shared directory
+_PATHS = 4  # seconds for a look at what a job names beside it
+_MANY = 32  # such paths; a job names a few
 _REACH = 4  # seconds for a server to take a connection
 _PORT = 2049
 # Of each NFS mount its target, and of all operations how many were asked for and how often they were sent.
@@ -27,6 +29,7 @@ _CALLS = (
     "/^[ \\t]+[A-Z_0-9]+: / {n += $2; s += $3} END {if (at) print at, n, s}"
 )
 State = Literal["ok", "hung", "missing", "stale", "denied", "broken"]
+Answer = Literal["there", "absent", "waits"]  # of a path; waits: whoever touches it did not come back in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,10 @@ class StorageHealth:
     dialled: tuple[Dialled, ...] = ()
     calls: Mapping[str, Calls] | None = None  # target of an NFS mount -> of it
     place: Mounted | None = None  # what the shared directory lies on, and which directory of that is mounted
+    paths: Mapping[str, Answer] = field(
+        default_factory=dict
+    )  # that the job names beside it; who says nothing lacks
+    under: Mapping[str, Mounted] = field(default_factory=dict)  # path -> the mount that it lies on
     mounts: tuple[Mount, ...] | None = None  # after the look: an automount is there once it has been touched
 
 
@@ -133,6 +140,30 @@ def look(text: str) -> Look | None:
     return Look(_state(words), words, "", fields[0] if fields else "", owner)  # type: ignore[arg-type]
 
 
+def paths_text(paths: Sequence[str], seconds: int = _PATHS) -> str:
+    """Commands for a look at each path, beside each other; like `look_text`, each is given up by itself."""
+    steps = (
+        'ls -ldn / >/dev/null; echo "began $2"; s=absent; ls -ldn -- "$1" >/dev/null 2>&1 && s=there; '
+        'if [ -d "$1" ]; then ls -f -- "$1" 2>/dev/null | while read -r n; do break; done; '
+        'elif [ -f "$1" ]; then head -c 1 -- "$1" >/dev/null 2>&1; fi; echo "$s $2"'
+    )
+    one = f"hear {seconds} sh -c {shlex.quote(steps)} sh"
+    return "\n".join((*(f"( {one} {shlex.quote(path)} {k} ) &" for k, path in enumerate(paths[:_MANY])), "wait"))
+
+
+def answers(text: str, paths: Sequence[str]) -> dict[str, Answer]:
+    """What it printed: what began and did not end waits."""
+    found: dict[str, Answer] = {}
+    for word, number in re.findall(r"^(began|there|absent) (\d{1,3})$", text, re.MULTILINE):
+        if int(number) < len(paths):
+            path = paths[int(number)]
+            if word != "began":
+                found[path] = "there" if word == "there" else "absent"
+            else:
+                found.setdefault(path, "waits")
+    return found
+
+
 def sections(asked: Asked) -> dict[str, str]:
     """What ends soon."""
     return {
@@ -141,6 +172,12 @@ def sections(asked: Asked) -> dict[str, str]:
         "/etc/fstab",
         "storage.place": f"d={shlex.quote(_escaped(asked.shared or ''))}; export d; "
         'awk \'$5 == "/" || index(ENVIRON["d"] "/", $5 "/") == 1\' /proc/self/mountinfo',
+        "storage.under": "; ".join(
+            f"echo under {k}; d={shlex.quote(_escaped(path))}; export d; "
+            'awk \'$5 == "/" || index(ENVIRON["d"] "/", $5 "/") == 1\' /proc/self/mountinfo'
+            for k, path in enumerate(asked.paths[:_MANY])
+        )
+        or ":",
         "storage.nfs": "[ -d /sbin ] && echo seen; command -v mount.nfs; "
         "[ -d /run/systemd/system ] && echo systemd",
         "storage.server": "command -v rpc.nfsd exportfs | head -n 1; [ -r /proc/net/rpc/nfsd ] && "
@@ -154,10 +191,11 @@ def sections(asked: Asked) -> dict[str, str]:
 
 def stages(asked: Asked) -> dict[str, str]:
     """What may take seconds."""
+    named = {"storage.paths": paths_text(asked.paths)} if asked.paths else {}
     if not asked.shared:
-        return {}
+        return named
     after = f"{look_text(asked.shared)}\necho mounts; {probe.MOUNTS}"
-    return {"storage.look": after, "storage.dial": _dial_text(asked.shared)}
+    return {**named, "storage.look": after, "storage.dial": _dial_text(asked.shared)}
 
 
 def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
@@ -184,7 +222,20 @@ def parse(said: Mapping[str, str], asked: Asked) -> StorageHealth:
         served=served,
         calls=_calls(said["storage.calls"]),
         dialled=_dialled(said.get("storage.dial", "")),
+        paths=answers(said.get("storage.paths", ""), asked.paths),
+        under=_under(said["storage.under"], asked.paths),
     )
+
+
+def _under(text: str, paths: Sequence[str]) -> dict[str, Mounted]:
+    """Of each path, in the same order, the nearest mount."""
+    parts = re.split(r"^under (\d{1,3})$", text, flags=re.MULTILINE)
+    found = {}
+    for number, lines in zip(parts[1::2], parts[2::2], strict=True):
+        mounted = over(lines.splitlines())
+        if mounted is not None and int(number) < len(paths):
+            found[paths[int(number)]] = mounted
+    return found
 
 
 def exports(text: str) -> tuple[Export, ...]:
