@@ -301,7 +301,7 @@ SSH: tuple[Fault, ...] = (
         "shell that ends every command",
         "ssh.noisy-shell",
         shell("n2", "printf 'export A=1\\nexec no-such-shell\\n' >~/.bashrc"),
-        shell("n2", "rm ~/.bashrc"),
+        lambda lab, desk: (lab.node("n2").home / ".bashrc").unlink(),  # no command gets through
         ("[[ $- == *i* ]] || return", "install no-such-shell", "sftp "),
         evidence=(".bashrc, line 2: exec: no-such-shell: not found",),
     ),

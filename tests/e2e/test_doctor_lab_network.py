@@ -220,9 +220,10 @@ def test_a_peer_that_a_node_has_banned_is_one_finding_of_that_node(case: Case, l
 
 def _vpn(lab: LightLab) -> None:
     """As tailscale keeps its routes: in a table of its own that is asked before main."""
-    ip(lab, "n2", "link", "add", "tailscale0", "type", "dummy")
+    ip(lab, "n2", "link", "add", "tailscale0", "type", "veth", "peer", "name", "exit-node")
     ip(lab, "n2", "addr", "add", "100.101.7.12/32", "dev", "tailscale0")
-    ip(lab, "n2", "link", "set", "tailscale0", "up")
+    for end in ("tailscale0", "exit-node"):
+        ip(lab, "n2", "link", "set", end, "up")
     for peer in ("n1", "n3"):
         ip(lab, "n2", "route", "add", lab.node(peer).address, "dev", "tailscale0", "table", "52")
     ip(lab, "n2", "rule", "add", "lookup", "52", "priority", "5270")

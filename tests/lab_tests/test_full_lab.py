@@ -52,6 +52,7 @@ class TestFullLab(Promises):
         return FullLab.up(count)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_the_engine_can_be_chosen(engine: str) -> None:
     with FullLab.up(count=1, engine=engine) as lab:
