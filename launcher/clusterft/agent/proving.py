@@ -57,4 +57,4 @@ def _lacks(path: str, env: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[3:])  # behind the program's length and name

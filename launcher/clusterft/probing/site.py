@@ -56,13 +56,16 @@ def opened(
 ) -> tuple[dict[str, Talk], dict[str, str]]:
     """Every node's program, once it has torch; words of those that have none."""
     nodes = {node.name: node for node in survey.cluster.active}
-    python = (wanted.job.python if wanted.job else None) or sys.executable
+    told_python = wanted.job.python if wanted.job else None
+    python = told_python or sys.executable
 
     def one(name: str, _: Remote) -> Talk | str:
         way, known = crew.ways[name], survey.facts[name]
         dress = dressed[name] if dressed else Dress(box.fittings(nodes[name], known, wanted))
         told = () if dress.env is None else (f"env={json.dumps(dict(dress.env))}",)
-        arguments = () if way.kind == "image" else (*told, python)
+        # In a container it is the image's own Python that a run uses, unless the job names one.
+        inside = (told_python,) if told_python else ()
+        arguments = inside if way.kind == "image" else (*told, python)
         variables = {**(dress.env or {}), **_PERSON}
         try:
             talk = crew.start(
