@@ -18,6 +18,7 @@ from clusterft.checks import Survey
 from clusterft.checks.examination import Absence, Examination, Thing, Wanted
 from clusterft.checks.work import measured
 from clusterft.errors import ClusterftError
+from clusterft.facts.box import Box
 from clusterft.facts.deep import Deep
 from clusterft.facts.health import Health
 from clusterft.facts.rehearsal import Rehearsal
@@ -152,6 +153,19 @@ def _waits(gathered: _Gathered) -> dict[str, frozenset[str]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
+def _barred(gathered: _Gathered) -> dict[str, str]:
+    """Node -> why no rank would start there; to try it would only take until its deadline."""
+    boxes: Mapping[str, object] = _of(gathered, "box", {})
+    shut = {
+        name: "a container of the image does not start there"
+        for name, one in boxes.items()
+        if isinstance(one, Box) and one.refused
+    }
+    return shut | {
+        name: f"{', '.join(sorted(paths))} does not answer there" for name, paths in _waits(gathered).items()
+    }
+
+
 def _read(fleet: Fleet, job: JobSpec, head: str, waits: Mapping[str, frozenset[str]]) -> dict[str, Any]:
     """What the job reads: whether it is there on all nodes, and how large its model is by its files on one."""
     path = job.train.model if job.train else None
@@ -215,7 +229,7 @@ def _probe(
         turns = rehearsing.turns(len(survey.cluster.active))
         _alone(
             "rehearsal",
-            lambda: rehearsing.rehearse(crew, survey, wanted, job, _waits(gathered)),
+            lambda: rehearsing.rehearse(crew, survey, wanted, job, _barred(gathered)),
             gathered,
             survey,
             turns,

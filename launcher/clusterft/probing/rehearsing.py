@@ -6,7 +6,7 @@ Owns what is tried and its deadlines. Uses no card, writes nothing, and leaves n
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
@@ -43,16 +43,16 @@ def rehearse(
     survey: Survey,
     wanted: Wanted,
     job: JobSpec,
-    waits: Mapping[str, Collection[str]] = MappingProxyType({}),
+    barred: Mapping[str, str] = MappingProxyType({}),
 ) -> Rehearsal:
     """A rank on every node that can have one, from its libraries to its first all-reduce.
 
-    `waits`: node -> what the job names there and does not answer.
+    `barred`: node -> why it is known already that none would start there.
     """
     if refused := occupied.reason(crew, survey, wanted, cards=False):
         return Rehearsal(refused=refused)
     able, missing = site.able(crew, survey, wanted)
-    able, stuck = _answering(able, survey, wanted, waits)
+    able, stuck = _answering(able, survey, wanted, barred)
     nodes = tuple(node for node in survey.cluster.active if node.name in able)
     some = replace(survey, cluster=replace(survey.cluster, nodes=nodes))
     try:
@@ -114,7 +114,7 @@ def _torchless(unopened: Mapping[str, str]) -> str:
 
 
 def _answering(
-    able: list[str], survey: Survey, wanted: Wanted, waits: Mapping[str, Collection[str]]
+    able: list[str], survey: Survey, wanted: Wanted, barred: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """An engine that is asked to mount what hangs would hang with it."""
     shared = wanted.shared
@@ -123,7 +123,7 @@ def _answering(
         for name in able
         if shared and not any(disk.directory == shared for disk in survey.facts[name].disks)
     }
-    stuck |= {name: f"{', '.join(sorted(waits[name]))} does not answer there" for name in able if waits.get(name)}
+    stuck |= {name: barred[name] for name in able if name in barred}
     return [name for name in able if name not in stuck], stuck
 
 
