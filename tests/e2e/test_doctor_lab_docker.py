@@ -239,7 +239,8 @@ FAULTS = [
           ('take "seccomp-profile": "/etc/docker/seccomp-2020.json" out of', "sudo systemctl restart docker"),
           evidence=("clone3 ends with EPERM", "seccomp profile /etc/docker/seccomp-2020.json"), options=()),
     Fault("a /run that is full", "os.disk-full",
-          lambda lab, _: on(lab, "n2", "head -c 256M /dev/zero >/run/exporter.log || :"),
+          lambda lab, _: on(lab, "n2", "for size in 64k 512; do dd if=/dev/zero bs=$size oflag=append "
+                            "conv=notrunc of=/run/exporter.log || :; done", timeout=60),
           lambda lab, _: on(lab, "n2", "rm /run/exporter.log"),
           ("sudo du -xah /run",), evidence=("no space left on device",), options=()),
 ]  # fmt: skip
