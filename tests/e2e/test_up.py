@@ -123,6 +123,7 @@ def test_open_and_ssh_in_both_worlds(lab: FullLab, tmp_path: Path) -> None:
         assert node.run(["docker", "ps", "--all", "--quiet"]).stdout == ""
 
 
+@pytest.mark.long
 def test_a_change_of_the_trainer_alone(lab: FullLab, tmp_path: Path) -> None:
     """What is shipped anew is the last layer, and the image before it goes."""
     person = desk(lab, tmp_path)
@@ -165,6 +166,7 @@ def test_who_may_not_use_docker(lab: FullLab, tmp_path: Path) -> None:
     assert trees(lab, "guest") == before
 
 
+@pytest.mark.long
 def test_one_machine_twice(lab: FullLab, tmp_path: Path) -> None:
     """Two entries for one machine are found by its boot id, and neither is used."""
     text = lab.access.hostfile.read_text().splitlines()
@@ -264,6 +266,7 @@ def test_an_image_built_on_the_head_and_one_that_exists(lab: FullLab, tmp_path: 
         subprocess.run(["docker", "image", "rm", mine], capture_output=True, check=True)
 
 
+@pytest.mark.long
 def test_what_a_node_does_not_have_is_not_made(lab: FullLab, tmp_path: Path) -> None:
     """A mount that is missing on the nodes stops the start on all of them, and leaves nothing."""
     person = desk(lab, tmp_path)
