@@ -284,6 +284,7 @@ def test_a_trainer_refusal_is_shown_once_with_its_remedy(desk: Desk) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_share_that_breaks_does_not_hide_what_the_run_came_to(desk: Desk) -> None:
     desk.job(steps=150)
     process = desk.start()

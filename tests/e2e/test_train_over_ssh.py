@@ -156,6 +156,7 @@ def test_a_full_home_blocks_before_anything_starts(desk: Desk, lab: LightLab) ->
     assert (found["id"], found["nodes"]) == ("os.disk-full", ["n1"])
 
 
+@pytest.mark.long
 def test_a_short_link_failure_is_not_a_death(desk: Desk, lab: LightLab) -> None:
     process = training(desk, steps=100)
     lab.node("n2").cut_link()

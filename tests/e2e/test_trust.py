@@ -416,6 +416,7 @@ def test_streams_over_ssh(lab: LightLab, home: Path) -> None:
             broken.recv(1)
 
 
+@pytest.mark.long
 def test_of_64_nodes_each_has_its_own_outcome(home: Path) -> None:
     with LightLab.up(count=64) as lab:
         pins = home / "pins"
