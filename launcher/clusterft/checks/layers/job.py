@@ -106,11 +106,14 @@ def rehearsed(seen: Examination) -> Iterator[Finding]:
     """run.rehearsal: the beginning of a run, on all nodes at once."""
     if seen.rehearsal is not None:
         dialled = seen.links is not None and bool(seen.links.dials)
+        tries = seen.rehearsal.tries
+        # The whole network is judged for this: not where every rank came through.
+        apart = any(not one.done for one in tries.values())
         yield from rehearsal.found(
             seen.nodes,
             seen.rehearsal,
             seen.imports,
-            severed=severed.by(seen, seen.rehearsal.tries),
+            severed=severed.by(seen, tries) if apart else "",
             dialled=dialled,
         )
 
